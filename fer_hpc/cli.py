@@ -1,0 +1,182 @@
+"""`fer-hpc VERB ...`, the same commands as `python -m fer_hpc.<module> ...`.
+
+Arguments are checked here, before torch, h5py or matplotlib is loaded, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fer_hpc import __version__, rundir
+from fer_hpc.config import (
+    EXIT_FINISHED,
+    EXIT_RUN_AGAIN,
+    EXIT_TAKEN_OVER,
+    EXIT_USER_ERROR,
+    PRESETS,
+    EvaluateConfig,
+    PreprocessConfig,
+    ReportConfig,
+    TrainConfig,
+    UserError,
+    continued,
+    unknown,
+)  # fmt: skip
+
+Config = TypeVar("Config")
+
+
+def preprocess(args: list[str]) -> int:
+    """faces -> HDF5 shards"""
+    config = parse(PreprocessConfig, "preprocess", args)
+    from fer_hpc.preprocess import preprocess
+
+    preprocess(config)
+    return EXIT_FINISHED
+
+
+def train(args: list[str]) -> int:
+    """PRESET and shards -> a trained classifier in a run folder"""
+    name, rest = take_preset(args)
+    if name is None and not {"-h", "--help"} & set(rest):
+        raise UserError(f"which preset? python -m fer_hpc.train PRESET --data DIR --run RUN (presets: {', '.join(PRESETS)})")
+    config = parse(TrainConfig, f"train {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    if _is_finished(config):
+        print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
+        return EXIT_FINISHED
+    from fer_hpc.distributed import World
+    from fer_hpc.train import Superseded
+    from fer_hpc.train import train as run
+
+    try:
+        status = run(config, World.detect())
+    except Superseded as why:
+        print(f"fer-hpc train: {why}", file=sys.stderr)
+        return EXIT_TAKEN_OVER
+    if status["state"] != "finished":
+        print(f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; the same command goes on from there")
+        return EXIT_RUN_AGAIN
+    best = status["best"]
+    print(
+        f"{config.run}: finished; best epoch {best['epoch']}: val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
+    )
+    return EXIT_FINISHED
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    """Whether the run folder already holds the end of exactly this run."""
+    stored, manifest = rundir.read_json(config.run / "config.json"), rundir.read_json(config.data / "manifest.json")
+    if not stored or not manifest or rundir.status(config.run)["state"] != "finished":
+        return False
+    same = stored["data"]["fingerprint"] == manifest["fingerprint"]
+    return same and continued(config, stored["science"]).epochs == stored["science"]["epochs"]
+
+
+def evaluate(args: list[str]) -> int:
+    """a run and a split -> scores, predictions, confusion plot"""
+    config = parse(EvaluateConfig, "evaluate", args)
+    from fer_hpc.evaluate import evaluate
+
+    r = evaluate(config)
+    low, high = r["accuracy_95"]
+    print(
+        f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}"
+        + ("" if r["finished"] else " (run not finished)")
+    )
+    print(f"  accuracy          {r['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   majority class {r['majority_rate']:.4f}")
+    for key, title in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro-F1")):
+        print(f"  {title:<17} {r[key]:.4f}  [{r[key + '_95'][0]:.4f}, {r[key + '_95'][1]:.4f}]")
+    print(f"  loss              {r['loss']:.4f}")
+    for name, c in r["classes"].items():
+        print(f"  recall {name:<10} " + (f"{c['recall']:.4f}  of {c['n']:,}" if c["n"] else "-       no face"))
+    return EXIT_FINISHED
+
+
+def report(args: list[str]) -> int:
+    """run folders -> one HTML page of tables and plots"""
+    config = parse(ReportConfig, "report", args)
+    from fer_hpc.report import report
+
+    print(f"report: {report(config)}")
+    return EXIT_FINISHED
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "preprocess": preprocess, "train": train, "evaluate": evaluate, "report": report,
+}  # fmt: skip
+
+
+def parse(config_class: type[Config], command: str, args: list[str], defaults: dict[str, Any] | None = None) -> Config:
+    """The dataclass filled from the command line; flags, types and help come from its fields and their comments.
+
+    `defaults` replaces the fields' own. A required field outside PreprocessConfig and TrainConfig is positional.
+    """
+    import tyro
+
+    named = config_class in (PreprocessConfig, TrainConfig)
+    kwargs: dict[str, Any] = {}
+    if defaults:  # fields without any default stay required
+        missing = {f.name: tyro.MISSING for f in dataclasses.fields(config_class) if f.default is dataclasses.MISSING}  # type: ignore[arg-type]
+        kwargs["default"] = _unchecked(config_class, {**missing, **defaults})
+    return tyro.cli(
+        config_class, prog=f"fer-hpc {command}", description=config_class.__doc__, args=args,
+        config=() if named else (tyro.conf.PositionalRequiredArgs,), **kwargs,
+    )  # fmt: skip
+
+
+def _unchecked(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """An instance with its checks left for later: it still has holes."""
+    config = object.__new__(config_class)
+    for f in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        object.__setattr__(config, f.name, values.get(f.name, f.default))
+    return config
+
+
+def take_preset(args: list[str]) -> tuple[str | None, list[str]]:
+    """Take the positional PRESET out of `args`: it decides the defaults of everything else."""
+    switches = {f.name for f in dataclasses.fields(TrainConfig) if f.type == "bool"} | {"h", "help"}
+    i = 0
+    while i < len(args):
+        if not args[i].startswith("-"):
+            if args[i] not in PRESETS:
+                raise unknown("preset", args[i], list(PRESETS))
+            return args[i], args[:i] + args[i + 1 :]
+        name = args[i].lstrip("-").replace("-", "_").removeprefix("no_")
+        i += 1 if "=" in args[i] or name in switches else 2
+    return None, args
+
+
+def run_command(verb: str, command: Callable[[], int]) -> int:
+    """Run a command; a UserError becomes one message on stderr and exit code 2, never a traceback."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"fer-hpc {verb}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\nfer-hpc {verb}: stopped; the same command goes on from here", file=sys.stderr)
+        return EXIT_RUN_AGAIN
+
+
+def main(args: list[str] | None = None) -> int:
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: fer-hpc VERB ...   (python -m fer_hpc.VERB is the same)\n")
+        for verb, command in VERBS.items():
+            print(f"  {verb:<12}{command.__doc__}")
+        print("\nfer-hpc VERB --help lists the flags of one.")
+        return EXIT_FINISHED
+    if args[0] == "--version":
+        print(f"fer-hpc {__version__}")
+        return EXIT_FINISHED
+    if args[0] not in VERBS:
+        print(f"fer-hpc: error: {unknown('verb', args[0], list(VERBS))}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return run_command(args[0], lambda: VERBS[args[0]](args[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

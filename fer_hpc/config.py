@@ -1,0 +1,189 @@
+"""What a run is: one frozen dataclass, the presets, their checks and their identity. Standard library only.
+
+Every field is marked `science` (it decides the numbers; compared on resume and hashed) or `runtime` (where and how the
+run happens; free to change between starts).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1  # raise it when the meaning of a science field changes
+
+# Canonical class names, in AffectNet's order. A data set's classes are a subset of these, in this order.
+CLASSES = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
+
+# Exit codes of every command. 75 is sysexits' EX_TEMPFAIL: the same command will go on where this one stopped.
+EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_TAKEN_OVER, EXIT_RUN_AGAIN = 0, 1, 2, 4, 75
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend; printed as one message, never as a traceback."""
+
+
+def science(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": "science"})
+
+
+def runtime(default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": "runtime"})
+
+
+Metric = Literal["train_loss", "val_loss", "val_accuracy"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a facial-expression classifier. The same command on the same --run continues it."""
+
+    data: Path = runtime()  # folder of shards, made by fer_hpc.preprocess
+    run: Path = runtime()  # run folder; created, or continued where it stopped
+    model: str = science("cnn_improved")  # network, one of fer_hpc.models.MODELS
+    seed: int = science(0)  # of sample order, augmentation, initial weights and dropout
+    epochs: int = science(100)  # passes over the training split; may grow on resume
+    batch_size: int = science(64)  # images per step, over all ranks
+    lr: float = science(0.001)  # learning rate at the start
+    momentum: float = science(0.9)  # SGD's, Nesterov's form
+    weight_decay: float = science(0.0)  # L2, on all weights
+    plateau_on: Metric = science("train_loss")  # metric whose stall lowers the learning rate
+    plateau_factor: float = science(0.5)  # learning rate is multiplied by this; 1 keeps it constant
+    plateau_patience: int = science(10)  # epochs without gain before that
+    lr_min: float = science(1e-5)  # learning rate never falls below
+    best_on: Metric = science("val_accuracy")  # metric that chooses the best weights
+    flip: bool = science(False)  # mirror half of the training images
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = science("auto")  # auto: bf16 where the hardware multiplies it
+    threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
+    device: Literal["auto", "cpu", "cuda"] = runtime("auto")  # auto: cuda where there is one
+    checkpoint_every_s: float = runtime(60.0)  # seconds between checkpoints; also at most 1 % of the time is spent on them
+    tensorboard: bool = runtime(True)  # write event files under RUN/tb
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("seed", 0, 2**63 - 1), ("threads", 0, 4096),
+            ("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf), ("plateau_patience", 1, math.inf),
+            ("plateau_factor", 0, 1), ("lr_min", 0, math.inf), ("checkpoint_every_s", 0, math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:  # also false for NaN
+                raise UserError(f"{flag(name)} {value}: wanted a number from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Turn faces into HDF5 shards. Run again, it goes on where it stopped, or says that all is done."""
+
+    source: Literal["affectnet", "fer2013", "synthetic"]  # form of the input
+    out: Path  # folder for the shards
+    input: Path | None = None  # folder or file to read; not needed for synthetic
+    size: int = 48  # height and width of the stored faces, pixels
+    channels: Literal[1, 3] = 1  # 1: gray, 3: RGB
+    split: Literal["auto", "official", "report", "person"] = "auto"  # see README, Splits
+    count: int = 0  # synthetic: faces to draw
+    seed: int = 0  # synthetic: which endless set to draw from
+    workers: int = 0  # processes; 0: the cores this process may use
+    max_rejects: float = 0.05  # share of unusable faces above which the run fails
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= 1024:
+            raise UserError(f"--size {self.size}: wanted 8 to 1024 pixels")
+        if not 0 <= self.max_rejects <= 1:
+            raise UserError(f"--max-rejects {self.max_rejects}: wanted a share from 0 to 1")
+        if self.source != "synthetic" and self.input is None:
+            raise UserError(f"--source {self.source} needs --input PATH")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run's best weights on a split. Again with the same weights and data, it says what was found."""
+
+    run: Path  # run folder
+    split: Literal["train", "val", "test"] = "val"  # which faces
+    data: Path | None = None  # folder of shards; default: the one it was trained on
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Put run folders into one HTML page of tables and plots."""
+
+    runs: tuple[Path, ...]  # run folders, or folders of run folders
+    out: Path = Path("report")  # folder for index.html, tables and pictures
+
+
+# One row a preset; the columns that a preset does not name keep the default above.
+# Source of the recipes: the report's tables. Measured accuracies stand in README.md.
+_BASELINE = dict(batch_size=64, lr=0.001, epochs=100, plateau_on="train_loss", plateau_factor=0.5, plateau_patience=10)
+PRESETS: dict[str, dict[str, Any]] = {
+    "cnn_baseline": dict(_BASELINE, model="cnn_baseline"),
+    "cnn_improved": dict(_BASELINE, model="cnn_improved", batch_size=256, lr=0.01),
+}
+
+
+def flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def unknown(what: str, got: str, valid: list[str]) -> UserError:
+    """The error for a name that is not one of `valid`; suggests the nearest."""
+    near = difflib.get_close_matches(got, valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {what} {got!r}{hint} (known: {', '.join(valid)})")
+
+
+def preset(name: str, **fields: Any) -> TrainConfig:
+    """The configuration of preset `name` with `fields` (data and run at least) set on top."""
+    if name not in PRESETS:
+        raise unknown("preset", name, list(PRESETS))
+    return TrainConfig(**{**PRESETS[name], **fields})
+
+
+def fields_of(config: TrainConfig, kind: str) -> dict[str, Any]:
+    """The `science` or `runtime` fields as JSON-ready values."""
+    return {
+        f.name: str(value) if isinstance(value := getattr(config, f.name), Path) else value
+        for f in dataclasses.fields(config)
+        if f.metadata["kind"] == kind
+    }
+
+
+def science_hash(config: TrainConfig, data_fingerprint: str) -> str:
+    """Identity of the numbers a run will give: 12 hex digits over the non-default science fields and the data.
+
+    Defaults are left out so that a field added later, at its default, does not orphan older runs.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    said = {name: value for name, value in fields_of(config, "science").items() if value != defaults[name]}
+    text = json.dumps({"schema": SCHEMA, "data": data_fingerprint, **said}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
+    """`config` as the continuation of a run whose science fields are `stored`.
+
+    `auto` takes what the first start resolved, more epochs are welcome (the plateau schedule does not depend on their
+    number); any other difference is refused by name.
+    """
+    resolved: dict[str, Any] = {}
+    for name, now in fields_of(config, "science").items():
+        if name not in stored:  # a field younger than the run: it ran with the default
+            then = next(f.default for f in dataclasses.fields(config) if f.name == name)
+        else:
+            then = stored[name]
+        automatic = (name == "precision" and now == "auto") or (name == "threads" and now == 0)
+        if now == then or automatic:
+            resolved[name] = then
+        elif name == "epochs" and now > then:
+            resolved[name] = now
+        else:
+            raise UserError(
+                f"{config.run} was started with {flag(name)} {then}, now {flag(name)} {now}: this would be another "
+                f"experiment; use another --run folder, or {flag(name)} {then} to continue this one"
+            )
+    return dataclasses.replace(config, **resolved)

@@ -1,0 +1,158 @@
+"""The shard format: contiguous uint8 images in HDF5, memory-mapped. The only user of h5py.
+
+    DIR/manifest.json      shape, classes, splits with their shards, counts and checksums, source, how faces were cut
+    DIR/<split>-00000.h5   images [N, H, W, C] uint8 and one row per face in every other data set
+
+A contiguous, unfiltered data set is one range of bytes in its file, so after `get_offset()` it is mapped with numpy:
+no HDF5 handle stays open, nothing is locked, and processes on a node share the page cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import UserError
+from fer_hpc.rundir import read_json, sync_folder, write_json
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+
+# Every shard's data sets: dtype and shape of one row. Absent values: NaN, -1 for group.
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "labels": ("int64", ()),  # index into the manifest's classes
+    "valence": ("float32", ()),  # -1 .. 1
+    "arousal": ("float32", ()),
+    "landmarks": ("float32", (68, 2)),  # x, y in pixels of the stored image
+    "group": ("int64", ()),  # person
+    "synthetic": ("uint8", ()),  # 1: drawn or generated
+    "image_hash": ("S32", ()),  # BLAKE2b-128 of the stored pixels, hexadecimal
+}
+
+
+def image_hash(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest().encode()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Write one shard under a temporary name, sync, rename; gives its manifest entry {file, n, bytes, sha256}.
+
+    `columns` holds images, source_id (str) and everything in COLUMNS; `extra` goes to columns/<name>.
+    The bytes depend on the content alone.
+    """
+    n = len(columns["images"])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w", libver=("earliest", "v110")) as f:
+            for name, values in {**columns, **{f"columns/{k}": v for k, v in extra.items()}}.items():
+                if len(values) != n:
+                    raise ValueError(f"{path.name}: {name} has {len(values)} rows, images {n}")
+                if values.dtype.kind in "OU":
+                    encoded = [str(v).encode() for v in values]
+                    utf8 = h5py.string_dtype("utf-8", max((len(e) for e in encoded), default=0) or 1)
+                    values = np.array(encoded, dtype=utf8)
+                f.create_dataset(name, data=values, track_times=False)
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        entry = {"file": path.name, "n": n, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return entry
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Identity of the data, free of paths and file names: what the images, labels and splits are."""
+    shards = {split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()}
+    text = json.dumps([manifest["format"], manifest["image_shape"], manifest["classes"], shards], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_json(folder / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    folder: Path
+    image_shape: tuple[int, int, int]  # H, W, C
+    classes: tuple[str, ...]
+    fingerprint: str
+    content: dict[str, Any]
+
+    def n(self, split: str) -> int:
+        return int(self.content["splits"][split]["n"]) if split in self.content["splits"] else 0
+
+    def class_counts(self, split: str) -> list[int]:
+        return [int(self.content["splits"][split]["class_counts"][c]) for c in self.classes]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of shards; UserError where there is none or its format is not ours."""
+    content = read_json(folder / "manifest.json")
+    if content is None:
+        what = "has no manifest.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"--data {folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
+    if content.get("format") != FORMAT:
+        raise UserError(f"--data {folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")
+    height, width, channels = content["image_shape"]
+    return Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images memory-mapped shard by shard, the small columns in memory."""
+
+    name: str
+    images: list[NDArray[np.uint8]]  # per shard [n, H, W, C], private mappings of the file
+    starts: NDArray[np.int64]  # first row of each shard, and the end: [shards + 1]
+    columns: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def where(self, row: int) -> str:
+        """A row in words, for messages: shard-local place and source id."""
+        return f"row {row} (source_id {self.columns['source_id'][row].decode()!r})"
+
+
+def open_split(manifest: Manifest, split: str) -> Split:
+    """Map a split's shards. UserError for an absent split, or a shard that is missing or not as long as it should be."""
+    if not manifest.n(split):
+        have = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
+        raise UserError(f"{manifest.folder} has no {split} split (it has {have}); give a data folder that holds one")
+    mapped, tables = [], []
+    for entry in manifest.content["splits"][split]["shards"]:
+        path = manifest.folder / entry["file"]
+        size = path.stat().st_size if path.exists() else -1
+        if size != entry["bytes"]:
+            got = "is missing" if size < 0 else f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
+            raise UserError(f"shard {path} {got}; copy it again, or delete it and preprocess again")
+        with h5py.File(path, "r", locking=False) as f:
+            images = f["images"]
+            offset = images.id.get_offset()  # None for an empty data set
+            tables.append({name: f[name][()] for name in (*COLUMNS, "source_id")})
+            shape = images.shape
+        mapped.append(np.zeros(shape, np.uint8) if offset is None else np.memmap(path, np.uint8, "c", offset, shape))
+    starts = np.cumsum([0, *(len(m) for m in mapped)])
+    columns = {name: _concatenated([t[name] for t in tables]) for name in tables[0]}
+    return Split(split, mapped, starts, columns)
+
+
+def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

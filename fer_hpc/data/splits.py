@@ -1,0 +1,66 @@
+"""Which face trains, which selects, which is the exam."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from fer_hpc.config import UserError
+from fer_hpc.data.annotations import Rows
+
+SEED = 42  # the source report's
+TEST_SHARE, VAL_SHARE_OF_REST = 0.15, 0.1765
+
+
+def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
+    """The split of every row, the rule in words, and notes for the manifest.
+
+    `official`: what the source says; where it has no val, that is cut from its train (stratified).
+    `report`: 15 % test, then 17.65 % of the rest val, stratified by class, out of the source's train rows.
+    `person`: the same shares, nobody in two splits.
+    `auto`: official where the source brings a test or val split, else person where people are known, else report.
+    """
+    said = np.array([s or "train" for s in rows.split])
+    official = any(s in ("val", "test") for s in rows.split)
+    people = rows.columns.get("group")
+    known = people is not None and len(people) > 0 and bool((people >= 0).all())
+    if rule == "auto":
+        rule = "official" if official else "person" if known else "report"
+    notes: list[str] = []
+    if rule == "official":
+        if not official:
+            raise UserError("--split official: the source says nothing about splits; use --split report")
+        if "val" not in said:
+            train = np.flatnonzero(said == "train")
+            said[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
+            return said, "official, val cut from train (17.65 %, stratified, seed 42)", notes
+        return said, "official", notes
+    if rule == "person":
+        if not known:
+            raise UserError("--split person: the source does not say who is who (column group); use --split report")
+        assert people is not None
+        folds = StratifiedGroupKFold(20, shuffle=True, random_state=SEED).split(said, rows.label, people)
+        for fold, (_, members) in enumerate(folds):
+            said[members] = "test" if fold < 3 else "val" if fold < 6 else "train"
+        return said, "70 / 15 / 15 % by person, stratified, seed 42", notes
+    usable = np.flatnonzero(said == "train")
+    rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
+    train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
+    split = np.full(len(said), "", dtype="<U5")  # rows of the source's own test are left out
+    split[train], split[val], split[test] = "train", "val", "test"
+    return split, "report: 15 % test, 17.65 % of the rest val, stratified, seed 42", notes
+
+
+def _cut(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], share: float, notes: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two parts of `rows`, the second with `share` of every class; at random where a class is too small for that."""
+    try:
+        kept, taken = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=SEED)
+    except ValueError as reason:
+        if len(rows) < 3:
+            raise UserError(f"{len(rows)} faces cannot be divided into train, val and test") from None
+        notes.append(f"not stratified: {reason}")
+        kept, taken = train_test_split(rows, test_size=share, random_state=SEED)
+    return np.sort(kept), np.sort(taken)

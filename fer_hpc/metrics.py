@@ -1,0 +1,99 @@
+"""Scores with intervals. No torch."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+RESAMPLES = 2000  # of the bootstrap
+
+
+def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    z = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+def loss_and_accuracy(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and share correct; logits [n, classes], labels [n]."""
+    loss = -log_softmax(logits)[np.arange(len(labels)), labels].mean()
+    return float(loss), float((logits.argmax(1) == labels).mean())
+
+
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts [true class, predicted class]."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p, middle = correct / n, (correct + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def recalls(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Recall of each class, NaN where a class has no face; counts [..., classes, classes]."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.diagonal(counts, axis1=-2, axis2=-1) / counts.sum(-1))
+
+
+def precisions(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Precision of each class, 0 where it was never predicted."""
+    predicted = counts.sum(-2)
+    return np.asarray(np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(predicted, 1))
+
+
+def f1s(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """F1 of each class, NaN where the class has no face."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    with np.errstate(invalid="ignore"):
+        f1 = 2 * hits / (counts.sum(-1) + counts.sum(-2))
+    return np.asarray(np.where(counts.sum(-1) > 0, f1, np.nan))
+
+
+def summary(logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Everything a table needs, JSON-ready.
+
+    Averages over classes leave out classes without a face. Accuracy has Wilson's interval; balanced accuracy and
+    macro-F1 have percentile bootstrap intervals (resampling faces is drawing the confusion's cells anew).
+    """
+    n = len(labels)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    counts = confusion(labels, logits.argmax(1), len(classes))
+    drawn = np.random.default_rng(0).multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
+    per_class = zip(classes, counts.sum(1), recalls(counts), precisions(counts), f1s(counts), strict=True)
+    return {
+        "n": n,
+        "loss": loss,
+        "accuracy": accuracy,
+        "accuracy_95": wilson(round(accuracy * n), n),
+        "balanced_accuracy": _class_mean(recalls(counts)),
+        "balanced_accuracy_95": _interval(recalls(drawn)),
+        "macro_f1": _class_mean(f1s(counts)),
+        "macro_f1_95": _interval(f1s(drawn)),
+        "majority_rate": float(counts.sum(1).max() / n),
+        "classes": {
+            name: {"n": int(k), "recall": _number(r), "precision": _number(p), "f1": _number(f)}
+            for name, k, r, p, f in per_class
+        },
+        "confusion": counts.tolist(),
+    }
+
+
+def _class_mean(values: NDArray[np.float64]) -> float:
+    return float(np.nanmean(values))
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile interval of the class means of `values` [resamples, classes]."""
+    low, high = np.nanpercentile(np.nanmean(values, axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,297 @@
+"""From a source of faces to a folder of shards: python -m fer_hpc.preprocess --source ... --input ... --out DIR.
+
+A run again skips every shard that is done; killed at any moment, the next run ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    from fer_hpc.cli import main
+
+    sys.exit(main(["preprocess", *sys.argv[1:]]))
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import PreprocessConfig, UserError
+from fer_hpc.data import faces, shards, splits
+from fer_hpc.data.annotations import AffectNetFolder, Fer2013Csv, Rows, Source, Synthetic
+from fer_hpc.rundir import read_json, write_bytes, write_json
+
+SHARD_BYTES = 128 << 20  # a shard is built in memory
+SHARD_ROWS = 16_384
+BLOCK_ROWS = 128  # rows per task of a worker process
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard to be: the source rows that go into it (fixed before any picture is read)."""
+
+    split: str
+    number: int
+    rows: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+def preprocess(config: PreprocessConfig) -> None:
+    """Write the shards and their manifest; raises UserError for bad input, having lost nothing that was done."""
+    began = time.monotonic()
+    config.out.mkdir(parents=True, exist_ok=True)
+    with _opened(config) as source:
+        rows = source.rows()
+        split, rule, notes = splits.divide(rows, config.split)
+        plan = _plan_hash(config, rows, rule)
+        _check_same_plan(config.out, plan)
+        per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (config.size**2 * config.channels)))
+        planned = [
+            Shard(name, k, members[first : first + per_shard])
+            for name in shards.SPLITS
+            for members in [np.flatnonzero(split == name)]
+            for k, first in enumerate(range(0, len(members), per_shard))
+        ]
+        parts = config.out / "parts"  # one file a finished shard: its manifest entry and its rejects
+        parts.mkdir(exist_ok=True)
+        done = {s.name: part for s in planned if (part := _finished(config.out, s, plan)) is not None}
+        todo = [s for s in planned if s.name not in done]
+        if not todo and read_json(config.out / "manifest.json") is not None:
+            print(f"{config.out}: all {len(planned)} shards are there and verified, nothing to do")
+            return
+        progress = Progress(sum(len(s.rows) for s in todo))
+        with _workers(config, source, sum(len(s.rows) for s in todo)) as pool:
+            for shard in todo:
+                blocks = [shard.rows[i : i + BLOCK_ROWS] for i in range(0, len(shard.rows), BLOCK_ROWS)]
+                done[shard.name] = _build(config, rows, shard, plan, progress.watch(pool.map(_read_block, blocks)))
+    _finish(config, rows, planned, done, source.classes, rule, notes)
+    seconds = time.monotonic() - began
+    print(f"{config.out}: {_summary(config.out)} in {seconds:.1f} s")
+
+
+@contextmanager
+def _opened(config: PreprocessConfig) -> Iterator[Source]:
+    if config.source == "synthetic":
+        yield Synthetic(config.count, config.seed)
+        return
+    assert config.input is not None
+    if config.source == "affectnet":
+        yield AffectNetFolder(config.input)
+    else:
+        table = Fer2013Csv(config.input, config.out)
+        try:
+            yield table
+        finally:
+            table.close()
+
+
+def _plan_hash(config: PreprocessConfig, rows: Rows, rule: str) -> str:
+    """Identity of what the shards will hold."""
+    columns = hashlib.sha256(repr([(k, v.tolist()) for k, v in sorted(rows.columns.items())]).encode()).hexdigest()
+    said = [shards.FORMAT, config.source, rows.fingerprint, columns, rule, config.size, config.channels, faces.RECIPE]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _check_same_plan(out: Path, plan: str) -> None:
+    found = [read_json(out / "manifest.json"), *(read_json(p) for p in sorted((out / "parts").glob("*.json")))]
+    if any(entry is not None and entry.get("plan") != plan for entry in found):
+        raise UserError(
+            f"--out {out} holds shards of another source or other options (size, channels, split, labels); "
+            "give another --out, or delete that folder"
+        )
+
+
+def _finished(out: Path, shard: Shard, plan: str) -> dict[str, Any] | None:
+    """The part file of a shard that is done, its bytes verified; else None."""
+    part = read_json(out / "parts" / f"{shard.name}.json")
+    path = out / f"{shard.name}.h5"
+    if part is None or part["plan"] != plan or not path.exists() or shards.file_sha256(path) != part["entry"]["sha256"]:
+        return None
+    return dict(part)
+
+
+# ---- in the worker processes -----------------------------------------------------------------------------------------
+
+_source: Source
+_config: PreprocessConfig
+
+
+@contextmanager
+def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[ProcessPoolExecutor]:
+    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = max(1, min(workers, -(-rows // BLOCK_ROWS)))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source, config))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; run the same command again with fewer "
+            f"--workers (now {workers}): finished shards are kept"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(source: Source, config: PreprocessConfig) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    global _source, _config
+    _source, _config = source, config
+
+
+def _read_block(numbers: NDArray[np.int64]) -> list[dict[str, Any] | str]:
+    """Each row's face as shard columns, or the reason why there is none."""
+    results: list[dict[str, Any] | str] = []
+    for number in numbers:
+        try:
+            results.append(_read(int(number)))
+        except faces.Reject as reject:
+            results.append(str(reject))
+    return results
+
+
+def _read(number: int) -> dict[str, Any]:
+    face = _source.face(number, _config.channels)
+    height, width = face.image.shape[:2]
+    box = None if face.landmarks is None else faces.landmark_box(face.landmarks, width, height)
+    image, to_crop, empty_box = faces.cut(face.image, box, _config.size)
+    return {
+        "images": image,
+        "landmarks": float("nan") if face.landmarks is None else face.landmarks * to_crop[:2] + to_crop[2:],
+        "valence": face.valence,
+        "arousal": face.arousal,
+        "image_hash": shards.image_hash(image),
+        "empty_box": empty_box,
+    }
+
+
+# ---- back in the parent ----------------------------------------------------------------------------------------------
+
+
+def _build(
+    config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, blocks: Iterator[list[dict[str, Any] | str]]
+) -> dict[str, Any]:
+    """Write one shard and its part file from the workers' results."""
+    n = len(shard.rows)
+    columns = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
+    columns.update({name: np.empty((n, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()})
+    columns["labels"][:] = rows.label[shard.rows]
+    columns["group"][:] = rows.columns["group"][shard.rows] if "group" in rows.columns else -1
+    columns["synthetic"][:] = rows.columns["synthetic"][shard.rows] if "synthetic" in rows.columns else 0
+    columns["source_id"] = np.array([rows.source_id[i] for i in shard.rows], dtype=object)
+    extra = {k: v[shard.rows] for k, v in rows.columns.items() if k not in ("group", "synthetic")}
+
+    kept, rejects, empty_boxes = np.ones(n, bool), [], 0
+    for i, result in enumerate(r for block in blocks for r in block):
+        if isinstance(result, str):
+            kept[i] = False
+            rejects.append((str(columns["source_id"][i]), result))
+            continue
+        empty_boxes += result.pop("empty_box")
+        for name, value in result.items():
+            columns[name][i] = value
+    if len(rejects):
+        columns, extra = {k: v[kept] for k, v in columns.items()}, {k: v[kept] for k, v in extra.items()}
+    entry = shards.write_shard(config.out / f"{shard.name}.h5", columns, extra)
+    counts = np.bincount(columns["labels"], minlength=16).tolist()
+    part = {"plan": plan, "entry": entry, "class_counts": counts, "rejects": rejects, "empty_boxes": empty_boxes}
+    write_json(config.out / "parts" / f"{shard.name}.json", part)
+    return part
+
+
+def _finish(
+    config: PreprocessConfig, rows: Rows, planned: list[Shard], done: dict[str, dict[str, Any]],
+    classes: tuple[str, ...], rule: str, notes: list[str],
+) -> None:  # fmt: skip
+    """Write rejects.csv and, if not too many were rejected, the manifest."""
+    rejects = [("", *r) for r in rows.rejects]
+    rejects += [(s.split, *r) for s in planned for r in done[s.name]["rejects"]]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows([("split", "source_id", "reason"), *rejects])
+    write_bytes(config.out / "rejects.csv", text.getvalue().encode())
+    reasons: dict[str, int] = {}
+    for *_, reason in rejects:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    unused = sum(n for reason, n in reasons.items() if reason.startswith("label "))
+    total = len(rows) + len(rows.rejects) - unused  # AffectNet's own "none" and "uncertain" are no mishap
+    if len(rejects) - unused > config.max_rejects * total:
+        worst = max(reasons, key=lambda r: reasons[r])
+        raise UserError(
+            f"{len(rejects) - unused:,} of {total:,} faces are unusable, over --max-rejects {config.max_rejects}; most "
+            f"often: {worst!r} ({reasons[worst]:,} times); all are listed in {config.out / 'rejects.csv'}"
+        )
+    entries: dict[str, Any] = {}
+    for name in shards.SPLITS:
+        members = [done[s.name] for s in planned if s.split == name]
+        if members:
+            counts = [sum(column) for column in zip(*(m["class_counts"] for m in members), strict=True)]
+            entries[name] = {
+                "n": sum(m["entry"]["n"] for m in members),
+                "class_counts": dict(zip(classes, counts, strict=False)),
+                "shards": [m["entry"] for m in members],
+            }
+    manifest = {
+        "format": shards.FORMAT,
+        "plan": next(iter(done.values()))["plan"],
+        "image_shape": [config.size, config.size, config.channels],
+        "classes": list(classes),
+        "splits": entries,
+        "split_rule": rule,
+        "notes": notes,
+        "source": {"kind": config.source, "fingerprint": rows.fingerprint, "rows": len(rows) + len(rows.rejects)},
+        "faces": faces.RECIPE,
+        "empty_boxes": sum(d["empty_boxes"] for d in done.values()),
+        "rejects": {"n": len(rejects), "reasons": reasons},
+    }
+    shards.write_manifest(config.out, manifest)
+
+
+def _summary(out: Path) -> str:
+    manifest = shards.read_manifest(out)
+    parts = ", ".join(f"{s} {manifest.n(s):,}" for s in shards.SPLITS if manifest.n(s))
+    rejected = manifest.content["rejects"]["n"]
+    return f"{parts} faces" + (f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else "")
+
+
+class Progress:
+    """Rate and remaining time: one live line on a terminal, else a plain line now and then."""
+
+    def __init__(self, total: int, every_s: float = 10.0) -> None:
+        self.total, self.seen, self.every_s = total, 0, 1.0 if sys.stderr.isatty() else every_s
+        self.began = self.told = time.monotonic()
+
+    def watch(self, blocks: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        for block in blocks:
+            self.seen += len(block)
+            yield block
+            now = time.monotonic()
+            if now - self.told >= self.every_s:
+                self.told, rate = now, self.seen / (now - self.began)
+                line = f"{self.seen:,} of {self.total:,} faces, {rate:,.0f}/s, {(self.total - self.seen) / rate:.0f} s left"
+                print(
+                    f"\r{line}  " if sys.stderr.isatty() else line,
+                    end="" if sys.stderr.isatty() else "\n",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -1,0 +1,140 @@
+"""Run folders to one static HTML page: python -m fer_hpc.report RUNS... --out DIR. No torch."""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    from fer_hpc.cli import main
+
+    sys.exit(main(["report", *sys.argv[1:]]))
+
+import base64
+import csv
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from fer_hpc import plots, rundir
+from fer_hpc.config import ReportConfig, UserError
+from fer_hpc.data.shards import SPLITS, read_manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the report needs of one run folder."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    status: dict[str, Any]
+    rows: list[dict[str, Any]]
+    seconds: float
+    environment: dict[str, Any]
+    scores: dict[str, dict[str, Any]]  # split -> eval-<split>.json
+
+
+def report(config: ReportConfig) -> Path:
+    """Write index.html (self-contained), results.csv and the pictures into `config.out`; gives the page's path."""
+    runs = [_read(path) for path in find_runs(config.runs)]
+    config.out.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, list[tuple[str, str]]] = {}
+    for run in runs:
+        pictures[run.name] = _draw(run, config.out)
+    rundir.write_bytes(config.out / "results.csv", _results_csv(runs))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fer_hpc", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(percent=lambda v: "–" if v is None else f"{100 * v:.2f}", number=lambda v: f"{v:,}")
+    page = environment.get_template("report.html.j2").render(
+        runs=runs, pictures=pictures, tables=_class_tables(runs), splits=SPLITS, when=time.strftime("%Y-%m-%d %H:%M")
+    )
+    rundir.write_bytes(config.out / "index.html", page.encode())
+    return config.out / "index.html"
+
+
+def find_runs(paths: tuple[Path, ...]) -> list[Path]:
+    """The run folders among `paths` and below them, in order."""
+    found: list[Path] = []
+    for path in paths:
+        here = [path] if (path / "config.json").exists() else sorted(p.parent for p in path.glob("**/config.json"))
+        if not here:
+            raise UserError(
+                f"{path}: no run folder there or below ({'no config.json in it' if path.is_dir() else 'no such folder'})"
+            )
+        found += [p for p in here if p not in found]
+    return found
+
+
+def _read(path: Path) -> Run:
+    stored = rundir.config(path)
+    scores = {s: found for s in SPLITS if (found := rundir.read_json(path / f"eval-{s}.json"))}
+    seconds = sum(row["train_s"] + row["val_s"] for row in rundir.rows(path, "timing.jsonl"))
+    return Run(
+        path, path.absolute().name, stored, rundir.status(path), rundir.rows(path), seconds, rundir.environment(path), scores
+    )
+
+
+def _draw(run: Run, out: Path) -> list[tuple[str, str]]:
+    """Curves and confusion matrices of one run: (caption, data URI), also left as files."""
+    drawn: list[tuple[str, Path]] = []
+    if run.rows:
+        best = [row["epoch"] for row in run.rows if row["best"]]
+        path = out / f"{run.name}-curves.png"
+        plots.curves(run.rows, best[-1] if best else None, run.name, path)
+        drawn.append(("accuracy and loss per epoch; gray: learning rate lowered", path))
+    for split, scores in run.scores.items():
+        path = out / f"{run.name}-confusion-{split}.png"
+        plots.confusion(np.array(scores["confusion"]), list(scores["classes"]), f"{run.name}, {split}", path)
+        drawn.append((f"confusion on {split}, each row sums to 1", path))
+    return [(caption, "data:image/png;base64," + base64.b64encode(p.read_bytes()).decode()) for caption, p in drawn]
+
+
+def _class_tables(runs: list[Run]) -> list[dict[str, Any]]:
+    """Class counts per split, one table a data set, for the data that can still be read."""
+    tables: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        try:
+            manifest = read_manifest(Path(run.environment.get("data", run.config["data"]["path"])))
+        except UserError:
+            continue
+        counts = {s: manifest.class_counts(s) if manifest.n(s) else [0] * len(manifest.classes) for s in SPLITS}
+        total = sum(map(sum, counts.values()))
+        lines = [
+            (c, *(counts[s][i] for s in SPLITS), sum(counts[s][i] for s in SPLITS)) for i, c in enumerate(manifest.classes)
+        ]
+        lines.append(("all", *(sum(counts[s]) for s in SPLITS), total))
+        tables[manifest.fingerprint] = {
+            "name": f"{manifest.folder.name} ({manifest.content['source']['kind']}), {'x'.join(map(str, manifest.image_shape))}",
+            "rule": manifest.content["split_rule"], "lines": lines, "total": total,
+        }  # fmt: skip
+    return list(tables.values())
+
+
+def _results_csv(runs: list[Run]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    metrics = ("n", "loss", "accuracy", "balanced_accuracy", "macro_f1", "majority_rate")
+    table.writerow(["run", "id", "model", "seed", "state", "split", *metrics, "accuracy_low", "accuracy_high"])
+    for run in runs:
+        science = run.config["science"]
+        for split, scores in run.scores.items():
+            values = [scores[m] for m in metrics]
+            table.writerow(
+                [
+                    run.name,
+                    run.config["id"],
+                    science["model"],
+                    science["seed"],
+                    run.status["state"],
+                    split,
+                    *values,
+                    *scores["accuracy_95"],
+                ]
+            )
+    return text.getvalue().encode()
