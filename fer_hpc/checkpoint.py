@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
+import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -43,7 +45,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         with temporary.open("w+b") as f:
             stream = _Hashing(f)
-            torch.save(state, stream)
+            torch.save(_canonical(state), cast(IO[bytes], stream))
             f.seek(-2, os.SEEK_END)  # the archive ends with its comment's length, 0
             if f.read(2) != b"\0\0":
                 raise OSError(f"{temporary}: torch wrote an archive with a comment of its own")
@@ -58,6 +60,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
+def _canonical(value: Any) -> Any:
+    """The same content as plain dicts and lists with shared key strings: pickle writes a string that it has met before as
+    a reference, so without this a state that was loaded once would give other bytes."""
+    if isinstance(value, dict):
+        return {sys.intern(k) if isinstance(k, str) else k: _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return sys.intern(str(value)) if type(value) is str else value
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a state back to the CPU; DamagedCheckpoint unless every byte is as written. Never unpickles objects."""
     data = bytearray(path.read_bytes())
@@ -66,7 +78,10 @@ def load(path: Path) -> dict[str, Any]:
     found.update(b"\0\0")
     if length != _DIGEST.to_bytes(2, "little") or found.hexdigest().encode() != digest:
         raise DamagedCheckpoint(f"{path}: its checksum does not match; it is damaged or no checkpoint of ours")
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise DamagedCheckpoint(f"{path}: refused, it holds objects other than tensors, numbers and text") from None
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{path}: holds no training state")
     return state

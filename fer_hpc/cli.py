@@ -20,6 +20,7 @@ from fer_hpc.config import (
     EvaluateConfig,
     PreprocessConfig,
     ReportConfig,
+    SyntheticConfig,
     TrainConfig,
     UserError,
     continued,
@@ -27,6 +28,15 @@ from fer_hpc.config import (
 )  # fmt: skip
 
 Config = TypeVar("Config")
+
+
+def synthetic(args: list[str]) -> int:
+    """drawn faces in AffectNet's layout, to try everything out"""
+    config = parse(SyntheticConfig, "synthetic", args)
+    from fer_hpc.data.synthetic import write_affectnet
+
+    print(write_affectnet(config))
+    return EXIT_FINISHED
 
 
 def preprocess(args: list[str]) -> int:
@@ -60,9 +70,8 @@ def train(args: list[str]) -> int:
         print(f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; the same command goes on from there")
         return EXIT_RUN_AGAIN
     best = status["best"]
-    print(
-        f"{config.run}: finished; best epoch {best['epoch']}: val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
-    )
+    scores = f"val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
+    print(f"{config.run}: finished; best epoch {best['epoch']}: {scores}")
     return EXIT_FINISHED
 
 
@@ -105,6 +114,7 @@ def report(args: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
+    "synthetic": synthetic,
     "preprocess": preprocess, "train": train, "evaluate": evaluate, "report": report,
 }  # fmt: skip
 
@@ -112,27 +122,22 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 def parse(config_class: type[Config], command: str, args: list[str], defaults: dict[str, Any] | None = None) -> Config:
     """The dataclass filled from the command line; flags, types and help come from its fields and their comments.
 
-    `defaults` replaces the fields' own. A required field outside PreprocessConfig and TrainConfig is positional.
+    `defaults` replaces the fields' own. The RUN of evaluate and the RUNS of report are positional.
     """
     import tyro
 
-    named = config_class in (PreprocessConfig, TrainConfig)
     kwargs: dict[str, Any] = {}
-    if defaults:  # fields without any default stay required
-        missing = {f.name: tyro.MISSING for f in dataclasses.fields(config_class) if f.default is dataclasses.MISSING}  # type: ignore[arg-type]
-        kwargs["default"] = _unchecked(config_class, {**missing, **defaults})
+    if defaults:  # checked once it is filled; the fields without any default stay required
+        base = object.__new__(config_class)
+        for f in dataclasses.fields(config_class):  # type: ignore[arg-type]
+            fallback = tyro.MISSING if f.default is dataclasses.MISSING else f.default
+            object.__setattr__(base, f.name, defaults.get(f.name, fallback))
+        kwargs["default"] = base
+    positional = config_class in (EvaluateConfig, ReportConfig)
     return tyro.cli(
         config_class, prog=f"fer-hpc {command}", description=config_class.__doc__, args=args,
-        config=() if named else (tyro.conf.PositionalRequiredArgs,), **kwargs,
+        config=(tyro.conf.PositionalRequiredArgs,) if positional else (), **kwargs,
     )  # fmt: skip
-
-
-def _unchecked(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """An instance with its checks left for later: it still has holes."""
-    config = object.__new__(config_class)
-    for f in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        object.__setattr__(config, f.name, values.get(f.name, f.default))
-    return config
 
 
 def take_preset(args: list[str]) -> tuple[str | None, list[str]]:

@@ -61,7 +61,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = science("auto")  # auto: bf16 where the hardware multiplies it
     threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
     device: Literal["auto", "cpu", "cuda"] = runtime("auto")  # auto: cuda where there is one
-    checkpoint_every_s: float = runtime(60.0)  # seconds between checkpoints; also at most 1 % of the time is spent on them
+    checkpoint_every_s: float = runtime(0.0)  # seconds between checkpoints; 0: 60, or so that they take 1 % of the time
     tensorboard: bool = runtime(True)  # write event files under RUN/tb
 
     def __post_init__(self) -> None:
@@ -73,6 +73,20 @@ class TrainConfig:
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
                 raise UserError(f"{flag(name)} {value}: wanted a number from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Draw synthetic faces as AffectNet's annotations folder. Run again, it says that they are there."""
+
+    out: Path  # folder to fill
+    count: int = 6000  # faces
+    seed: int = 0  # which endless set to draw from
+    workers: int = 0  # processes; 0: the cores this process may use
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"--count {self.count}: wanted at least 1 face")
 
 
 @dataclass(frozen=True)
@@ -170,12 +184,10 @@ def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     `auto` takes what the first start resolved, more epochs are welcome (the plateau schedule does not depend on their
     number); any other difference is refused by name.
     """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
     resolved: dict[str, Any] = {}
     for name, now in fields_of(config, "science").items():
-        if name not in stored:  # a field younger than the run: it ran with the default
-            then = next(f.default for f in dataclasses.fields(config) if f.name == name)
-        else:
-            then = stored[name]
+        then = stored.get(name, defaults[name])  # a field younger than the run: it ran with the default
         automatic = (name == "precision" and now == "auto") or (name == "threads" and now == 0)
         if now == then or automatic:
             resolved[name] = then

@@ -66,12 +66,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     stored = rundir.config(config.run)
     weights = _weights(config.run)
     manifest = read_manifest(config.data or Path(rundir.environment(config.run).get("data", stored["data"]["path"])))
-    if list(manifest.classes) != list(stored["data"]["classes"]) or list(manifest.image_shape) != list(
-        stored["data"]["image_shape"]
-    ):
+    trained_on = (list(stored["data"]["classes"]), list(stored["data"]["image_shape"]))
+    if (list(manifest.classes), list(manifest.image_shape)) != trained_on:
         raise UserError(
-            f"--data {manifest.folder} holds {manifest.image_shape} faces of {', '.join(manifest.classes)}; {config.run} was trained on "
-            f"{tuple(stored['data']['image_shape'])} faces of {', '.join(stored['data']['classes'])}"
+            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces of {', '.join(manifest.classes)}; "
+            f"{config.run} was trained on {trained_on[1]} faces of {', '.join(trained_on[0])}"
         )
     split = open_split(manifest, config.split)
     about = {"split": config.split, "data": manifest.fingerprint, "weights": file_sha256(weights)}

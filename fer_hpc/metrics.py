@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 RESAMPLES = 2000  # of the bootstrap
 
 

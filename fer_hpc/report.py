@@ -105,12 +105,11 @@ def _class_tables(runs: list[Run]) -> list[dict[str, Any]]:
             continue
         counts = {s: manifest.class_counts(s) if manifest.n(s) else [0] * len(manifest.classes) for s in SPLITS}
         total = sum(map(sum, counts.values()))
-        lines = [
-            (c, *(counts[s][i] for s in SPLITS), sum(counts[s][i] for s in SPLITS)) for i, c in enumerate(manifest.classes)
-        ]
-        lines.append(("all", *(sum(counts[s]) for s in SPLITS), total))
+        columns = [*counts.values(), [sum(c) for c in zip(*counts.values(), strict=True)]]
+        lines = list(zip([*manifest.classes, "all"], *([*c, sum(c)] for c in columns), strict=True))
+        kind, shape = manifest.content["source"]["kind"], "x".join(map(str, manifest.image_shape))
         tables[manifest.fingerprint] = {
-            "name": f"{manifest.folder.name} ({manifest.content['source']['kind']}), {'x'.join(map(str, manifest.image_shape))}",
+            "name": f"{manifest.folder.name} ({kind}), {shape}",
             "rule": manifest.content["split_rule"], "lines": lines, "total": total,
         }  # fmt: skip
     return list(tables.values())

@@ -38,7 +38,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             # purge_step: points that an earlier start wrote after its last checkpoint are hidden, not overlaid
-            self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen or None)  # type: ignore[no-untyped-call]
+            self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen or None)
         self._first, self._began = images_seen, time.monotonic()
         self._told = self._began
         self._console = Console(stderr=True)
@@ -75,7 +75,7 @@ class RunLog:
                 if isinstance(value, float):
                     part, _, metric = name.partition("_")
                     tag = f"{metric}/{part}" if part in ("train", "val") else name  # loss/train beside loss/val
-                    self._tensorboard.add_scalar(tag, value, row["images_seen"])  # type: ignore[no-untyped-call]
+                    self._tensorboard.add_scalar(tag, value, row["images_seen"])
         best = "  best so far" if row["best"] else ""
         self.say(
             f"epoch {row['epoch']:>4}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
@@ -93,7 +93,7 @@ class RunLog:
         if self._bar:
             self._bar.stop()
         if self._tensorboard:
-            self._tensorboard.close()  # type: ignore[no-untyped-call]
+            self._tensorboard.close()
         for file in self._files.values():
             file.close()
 

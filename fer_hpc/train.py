@@ -97,8 +97,8 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
         about = _about(config, manifest)
         saver = _Saver(attempt, log, config.checkpoint_every_s, about)
-        log.say(f"{config.run}: {config.model}, {loader.n:,} images an epoch, {config.precision} on {device}, attempt {attempt.number}"
-                + (f", from image {state.images_seen:,} of {total:,}" if parent else ""))  # fmt: skip
+        where = f", from image {state.images_seen:,} of {total:,}" if parent else ""
+        log.say(f"{config.run}: {config.model}, {config.precision} on {device}, attempt {attempt.number}{where}")
 
         # Loop: one step a turn; an epoch ends where its last image has been seen.
         epoch_began, model = time.monotonic(), state.model
@@ -280,8 +280,9 @@ def _finite(loss: torch.Tensor, state: State, batch: Batch, loader: TrainLoader)
     if not math.isfinite(value):
         split = loader.images.split
         raise UserError(
-            f"loss is {value} at {state.images_seen:,} images seen (batch with {split.where(int(batch.rows[0]))}); the last good "
-            "checkpoint is kept: use a smaller --lr in another --run folder, or look at those images"
+            f"loss is {value} at {state.images_seen:,} images seen, in the batch that begins with "
+            f"{split.where(int(batch.rows[0]))}; the last good checkpoint is kept: use a smaller --lr in another --run "
+            "folder, or look at those images"
         )
     return value
 
@@ -311,14 +312,14 @@ def _end_epoch(
 
 
 class _Saver:
-    """Writes checkpoints: every `every_s` seconds, and never for more than MAX_SAVE_SHARE of the time."""
+    """Writes checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the time."""
 
     def __init__(self, attempt: rundir.Attempt, log: RunLog, every_s: float, about: dict[str, Any]) -> None:
         self.attempt, self.log, self.about = attempt, log, about
         self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
 
     def due(self) -> bool:
-        return time.monotonic() - self.last >= max(self.every_s, self.cost_s / MAX_SAVE_SHARE)
+        return time.monotonic() - self.last >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
 
     def save(self, state: State) -> None:
         began = time.monotonic()

@@ -71,7 +71,7 @@ class AffectNetFolder:
     A file `columns.csv` in the root, if there is one, adds columns by source_id (`train_set/<id>`).
     """
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -118,11 +118,11 @@ class AffectNetFolder:
             data = path.read_bytes()
         except OSError as error:
             raise Reject(f"unreadable image: {error.strerror}") from None
-        landmarks = _npy(stem.with_name(f"{stem.name}_lnd.npy"))
-        if landmarks is not None:
-            if landmarks.size != 136:
-                raise Reject(f"{landmarks.size} landmark numbers, wanted 136 (68 points)")
-            landmarks = landmarks.reshape(68, 2).astype(np.float32)
+        points, landmarks = _npy(stem.with_name(f"{stem.name}_lnd.npy")), None
+        if points is not None:
+            if points.size != 136:
+                raise Reject(f"{points.size} landmark numbers, wanted 136 (68 points)")
+            landmarks = points.reshape(68, 2).astype(np.float32)
             if not np.isfinite(landmarks).all():
                 raise Reject("landmarks are not finite")
         values = [_npy(stem.with_name(f"{stem.name}_{kind}.npy")) for kind in ("val", "aro")]
@@ -193,7 +193,7 @@ class Fer2013Csv:
     A .gz is unpacked beside the output first, since it cannot be read from the middle.
     """
 
-    classes = tuple(c for c in CLASSES if c in FER2013)
+    classes: tuple[str, ...] = tuple(c for c in CLASSES if c in FER2013)
 
     def __init__(self, path: Path, scratch: Path) -> None:
         if not path.is_file():
@@ -283,7 +283,7 @@ def _cells(line: bytes) -> list[str]:
 class Synthetic:
     """Faces 0 .. count-1 of the generator, without a detour over picture files."""
 
-    classes = CLASSES
+    classes: tuple[str, ...] = CLASSES
 
     def __init__(self, count: int, seed: int) -> None:
         if count < 1:
@@ -294,7 +294,10 @@ class Synthetic:
         from fer_hpc.data import synthetic
 
         label = np.array([synthetic.label_of(i, self.seed) for i in range(self.count)])
-        columns = {"group": np.arange(self.count) // synthetic.PHOTOS_PER_PERSON, "synthetic": np.ones(self.count, np.uint8)}
+        columns: dict[str, NDArray[Any]] = {
+            "group": np.arange(self.count) // synthetic.PHOTOS_PER_PERSON,
+            "synthetic": np.ones(self.count, np.uint8),
+        }
         ids = [str(i) for i in range(self.count)]
         return Rows(ids, label, [""] * self.count, columns, [], f"synthetic {synthetic.VERSION} {self.seed} {self.count}")
 

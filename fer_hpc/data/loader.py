@@ -46,7 +46,7 @@ def draws(seed: int, start: int, count: int) -> NDArray[np.float64]:
     """Uniform random numbers [count, DRAWS] in [0, 1) that belong to positions start ... of the order."""
     philox = np.random.Philox(key=[seed, _AUGMENT << 48], counter=start * (DRAWS // 4))  # a counter step is 4 words
     words = philox.random_raw(count * DRAWS).reshape(count, DRAWS)
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)

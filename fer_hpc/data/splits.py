@@ -1,10 +1,14 @@
-"""Which face trains, which selects, which is the exam."""
+"""Which face trains, which selects, which is the exam.
+
+scikit-learn is loaded where it is used: worker processes import this module and need none of it.
+"""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from fer_hpc.config import UserError
 from fer_hpc.data.annotations import Rows
@@ -40,10 +44,7 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
         if not known:
             raise UserError("--split person: the source does not say who is who (column group); use --split report")
         assert people is not None
-        folds = StratifiedGroupKFold(20, shuffle=True, random_state=SEED).split(said, rows.label, people)
-        for fold, (_, members) in enumerate(folds):
-            said[members] = "test" if fold < 3 else "val" if fold < 6 else "train"
-        return said, "70 / 15 / 15 % by person, stratified, seed 42", notes
+        return _by_person(rows.label, people, notes), "70 / 15 / 15 % by person, stratified, seed 42", notes
     usable = np.flatnonzero(said == "train")
     rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
     train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
@@ -52,10 +53,34 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
     return split, "report: 15 % test, 17.65 % of the rest val, stratified, seed 42", notes
 
 
+def _by_person(labels: NDArray[np.int64], people: NDArray[np.int64], notes: list[str]) -> NDArray[np.str_]:
+    """20 folds of whole people with like class shares: 3 make the test, 3 val, 14 train."""
+    numbers = np.unique(people)
+    if len(numbers) < 3:
+        raise UserError(f"--split person: {len(numbers)} people cannot be divided into train, val and test; use --split report")
+    split = np.full(len(people), "train", dtype="<U5")
+    if len(numbers) < 40:
+        notes.append(f"not stratified: {len(numbers)} people are too few for it")
+        few = max(1, round(TEST_SHARE * len(numbers)))
+        drawn = np.random.default_rng(SEED).permutation(numbers)
+        split[np.isin(people, drawn[:few])], split[np.isin(people, drawn[few : 2 * few])] = "test", "val"
+        return split
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = StratifiedGroupKFold(20, shuffle=True, random_state=SEED).split(split, labels, people)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer faces than folds
+        for fold, (_, members) in enumerate(folds):
+            split[members] = "test" if fold < 3 else "val" if fold < 6 else "train"
+    return split
+
+
 def _cut(
     rows: NDArray[np.int64], labels: NDArray[np.int64], share: float, notes: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two parts of `rows`, the second with `share` of every class; at random where a class is too small for that."""
+    from sklearn.model_selection import train_test_split
+
     try:
         kept, taken = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=SEED)
     except ValueError as reason:

@@ -4,14 +4,20 @@ Each face is a 3-D set of 68 landmarks (plus forehead, ears and neck) deformed b
 units (Ekman & Friesen, FACS 1978) of its expression, turned to a pose, projected, and painted. Everything about face
 `index` is a pure function of (seed, index), so any number of processes draws the same faces in any order.
 
-    python -m fer_hpc.data.synthetic --out DIR --count 6000       # AffectNet's own on-disk layout
+    python -m fer_hpc.data.synthetic --out DIR --count 6000     # AffectNet's own on-disk layout
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from fer_hpc.cli import main
+
+    sys.exit(main(["synthetic", *sys.argv[1:]]))
+
 import csv
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_hpc.config import CLASSES, UserError
+from fer_hpc.config import CLASSES, SyntheticConfig, UserError
 from fer_hpc.rundir import read_json, write_json
 
 FloatArray = NDArray[np.float64]
@@ -331,7 +337,7 @@ class _Canvas:
         thick = max(1, round(width * self.unit))
         cv2.polylines(mask, [self._fixed(points - low)], False, 255, thick, cv2.LINE_AA, _SHIFT)
         reach = 2 * round(1.1 * width * self.unit + 0.5) + 1
-        _blend(patch, np.float32(color), cv2.stackBlur(mask, (reach, reach)), min(strength, 1))
+        _blend(patch, np.array(color, np.float32), cv2.stackBlur(mask, (reach, reach)), min(strength, 1))
 
 
 def _blend(patch: NDArray[np.uint8], color: NDArray[Any], mask: NDArray[np.uint8], strength: float = 1.0) -> None:
@@ -491,7 +497,7 @@ def _paint_eyes(canvas: _Canvas, q: FloatArray, who: _Person, rng: np.random.Gen
         center = 0.5 * (rim[0] + rim[3]) + gaze - low - [0, 0.012 * unit]
         ball.ellipse(center, 0.088 * unit, 0.088 * unit, who.iris)
         ball.ellipse(center, 0.042 * unit, 0.042 * unit, (12, 10, 10))
-        ball.ellipse(center + [-0.03 * unit, -0.03 * unit], 0.016 * unit, 0.016 * unit, (250, 250, 250))
+        ball.ellipse(center - 0.03 * unit, 0.016 * unit, 0.016 * unit, (250, 250, 250))
         _blend(patch, ball.image.astype(np.float32), mask)
         upper = _curve(rim[[0, 1, 2, 3]])
         canvas.line(upper, _tone(who.skin, 0.28), 0.028)
@@ -572,19 +578,31 @@ def _photograph(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
 # ---- AffectNet's layout on disk --------------------------------------------------------------------------------------
 
 
-def write_affectnet(out: Path, count: int, seed: int = 0, workers: int = 2) -> None:
+def write_affectnet(config: SyntheticConfig) -> str:
     """Write faces 0 .. count-1 as AffectNet's annotations folder: `train_set/images/<id>.jpg` and
     `train_set/annotations/<id>_{exp,val,aro,lnd}.npy`, with `columns.csv` (source_id, group, synthetic) beside them.
+
+    Gives what was done, in words; a folder that is complete is left as it is.
     """
+    out, count, began = config.out, config.count, time.monotonic()
+    marker, wanted = out / "synthetic.json", {"version": VERSION, "count": count, "seed": config.seed}
+    found = read_json(marker)
+    if found == wanted:
+        return f"{out}: {count:,} faces are there, nothing to do"
+    if found is not None:
+        raise UserError(f"--out {out} holds other synthetic faces ({found}); give another --out, or delete that folder")
     for folder in ("images", "annotations"):
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
-    blocks = [(out, seed, start, min(start + 100, count)) for start in range(0, count, 100)]
+    blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
+    workers = config.workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(_write_block, blocks))
     with (out / "columns.csv").open("w", newline="") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["source_id", "group", "synthetic"])
         table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
+    write_json(marker, wanted)
+    return f"{out}: drew {count:,} faces in {time.monotonic() - began:.1f} s"
 
 
 def _write_block(block: tuple[Path, int, int, int]) -> None:
@@ -601,39 +619,3 @@ def _write_block(block: tuple[Path, int, int, int]) -> None:
         np.save(annotations / f"{i}_val.npy", np.array(f"{face.valence:.6f}"))
         np.save(annotations / f"{i}_aro.npy", np.array(f"{face.arousal:.6f}"))
         np.save(annotations / f"{i}_lnd.npy", face.landmarks.astype(np.float64).ravel())
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Draw synthetic faces as AffectNet's annotations folder. Run again, it says that they are there."""
-
-    out: Path  # folder to fill
-    count: int = 6000  # faces
-    seed: int = 0  # which endless set to draw from
-    workers: int = 0  # processes; 0: the cores this process may use
-
-
-def main() -> int:
-    from fer_hpc.cli import parse, run_command
-
-    def command() -> int:
-        config = parse(SyntheticConfig, "synthetic", sys.argv[1:])
-        marker, wanted = config.out / "synthetic.json", {"version": VERSION, "count": config.count, "seed": config.seed}
-        found = read_json(marker)
-        if found is not None and found != wanted:
-            raise UserError(
-                f"--out {config.out} holds other synthetic faces ({found}); give another --out, or delete that folder"
-            )
-        if found == wanted:
-            print(f"{config.out}: {config.count:,} faces are there, nothing to do")
-            return
-        began = time.monotonic()
-        write_affectnet(config.out, config.count, config.seed, config.workers or len(os.sched_getaffinity(0)))
-        write_json(marker, wanted)
-        print(f"{config.out}: drew {config.count:,} faces in {time.monotonic() - began:.1f} s")
-
-    return run_command("synthetic", command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,45 @@
+# Each target sets up .venv by itself.  PYTHON: the interpreter to build it from (3.11 or newer).
+PYTHON ?= python3
+FER = .venv/bin/python -m fer_hpc
+
+.PHONY: demo test test-long lint clean-demo
+
+.venv/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# Faces -> shards -> a training run that is killed and goes on -> scores -> one page. Everything is under demo/.
+demo: .venv/.installed
+	$(FER).data.synthetic --out demo/faces --count 6000
+	$(FER).preprocess --source affectnet --input demo/faces --out demo/shards
+	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 30 s, on purpose; the same command then goes on'
+	@test -e demo/runs/cnn_improved/final.pt || timeout --signal=KILL 30 $(FER).train $(DEMO_RUN) || test $$? -eq 137
+	$(FER).train $(DEMO_RUN)
+	$(FER).evaluate demo/runs/cnn_improved --split test
+	$(FER).report demo/runs --out demo/report
+	@echo
+	@echo 'The page:          demo/report/index.html'
+	@echo 'Curves, live:      .venv/bin/tensorboard --logdir demo/runs'
+	@echo 'Your own faces:    .venv/bin/fer-hpc preprocess --source affectnet --input FOLDER --out SHARDS'
+	@echo '                   .venv/bin/fer-hpc preprocess --source fer2013 --input fer2013.csv --out SHARDS'
+	@echo '                   .venv/bin/fer-hpc train cnn_improved --data SHARDS --run runs/first'
+	@echo 'On a cluster:      put the train line into a batch script that is requeued; a run killed at any moment goes on'
+
+DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 10 --batch-size 64 --flip --checkpoint-every-s 5
+
+test: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -m 'not long'
+
+test-long: .venv/.installed
+	.venv/bin/python -m pytest
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+clean-demo:
+	rm -rf demo

@@ -1,0 +1,54 @@
+"""Shared by all tests: the command line as a user has it, and small real data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Fer = Callable[..., subprocess.CompletedProcess[str]]
+TRAIN_SPEED = ["--epochs", "3", "--batch-size", "30", "--checkpoint-every-s", "0.2", "--no-tensorboard", "--threads", "1"]
+
+
+def command(verb: str, *args: object) -> list[str]:
+    return [sys.executable, "-m", f"fer_hpc.{verb}", *map(str, args)]
+
+
+@pytest.fixture(scope="session")
+def fer() -> Fer:
+    """Runs `python -m fer_hpc.VERB ARGS`; gives exit code, stdout and stderr."""
+
+    def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shards(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """360 synthetic faces, split by person, 48x48 gray."""
+    out = tmp_path_factory.mktemp("data") / "shards"
+    done = fer("preprocess", "--source", "synthetic", "--count", 360, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def affectnet(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 synthetic faces as AffectNet's annotations folder."""
+    out = tmp_path_factory.mktemp("data") / "faces"
+    done = fer("data.synthetic", "--count", 60, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished_run(fer: Fer, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run that killed and resumed ones are compared with."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    assert done.returncode == 0, done.stderr
+    return run

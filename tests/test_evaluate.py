@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_hpc.data.shards import open_split, read_manifest
+from tests.conftest import TRAIN_SPEED, Fer
+
+
+@pytest.fixture(scope="module")
+def scored(fer: Fer, finished_run: Path) -> Path:
+    for split in ("val", "test"):
+        done = fer("evaluate", finished_run, "--split", split)
+        assert done.returncode == 0, done.stderr
+    return finished_run
+
+
+def test_scores_are_those_of_the_best_epoch(scored: Path) -> None:
+    rows = [json.loads(line) for line in (scored / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    found = json.loads((scored / "eval-val.json").read_text())
+    assert (found["accuracy"], found["loss"]) == (best["val_accuracy"], best["val_loss"])
+
+
+def test_every_face_is_scored_once_and_predictions_say_which(scored: Path, shards: Path) -> None:
+    split = open_split(read_manifest(shards), "test")
+    with np.load(scored / "predictions-test.npz", allow_pickle=False) as saved:
+        assert (saved["source_id"] == split.columns["source_id"]).all()
+        accuracy = (saved["logits"].argmax(1) == saved["labels"]).mean()
+    found = json.loads((scored / "eval-test.json").read_text())
+    assert (found["n"], found["accuracy"]) == (len(split), accuracy)
+    assert np.sum(found["confusion"]) == len(split)
+    assert (scored / "confusion-test.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scored_again_it_says_so(fer: Fer, scored: Path) -> None:
+    before = (scored / "eval-test.json").stat().st_mtime_ns
+    done = fer("evaluate", scored, "--split", "test")
+    assert "nothing to do" in done.stdout
+    assert "majority class" in done.stdout
+    assert (scored / "eval-test.json").stat().st_mtime_ns == before
+
+
+def test_an_absent_split_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
+    table, gray = tmp_path / "fer.csv", " ".join(["9"] * 2304)
+    lines = [f"{k % 7},{gray},{'Training' if k < 40 else 'PublicTest'}" for k in range(50)]
+    table.write_text("\n".join(["emotion,pixels,Usage", *lines]))
+    assert fer("preprocess", "--source", "fer2013", "--input", table, "--out", tmp_path / "shards").returncode == 0
+    arguments = ("cnn_baseline", "--data", tmp_path / "shards", "--run", tmp_path / "run", *TRAIN_SPEED)
+    assert fer("train", *arguments, "--epochs", 1).returncode == 0
+    done = fer("evaluate", tmp_path / "run", "--split", "test")
+    assert done.returncode == 2
+    assert "has no test split (it has train 40, val 10)" in done.stderr
+
+
+def test_what_is_no_run_folder_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
+    done = fer("evaluate", tmp_path / "nowhere", "--split", "val")
+    assert done.returncode == 2
+    assert "is not a run folder" in done.stderr
+
+
+def test_report_is_one_page_with_every_number(fer: Fer, scored: Path, tmp_path: Path) -> None:
+    done = fer("report", scored, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    found = json.loads((scored / "eval-test.json").read_text())
+    for value in (found["accuracy"], found["balanced_accuracy"], found["macro_f1"], found["majority_rate"]):
+        assert f"{100 * value:.2f}" in page
+    assert page.count("data:image/png;base64,") == 3  # curves, two confusion matrices
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert (tmp_path / "report" / "results.csv").read_text().count("\n") == 3
+
+
+def test_report_on_nothing_says_what_it_wanted(fer: Fer, tmp_path: Path) -> None:
+    done = fer("report", tmp_path, "--out", tmp_path / "report")
+    assert done.returncode == 2
+    assert "no run folder there or below" in done.stderr

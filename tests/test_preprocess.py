@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fer_hpc.data import faces, shards, synthetic
+from fer_hpc.data.annotations import AffectNetFolder
+from fer_hpc.data.shards import open_split, read_manifest
+from tests.conftest import Fer, command
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix in (".h5", ".json")}
+
+
+@pytest.fixture(scope="module")
+def made(fer: Fer, affectnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("preprocess") / "shards"
+    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", out, "--split", "report")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_shards_hold_the_full_schema(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert sum(split["n"] for split in manifest["splits"].values()) == 60
+    for split in manifest["splits"].values():
+        for entry in split["shards"]:
+            path = made / entry["file"]
+            assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, shards.file_sha256(path))
+            with h5py.File(path) as f:
+                assert f["images"].shape == (entry["n"], 48, 48, 1)
+                assert f["images"].chunks is None
+                assert f["images"].id.get_offset() > 0
+                assert set(f) == {"images", "source_id", *shards.COLUMNS}
+                for name, (kind, shape) in shards.COLUMNS.items():
+                    assert (f[name].dtype, f[name].shape) == (np.dtype(kind), (entry["n"], *shape))
+                assert (f["synthetic"][()] == 1).all()
+                assert np.isfinite(f["landmarks"][()]).all()
+    assert manifest["faces"]["margin"] == 0.15
+
+
+def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> None:
+    source = AffectNetFolder(affectnet)
+    rows = source.rows()
+    split = open_split(read_manifest(made), "train")
+    for row in (0, len(split) - 1):
+        number = rows.source_id.index(split.columns["source_id"][row].decode())
+        face = source.face(number, 1)
+        height, width = face.image.shape
+        image, to_crop, _ = faces.cut(face.image, faces.landmark_box(face.landmarks, width, height), 48)
+        assert (split.images[0][row] == image).all()
+        assert np.allclose(split.columns["landmarks"][row], face.landmarks * to_crop[:2] + to_crop[2:], atol=1e-3)
+        assert split.columns["labels"][row] == rows.label[number] == synthetic.label_of(number)
+        assert split.columns["image_hash"][row] == shards.image_hash(image)
+
+
+def test_run_again_changes_nothing_and_says_so(fer: Fer, made: Path, affectnet: Path) -> None:
+    before = hashes(made)
+    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", made, "--split", "report")
+    assert "nothing to do" in done.stdout
+    assert hashes(made) == before
+
+
+def test_a_damaged_shard_is_made_again(fer: Fer, made: Path, affectnet: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(made, tmp_path / "copy")
+    data = bytearray((copy / "val-00000.h5").read_bytes())
+    data[-100] ^= 1
+    (copy / "val-00000.h5").write_bytes(data)
+    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", copy, "--split", "report")
+    assert hashes(copy) == hashes(made)
+
+
+def test_other_options_on_the_same_folder_are_refused(fer: Fer, made: Path, affectnet: Path) -> None:
+    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", made, "--split", "report", "--size", 64)
+    assert done.returncode == 2
+    assert "other options" in done.stderr
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    arguments = ("--source", "synthetic", "--count", 300, "--seed", 5, "--workers", 2)
+    assert fer("preprocess", *arguments, "--out", whole).returncode == 0
+    killed = tmp_path / "killed"
+    for delay_s in (0.3, 1.6, 2.4):
+        process = subprocess.Popen(command("preprocess", *arguments, "--out", killed), start_new_session=True)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert fer("preprocess", *arguments, "--out", killed).returncode == 0
+    assert hashes(killed) == hashes(whole)
+    assert not list(killed.glob(".*.tmp"))
+
+
+def test_number_of_workers_does_not_change_a_byte(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    assert fer("preprocess", "--source", "synthetic", "--count", 360, "--workers", 1, "--out", tmp_path / "one").returncode == 0
+    assert hashes(tmp_path / "one") == hashes(shards)
+
+
+def test_nobody_is_in_two_splits(shards: Path) -> None:
+    manifest = read_manifest(shards)
+    people = [set(open_split(manifest, s).columns["group"].tolist()) for s in ("train", "val", "test")]
+    assert not people[0] & people[1] | people[0] & people[2] | people[1] & people[2]
+
+
+def test_truncated_jpeg_is_listed_and_the_rest_goes_on(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(affectnet, tmp_path / "faces")
+    picture = copy / "train_set" / "images" / "7.jpg"
+    picture.write_bytes(picture.read_bytes()[:3000])
+    arguments = ("--source", "affectnet", "--input", copy, "--split", "report")
+    done = fer("preprocess", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 rejected" in done.stdout
+    assert "train_set/7,truncated JPEG" in (tmp_path / "out" / "rejects.csv").read_text()
+    assert sum(split["n"] for split in read_manifest(tmp_path / "out").content["splits"].values()) == 59
+    strict = fer("preprocess", *arguments, "--out", tmp_path / "strict", "--max-rejects", 0.001)
+    assert strict.returncode == 2
+    assert "1 of 60 faces are unusable" in strict.stderr
+    assert "truncated JPEG" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--source", "affectnet", "--input", "/nowhere"), "no such folder"),
+        (("--source", "fer2013", "--input", "/nowhere.csv"), "no such file"),
+        (("--source", "fer2013"), "needs --input"),
+        (("--source", "synthetic"), "--count"),
+        (("--source", "synthetic", "--count", "5", "--size", "3"), "--size 3"),
+        (("--source", "nonsense"), "nonsense"),
+    ],
+)
+def test_bad_arguments_are_one_clear_message(fer: Fer, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = fer("preprocess", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_shard_that_was_cut_off_is_named_at_open(shards: Path, tmp_path: Path) -> None:
+    from fer_hpc.config import UserError
+
+    copy = shutil.copytree(shards, tmp_path / "cut")
+    path = copy / "train-00000.h5"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"train-00000\.h5 has .* bytes, the manifest says"):
+        open_split(read_manifest(copy), "train")
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.h5 is missing"):
+        open_split(read_manifest(copy), "train")

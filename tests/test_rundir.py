@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc import rundir
+from fer_hpc.config import UserError
+from fer_hpc.rundir import Attempt, Job
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fer_hpc import rundir
+attempt = rundir.claim(Path(sys.argv[1]))
+attempt.began({}, None)
+print(attempt.number, flush=True)
+time.sleep(60)
+"""
+
+
+def owner_in_another_process(run: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline().strip()
+    return process
+
+
+def begin(run: Path, rows: list[int], parent: tuple[int, int, Path] | None = None) -> Attempt:
+    attempt = rundir.claim(run)
+    attempt.began({}, parent)
+    lines = [json.dumps({"images_seen": n, "attempt": attempt.number}) for n in rows]
+    (attempt.path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    return attempt
+
+
+def save(attempt: Attempt, images_seen: int) -> tuple[int, int, Path]:
+    path = attempt.path / f"{images_seen:012d}.pt"
+    path.write_text("weights")
+    return attempt.number, images_seen, path
+
+
+def test_a_living_owner_is_not_displaced_and_is_named(tmp_path: Path) -> None:
+    process = owner_in_another_process(tmp_path)
+    try:
+        with pytest.raises(UserError, match=f"in use by process {process.pid}"):
+            rundir.claim(tmp_path)
+        assert rundir.attempts(tmp_path) == [1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
+    process = owner_in_another_process(tmp_path)
+    process.kill()
+    process.wait()
+    assert rundir.status(tmp_path)["state"] == "interrupted"
+    began = time.monotonic()
+    assert rundir.claim(tmp_path).number == 2
+    assert time.monotonic() - began < 5
+
+
+def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
+    process = owner_in_another_process(tmp_path)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        first = Attempt(tmp_path, 1)
+        assert first.is_newest()
+        assert rundir.claim(tmp_path).number == 2
+        assert not first.is_newest()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_requeued_job_takes_over_at_once_another_job_does_not(tmp_path: Path) -> None:
+    rundir.claim(tmp_path, Job("77", restarts=0)).began({}, None)
+    with pytest.raises(UserError, match="job 77"):
+        rundir.claim(tmp_path, Job("78", restarts=1))
+    assert rundir.claim(tmp_path, Job("77", restarts=1)).number == 2
+
+
+def test_an_owner_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = begin(tmp_path, [])
+    owner = rundir.read_json(attempt.path / "owner.json")
+    rundir.write_json(attempt.path / "owner.json", {**owner, "host": "elsewhere", "place": "another boot"})
+    attempt._ended.set()  # its heartbeat stops
+    monkeypatch.setattr(rundir, "LEASE_S", 2.0)
+    (attempt.path / "heartbeat").touch()
+    said: list[str] = []
+    began = time.monotonic()
+    assert rundir.claim(tmp_path, say=said.append).number == 2
+    assert 1.0 < time.monotonic() - began < 6
+    assert "elsewhere" in said[0]
+
+
+def test_history_follows_the_parents_and_not_what_came_after_them(tmp_path: Path) -> None:
+    first = begin(tmp_path, [10, 20, 30])
+    parent = save(first, 20)
+    save(first, 30)
+    first.end("interrupted")
+    second = begin(tmp_path, [30, 40], parent)
+    save(second, 40)
+    (first.path / "metrics.jsonl").open("a").write('{"images_seen": 40, "attempt": 1}\n')  # a paused writer goes on
+    assert [(row["images_seen"], row["attempt"]) for row in rundir.rows(tmp_path)] == [(10, 1), (20, 1), (30, 2), (40, 2)]
+    assert [(n, images) for n, images, _ in rundir.checkpoints(tmp_path)] == [(2, 40), (2, 20), (1, 20)]
+
+
+def test_an_attempt_that_never_began_is_no_history(tmp_path: Path) -> None:
+    begin(tmp_path, [10]).end("interrupted")
+    rundir.claim(tmp_path)  # killed before it loaded anything
+    assert [row["images_seen"] for row in rundir.rows(tmp_path)] == [10]
+
+
+def test_a_line_cut_off_by_a_kill_is_not_read(tmp_path: Path) -> None:
+    attempt = begin(tmp_path, [10])
+    (attempt.path / "metrics.jsonl").open("a").write('{"images_seen": 2')
+    assert [row["images_seen"] for row in rundir.rows(tmp_path)] == [10]
+
+
+def test_pruning_keeps_the_newest_two_and_never_leaves_fewer(tmp_path: Path) -> None:
+    first = begin(tmp_path, [])
+    parent = save(first, 10)
+    first.prune()
+    first.end("interrupted")
+    second = begin(tmp_path, [], parent)
+    second.prune()
+    assert parent[2].exists()  # one file here: the older attempt's stays
+    for images in (20, 30):
+        save(second, images)
+        second.prune()
+    assert [images for _, images, _ in rundir.checkpoints(tmp_path)] == [30, 20]
+    assert not parent[2].exists()
+
+
+def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:
+    code = HOLD.replace("time.sleep(60)", "time.sleep(3)")
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for _ in range(6)
+    ]
+    won = [p.communicate()[0].strip() for p in starts]
+    assert sorted(won) == ["", "", "", "", "", "1"]
+    assert not list((tmp_path / "attempts").glob(".claim-*"))
+
+
+def test_a_write_that_runs_out_of_space_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    rundir.write_json(path, {"state": "running"})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # the kernel cuts the write short, as a full disk does
+    try:
+        with pytest.raises(OSError, match="too large"):
+            rundir.write_json(path, {"state": "x" * 200_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert rundir.read_json(path) == {"state": "running"}
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]

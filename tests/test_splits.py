@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fer_hpc.config import UserError
+from fer_hpc.data.annotations import Rows
+from fer_hpc.data.splits import divide
+from fer_hpc.data.synthetic import CLASS_COUNTS
+
+# The source report's Table 1: train / val / test of each class.
+TABLE_1 = [
+    (52410, 11233, 11231), (94086, 20166, 20162), (17821, 3819, 3819), (9862, 2114, 2114),
+    (4464, 957, 957), (2662, 571, 570), (17417, 3733, 3732), (2625, 562, 563),
+]  # fmt: skip
+
+
+def rows_of(label: np.ndarray, split: list[str] | None = None, **columns: np.ndarray) -> Rows:
+    return Rows([str(i) for i in range(len(label))], label, split or [""] * len(label), columns)
+
+
+def test_report_split_gives_table_1_to_within_one() -> None:
+    label = np.random.default_rng(0).permutation(np.repeat(np.arange(8), CLASS_COUNTS))
+    split, _, notes = divide(rows_of(label), "report")
+    for k, wanted in enumerate(TABLE_1):
+        got = [int(((label == k) & (split == name)).sum()) for name in ("train", "val", "test")]
+        assert all(abs(g - w) <= 1 for g, w in zip(got, wanted, strict=True)), (k, got, wanted)
+    assert not notes
+
+
+def test_official_split_is_the_sources_own_and_val_comes_out_of_train() -> None:
+    label = np.tile(np.arange(4), 50)
+    split, rule, _ = divide(rows_of(label, ["train"] * 160 + ["test"] * 40), "auto")
+    assert rule.startswith("official")
+    assert (split[160:] == "test").all()
+    assert (split[:160] == "val").sum() == 29  # 17.65 % of 160, rounded up
+
+
+def test_known_people_are_kept_apart() -> None:
+    rng = np.random.default_rng(0)
+    people = rng.integers(0, 60, 600)
+    split, rule, _ = divide(rows_of(rng.integers(0, 4, 600), group=people), "auto")
+    assert "by person" in rule
+    assert all(len(set(split[people == p])) == 1 for p in range(60))
+    assert 50 < (split == "test").sum() < 130
+
+
+def test_a_class_too_small_to_stratify_is_noted_not_fatal() -> None:
+    split, _, notes = divide(rows_of(np.array([0] * 40 + [1])), "report")
+    assert set(split) == {"train", "val", "test"}
+    assert "not stratified" in notes[0]
+
+
+def test_rules_that_need_what_is_absent_say_so() -> None:
+    with pytest.raises(UserError, match="--split report"):
+        divide(rows_of(np.zeros(10, int)), "official")
+    with pytest.raises(UserError, match="who is who"):
+        divide(rows_of(np.zeros(10, int)), "person")

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc import rundir
+from tests.conftest import TRAIN_SPEED, Fer, command
+
+SECONDS = 60
+
+
+def start(shards: Path, run: Path, *flags: object) -> subprocess.Popen[str]:
+    arguments = command("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
+    """Wait until an attempt trains and, if asked for, has a checkpoint at or after `images_seen`."""
+    folder, deadline = rundir.attempt_path(run, attempt), time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        saved = [int(p.stem) for p in folder.glob("0*.pt")]
+        if (folder / "environment.json").exists() and (not images_seen or max(saved, default=0) >= images_seen):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"attempt {attempt} did not begin")
+
+
+def assert_same_outcome(run: Path, other: Path) -> None:
+    for name in ("metrics.jsonl", "final.pt", "best.pt"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_killed_at_random_moments_it_ends_bit_identical(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    run, rng = tmp_path / "run", random.Random(0)
+    for attempt in (1, 2, 3):
+        process = start(shards, run)
+        until_training(run, attempt)
+        time.sleep(rng.uniform(0.2, 1.2))  # somewhere within the epochs, saves and validations of a few seconds
+        process.kill()
+        process.wait()
+    assert rundir.status(run)["state"] == "interrupted"
+    assert rundir.checkpoints(run)[0][1] % 252, "the newest checkpoint lies within an epoch"
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    assert done.returncode == 0, done.stderr
+    assert "from image" in done.stderr
+    assert_same_outcome(run, finished_run)
+
+
+def test_the_older_of_two_writers_loses_and_corrupts_nothing(shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    older = start(shards, run)
+    until_training(run, 1, images_seen=30)
+    older.send_signal(signal.SIGSTOP)
+    newer = start(shards, run)
+    until_training(run, 2, images_seen=90)
+    older.send_signal(signal.SIGCONT)
+    assert older.wait(SECONDS) == 4
+    assert "another start has taken this run over" in older.communicate()[1]
+    assert newer.wait(SECONDS) == 0
+    assert_same_outcome(run, finished_run)
+    assert rundir.status(run)["state"] == "finished"
+
+
+def test_a_run_in_use_is_refused_with_who_holds_it(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    holder = start(shards, run, "--epochs", 500)
+    until_training(run, 1)
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, "--epochs", 500)
+    holder.kill()
+    assert done.returncode == 2
+    assert f"in use by process {holder.pid}" in done.stderr
+
+
+def test_a_signal_saves_and_asks_to_be_run_again(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(shards, run, "--checkpoint-every-s", 1000)
+    until_training(run, 1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 75
+    assert "SIGTERM" in rundir.status(run)["why"]
+    assert rundir.checkpoints(run)
+    assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    assert_same_outcome(run, finished_run)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(shards, run)
+    until_training(run, 1, images_seen=300)
+    process.kill()
+    process.wait()
+    (_, newest, path), (_, before, _) = rundir.checkpoints(run)[:2]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    assert f"{newest:012d}.pt" in done.stderr
+    assert f"from image {before:,}" in done.stderr
+    assert_same_outcome(run, finished_run)
+
+
+def test_finished_says_so_without_loading_torch(fer: Fer, shards: Path, finished_run: Path) -> None:
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", finished_run, *TRAIN_SPEED)
+    assert done.returncode == 0
+    assert "finished, nothing to do" in done.stdout
+    assert rundir.attempts(finished_run) == [1]
+
+
+def test_two_n_epochs_equal_n_and_n_more(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    arguments = ("train", "cnn_baseline", "--data", shards, *TRAIN_SPEED)
+    assert fer(*arguments, "--run", tmp_path / "whole", "--epochs", 2, "--flip").returncode == 0
+    assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 1, "--flip").returncode == 0
+    assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 2, "--flip").returncode == 0
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "grown" / "metrics.jsonl").read_bytes()
+
+
+def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    arguments = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    refused = fer(*arguments, "--lr", 0.5)
+    assert refused.returncode == 2
+    assert "--lr 0.001, now --lr 0.5" in refused.stderr
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    assert fer("train", "cnn_baseline", "--data", moved, "--run", run, *TRAIN_SPEED, "--device", "cpu").returncode == 0
+
+
+def test_other_data_is_refused(fer: Fer, finished_run: Path, tmp_path: Path) -> None:
+    fer("preprocess", "--source", "synthetic", "--count", 100, "--seed", 9, "--out", tmp_path / "other")
+    done = fer("train", "cnn_baseline", "--data", tmp_path / "other", "--run", finished_run, *TRAIN_SPEED)
+    assert done.returncode == 2
+    assert "trained on other data" in done.stderr
+
+
+def test_metrics_hold_no_times_and_timing_holds_them(finished_run: Path) -> None:
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]) == {"epoch", "images_seen", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "best"}
+    assert all("images_per_s" in row for row in rundir.rows(finished_run, "timing.jsonl"))
+
+
+def test_a_diverging_run_stops_and_names_the_place(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED, "--lr", 1e30)
+    assert done.returncode == 2
+    assert "images seen" in done.stderr
+    assert "--lr" in done.stderr
+    assert rundir.status(tmp_path / "run")["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cnn_improve",), "did you mean 'cnn_improved'"),
+        ((), "which preset?"),
+        (("cnn_improved", "--batchsize", "3"), "--batchsize"),
+        (("cnn_improved", "--data", "/nowhere"), "/nowhere: not a folder of shards, it does not exist"),
+        (("cnn_improved", "--lr", "fast"), "--lr"),
+        (("cnn_improved", "--epochs", "0"), "--epochs 0"),
+    ],
+)
+def test_bad_arguments_are_one_clear_message(
+    fer: Fer, shards: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    where = ["--data", shards] if "--data" not in arguments else []
+    done = fer("train", *arguments, *where, "--run", tmp_path / "run")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
