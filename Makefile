@@ -13,8 +13,8 @@ FER = .venv/bin/python -m fer_hpc
 demo: .venv/.installed
 	$(FER).data.synthetic --out demo/faces --count 6000
 	$(FER).preprocess --source affectnet --input demo/faces --out demo/shards
-	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 30 s, on purpose; the same command then goes on'
-	@test -e demo/runs/cnn_improved/final.pt || timeout --signal=KILL 30 $(FER).train $(DEMO_RUN) || test $$? -eq 137
+	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 25 s, on purpose; the same command then goes on'
+	@test -e demo/runs/cnn_improved/final.pt || timeout --signal=KILL 25 $(FER).train $(DEMO_RUN) || test $$? -eq 137
 	$(FER).train $(DEMO_RUN)
 	$(FER).evaluate demo/runs/cnn_improved --split test
 	$(FER).report demo/runs --out demo/report
@@ -26,7 +26,7 @@ demo: .venv/.installed
 	@echo '                   .venv/bin/fer-hpc train cnn_improved --data SHARDS --run runs/first'
 	@echo 'On a cluster:      put the train line into a batch script that is requeued; a run killed at any moment goes on'
 
-DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 10 --batch-size 64 --flip --checkpoint-every-s 5
+DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 16 --batch-size 64 --flip --checkpoint-every-s 5
 
 test: .venv/.installed
 	.venv/bin/ruff check .

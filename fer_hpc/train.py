@@ -101,7 +101,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
         log.say(f"{config.run}: {config.model}, {config.precision} on {device}, attempt {attempt.number}{where}")
 
         # Loop: one step a turn; an epoch ends where its last image has been seen.
-        epoch_began, model = time.monotonic(), state.model
+        epoch_began, model = (time.monotonic(), state.images_seen), state.model
         while state.images_seen < total and not stop:
             batch = loader.batch(state.images_seen)
             torch.manual_seed(_step_seed(config.seed, state.images_seen, world.rank))
@@ -123,7 +123,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                 _finite(loss, state, batch, loader)
                 row, timing = _end_epoch(state, config, loader.n, val, epoch_began)
                 log.epoch(row, timing)
-                epoch_began = time.monotonic()
+                epoch_began = time.monotonic(), state.images_seen
             if attempt.superseded():
                 raise Superseded(f"{config.run}: another start has taken this run over; this one stops")
             if saver.due() and state.images_seen < total:
@@ -288,12 +288,12 @@ def _finite(loss: torch.Tensor, state: State, batch: Batch, loader: TrainLoader)
 
 
 def _end_epoch(
-    state: State, config: TrainConfig, epoch_images: int, val: Images, began: float
+    state: State, config: TrainConfig, epoch_images: int, val: Images, began: tuple[float, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Validate, remember the best weights, adjust the learning rate; gives the epoch's metrics and timing rows."""
     images, correct, loss_units = state.sums.tolist()
     state.sums.zero_()
-    train_s = time.monotonic() - began
+    train_s, trained = time.monotonic() - began[0], state.images_seen - began[1]  # since the epoch began, or this start
     val_loss, val_accuracy = loss_and_accuracy(predict(state.model, val, config.precision), val.split.columns["labels"])
     values = {
         "train_loss": loss_units / 2.0**32 / images, "train_accuracy": correct / images,
@@ -308,7 +308,7 @@ def _end_epoch(
         state.best = {"value": value, "epoch": epoch, "images_seen": state.images_seen, **values, "model": weights}
     state.plateau.step(values[config.plateau_on])
     row = {"epoch": epoch, "images_seen": state.images_seen, "lr": lr, **values, "best": improved}
-    return row, {"train_s": train_s, "val_s": time.monotonic() - began - train_s, "images_per_s": images / train_s}
+    return row, {"train_s": train_s, "val_s": time.monotonic() - began[0] - train_s, "images_per_s": trained / train_s}
 
 
 class _Saver:

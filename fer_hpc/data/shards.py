@@ -146,12 +146,17 @@ def open_split(manifest: Manifest, split: str) -> Split:
         with h5py.File(path, "r", locking=False) as f:
             images = f["images"]
             offset = images.id.get_offset()  # None for an empty data set
-            tables.append({name: f[name][()] for name in (*COLUMNS, "source_id")})
+            tables.append({name: _plain(f[name][()]) for name in (*COLUMNS, "source_id")})
             shape = images.shape
         mapped.append(np.zeros(shape, np.uint8) if offset is None else np.memmap(path, np.uint8, "c", offset, shape))
     starts = np.cumsum([0, *(len(m) for m in mapped)])
     columns = {name: _concatenated([t[name] for t in tables]) for name in tables[0]}
     return Split(split, mapped, starts, columns)
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Without h5py's note on the text encoding in the dtype, which numpy's own formats cannot keep."""
+    return values.astype(np.dtype(values.dtype.str), copy=False)
 
 
 def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
