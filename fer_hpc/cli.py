@@ -87,9 +87,13 @@ def _is_finished(config: TrainConfig) -> bool:
 def evaluate(args: list[str]) -> int:
     """a run and a split -> scores, predictions, confusion plot"""
     config = parse(EvaluateConfig, "evaluate", args)
-    from fer_hpc.evaluate import evaluate
+    r = _scored_before(config)
+    if r:
+        print(f"{config.run}: {config.split} was scored before with these weights, nothing to do")
+    else:
+        from fer_hpc.evaluate import evaluate
 
-    r = evaluate(config)
+        r = evaluate(config)
     low, high = r["accuracy_95"]
     print(
         f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}"
@@ -102,6 +106,16 @@ def evaluate(args: list[str]) -> int:
     for name, c in r["classes"].items():
         print(f"  recall {name:<10} " + (f"{c['recall']:.4f}  of {c['n']:,}" if c["n"] else "-       no face"))
     return EXIT_FINISHED
+
+
+def _scored_before(config: EvaluateConfig) -> dict[str, Any] | None:
+    """The scores of this split if they stand there already, from the same weights and data."""
+    found, weights = rundir.read_json(config.run / f"eval-{config.split}.json"), rundir.outcome(config.run, "best.pt")
+    if not found or not weights or rundir.status(config.run)["state"] != "finished":
+        return None
+    manifest = rundir.read_json((config.data or rundir.data_path(config.run)) / "manifest.json")
+    same = manifest and found["data"] == manifest["fingerprint"] and found["weights"] == rundir.sha256(weights)
+    return dict(found) if same else None
 
 
 def report(args: list[str]) -> int:

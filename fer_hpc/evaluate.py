@@ -21,7 +21,7 @@ from torch import nn
 from fer_hpc import checkpoint, metrics, plots, rundir
 from fer_hpc.config import EvaluateConfig, UserError
 from fer_hpc.data.loader import Images, eval_chunks
-from fer_hpc.data.shards import file_sha256, open_split, read_manifest
+from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.models import MODELS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,13 +59,10 @@ def predict(model: nn.Module, images: Images, precision: str) -> NDArray[np.floa
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score the run's best weights; writes eval-SPLIT.json, predictions-SPLIT.npz and confusion-SPLIT.png into the run.
-
-    A split that was scored before with the same weights and data is not scored again.
-    """
+    """Score the run's best weights; writes eval-SPLIT.json, predictions-SPLIT.npz and confusion-SPLIT.png into the run."""
     stored = rundir.config(config.run)
     weights = _weights(config.run)
-    manifest = read_manifest(config.data or Path(rundir.environment(config.run).get("data", stored["data"]["path"])))
+    manifest = read_manifest(config.data or rundir.data_path(config.run))
     trained_on = (list(stored["data"]["classes"]), list(stored["data"]["image_shape"]))
     if (list(manifest.classes), list(manifest.image_shape)) != trained_on:
         raise UserError(
@@ -73,13 +70,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"{config.run} was trained on {trained_on[1]} faces of {', '.join(trained_on[0])}"
         )
     split = open_split(manifest, config.split)
-    about = {"split": config.split, "data": manifest.fingerprint, "weights": file_sha256(weights)}
-    path = config.run / f"eval-{config.split}.json"
-    found = rundir.read_json(path)
-    if found and {k: found[k] for k in about} == about:
-        print(f"{path}: scored before with these weights, nothing to do")
-        return dict(found)
-
+    about = {"split": config.split, "data": manifest.fingerprint, "weights": rundir.sha256(weights)}
     saved = checkpoint.load(weights)
     best = saved.get("best") or saved  # an unfinished run's checkpoint holds the best weights within
     if "model" not in best or "epoch" not in best:
@@ -106,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     title = f"{config.run.name}, {config.split}: {result['accuracy']:.1%} of {len(labels):,}"
     plots.confusion(np.array(result["confusion"]), manifest.classes, title, config.run / f"confusion-{config.split}.png")
-    rundir.write_json(path, result)
+    rundir.write_json(config.run / f"eval-{config.split}.json", result)
     return result
 
 

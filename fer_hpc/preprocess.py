@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from fer_hpc.config import PreprocessConfig, UserError
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import AffectNetFolder, Fer2013Csv, Rows, Source, Synthetic
-from fer_hpc.rundir import read_json, write_bytes, write_json
+from fer_hpc.rundir import read_json, sha256, write_bytes, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
 SHARD_ROWS = 16_384
@@ -124,7 +124,7 @@ def _finished(out: Path, shard: Shard, plan: str) -> dict[str, Any] | None:
     """The part file of a shard that is done, its bytes verified; else None."""
     part = read_json(out / "parts" / f"{shard.name}.json")
     path = out / f"{shard.name}.h5"
-    if part is None or part["plan"] != plan or not path.exists() or shards.file_sha256(path) != part["entry"]["sha256"]:
+    if part is None or part["plan"] != plan or not path.exists() or sha256(path) != part["entry"]["sha256"]:
         return None
     return dict(part)
 

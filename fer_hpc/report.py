@@ -100,7 +100,7 @@ def _class_tables(runs: list[Run]) -> list[dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for run in runs:
         try:
-            manifest = read_manifest(Path(run.environment.get("data", run.config["data"]["path"])))
+            manifest = read_manifest(rundir.data_path(run.path))
         except UserError:
             continue
         counts = {s: manifest.class_counts(s) if manifest.n(s) else [0] * len(manifest.classes) for s in SPLITS}

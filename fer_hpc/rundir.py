@@ -18,6 +18,7 @@ paused or cut-off older writer still does, it does in a folder whose later part 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -61,6 +62,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -147,6 +153,11 @@ def environment(run: Path) -> dict[str, Any]:
     for number, _ in chain(run):
         return read_json(attempt_path(run, number) / "environment.json")
     return {}
+
+
+def data_path(run: Path) -> Path:
+    """Where the run's data was at its newest start."""
+    return Path(environment(run).get("data", config(run)["data"]["path"]))
 
 
 def status(run: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from fer_hpc import rundir
 from fer_hpc.data import faces, shards, synthetic
 from fer_hpc.data.annotations import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
@@ -36,7 +37,7 @@ def test_shards_hold_the_full_schema(made: Path) -> None:
     for split in manifest["splits"].values():
         for entry in split["shards"]:
             path = made / entry["file"]
-            assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, shards.file_sha256(path))
+            assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, rundir.sha256(path))
             with h5py.File(path) as f:
                 assert f["images"].shape == (entry["n"], 48, 48, 1)
                 assert f["images"].chunks is None

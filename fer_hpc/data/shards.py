@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.rundir import read_json, sync_folder, write_json
+from fer_hpc.rundir import read_json, sha256, sync_folder, write_json
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -40,11 +40,6 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def image_hash(image: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest().encode()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -67,7 +62,7 @@ def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, N
                 f.create_dataset(name, data=values, track_times=False)
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        entry = {"file": path.name, "n": n, "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        entry = {"file": path.name, "n": n, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -156,7 +151,7 @@ def open_split(manifest: Manifest, split: str) -> Split:
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
     """Without h5py's note on the text encoding in the dtype, which numpy's own formats cannot keep."""
-    return values.astype(np.dtype(values.dtype.str), copy=False)
+    return values.view(np.dtype(values.dtype.str))
 
 
 def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:

@@ -262,7 +262,7 @@ def draw_face(index: int, seed: int = 0) -> SyntheticFace:
     person = _person(seed, number)
     rng = np.random.default_rng([seed, 2, index])
     label = _label(rng)
-    intensity = float(0.18 + 0.82 * rng.beta(1.7, 1.35)) if label else 0.0
+    intensity = float(0.3 + 0.7 * rng.beta(1.8, 1.2)) if label else 0.0
 
     strength = dict(person.resting)
     for name, weight in EXPRESSIONS[CLASSES[label]].items():
