@@ -61,9 +61,13 @@ def preprocess(config: PreprocessConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     with _opened(config) as source:
         rows = source.rows()
-        split, rule, notes = splits.divide(rows, config.split)
+        rule = splits.settle(rows, config.split)
         plan = _plan_hash(config, rows, rule)
         _check_same_plan(config.out, plan)
+        if _all_verified(config.out):
+            print(f"{config.out}: {_summary(config.out)}; all shards are there and verified, nothing to do")
+            return
+        split, words, notes = splits.divide(rows, rule)
         per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (config.size**2 * config.channels)))
         planned = [
             Shard(name, k, members[first : first + per_shard])
@@ -75,15 +79,12 @@ def preprocess(config: PreprocessConfig) -> None:
         parts.mkdir(exist_ok=True)
         done = {s.name: part for s in planned if (part := _finished(config.out, s, plan)) is not None}
         todo = [s for s in planned if s.name not in done]
-        if not todo and read_json(config.out / "manifest.json") is not None:
-            print(f"{config.out}: all {len(planned)} shards are there and verified, nothing to do")
-            return
         progress = Progress(sum(len(s.rows) for s in todo))
         with _workers(config, source, sum(len(s.rows) for s in todo)) as pool:
             for shard in todo:
                 blocks = [shard.rows[i : i + BLOCK_ROWS] for i in range(0, len(shard.rows), BLOCK_ROWS)]
                 done[shard.name] = _build(config, rows, shard, plan, progress.watch(pool.map(_read_block, blocks)))
-    _finish(config, rows, planned, done, source.classes, rule, notes)
+    _finish(config, rows, planned, done, source.classes, words, notes)
     seconds = time.monotonic() - began
     print(f"{config.out}: {_summary(config.out)} in {seconds:.1f} s")
 
@@ -118,6 +119,13 @@ def _check_same_plan(out: Path, plan: str) -> None:
             f"--out {out} holds shards of another source or other options (size, channels, split, labels); "
             "give another --out, or delete that folder"
         )
+
+
+def _all_verified(out: Path) -> bool:
+    """Whether there is a manifest and every shard in it has the bytes it says."""
+    manifest = read_json(out / "manifest.json")
+    entries = [entry for split in manifest["splits"].values() for entry in split["shards"]] if manifest else []
+    return bool(entries) and all((out / e["file"]).exists() and sha256(out / e["file"]) == e["sha256"] for e in entries)
 
 
 def _finished(out: Path, shard: Shard, plan: str) -> dict[str, Any] | None:

@@ -17,34 +17,38 @@ SEED = 42  # the source report's
 TEST_SHARE, VAL_SHARE_OF_REST = 0.15, 0.1765
 
 
-def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
-    """The split of every row, the rule in words, and notes for the manifest.
+def settle(rows: Rows, rule: str) -> str:
+    """The rule that `auto` stands for here; UserError for a rule that the source cannot give.
 
     `official`: what the source says; where it has no val, that is cut from its train (stratified).
     `report`: 15 % test, then 17.65 % of the rest val, stratified by class, out of the source's train rows.
     `person`: the same shares, nobody in two splits.
     `auto`: official where the source brings a test or val split, else person where people are known, else report.
     """
-    said = np.array([s or "train" for s in rows.split])
     official = any(s in ("val", "test") for s in rows.split)
     people = rows.columns.get("group")
     known = people is not None and len(people) > 0 and bool((people >= 0).all())
     if rule == "auto":
-        rule = "official" if official else "person" if known else "report"
+        return "official" if official else "person" if known else "report"
+    if rule == "official" and not official:
+        raise UserError("--split official: the source says nothing about splits; use --split report")
+    if rule == "person" and not known:
+        raise UserError("--split person: the source does not say who is who (column group); use --split report")
+    return rule
+
+
+def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
+    """The split of every row by a settled rule ("" = left out), the rule in words, and notes for the manifest."""
+    said = np.array([s or "train" for s in rows.split])
     notes: list[str] = []
     if rule == "official":
-        if not official:
-            raise UserError("--split official: the source says nothing about splits; use --split report")
         if "val" not in said:
             train = np.flatnonzero(said == "train")
             said[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
             return said, "official, val cut from train (17.65 %, stratified, seed 42)", notes
         return said, "official", notes
     if rule == "person":
-        if not known:
-            raise UserError("--split person: the source does not say who is who (column group); use --split report")
-        assert people is not None
-        return _by_person(rows.label, people, notes), "70 / 15 / 15 % by person, stratified, seed 42", notes
+        return _by_person(rows.label, rows.columns["group"], notes), "70 / 15 / 15 % by person, stratified, seed 42", notes
     usable = np.flatnonzero(said == "train")
     rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
     train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
