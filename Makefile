@@ -26,7 +26,7 @@ demo: .venv/.installed
 	@echo '                   .venv/bin/fer-hpc train cnn_improved --data SHARDS --run runs/first'
 	@echo 'On a cluster:      put the train line into a batch script that is requeued; a run killed at any moment goes on'
 
-DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 14 --batch-size 64 --flip --checkpoint-every-s 5
+DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 
 test: .venv/.installed
 	.venv/bin/ruff check .

@@ -93,15 +93,19 @@ class SyntheticConfig:
 class PreprocessConfig:
     """Turn faces into HDF5 shards. Run again, it goes on where it stopped, or says that all is done."""
 
-    source: Literal["affectnet", "fer2013", "synthetic"]  # form of the input
+    source: Literal["affectnet", "affectnet_csv", "fer2013", "arrays", "folder", "synthetic"]  # form of the input
     out: Path  # folder for the shards
     input: Path | None = None  # folder or file to read; not needed for synthetic
     size: int = 48  # height and width of the stored faces, pixels
     channels: Literal[1, 3] = 1  # 1: gray, 3: RGB
-    split: Literal["auto", "official", "report", "person"] = "auto"  # see README, Splits
+    split: Literal["auto", "official", "report", "person"] = "auto"  # see README, Data
+    image_root: Path | None = None  # affectnet_csv: folder of the pictures; default: the table's own
+    columns: Path | None = None  # CSV with source_id and more columns (group, synthetic, age, ...) to join
     count: int = 0  # synthetic: faces to draw
     seed: int = 0  # synthetic: which endless set to draw from
     workers: int = 0  # processes; 0: the cores this process may use
+    task: int = 0  # this process is number TASK of TASKS that share the work (an array job)
+    tasks: int = 1  # how many share it; their number does not change a byte
     max_rejects: float = 0.05  # share of unusable faces above which the run fails
 
     def __post_init__(self) -> None:
@@ -109,6 +113,8 @@ class PreprocessConfig:
             raise UserError(f"--size {self.size}: wanted 8 to 1024 pixels")
         if not 0 <= self.max_rejects <= 1:
             raise UserError(f"--max-rejects {self.max_rejects}: wanted a share from 0 to 1")
+        if not 0 <= self.task < self.tasks:
+            raise UserError(f"--task {self.task} of --tasks {self.tasks}: wanted 0 to {self.tasks - 1}")
         if self.source != "synthetic" and self.input is None:
             raise UserError(f"--source {self.source} needs --input PATH")
 

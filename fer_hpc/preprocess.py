@@ -12,9 +12,11 @@ if __name__ == "__main__":
 
     sys.exit(main(["preprocess", *sys.argv[1:]]))
 
+import collections
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -34,12 +36,19 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import PreprocessConfig, UserError
 from fer_hpc.data import faces, shards, splits
-from fer_hpc.data.annotations import AffectNetFolder, Fer2013Csv, Rows, Source, Synthetic
+from fer_hpc.data.affectnet import AffectNetCsv, AffectNetFolder
+from fer_hpc.data.annotations import Rows, Source, read_columns
+from fer_hpc.data.arrays import Arrays
+from fer_hpc.data.fer2013 import FER2013_CLASSES, Fer2013Csv
+from fer_hpc.data.folders import ClassFolders
+from fer_hpc.data.synthetic import Synthetic
 from fer_hpc.rundir import read_json, sha256, write_bytes, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
 SHARD_ROWS = 16_384
-BLOCK_ROWS = 128  # rows per task of a worker process
+BLOCK_ROWS = 128  # at most, per call of a worker process
+BLOCK_BYTES = 4 << 20
+BLOCKS_AHEAD = 24
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,12 @@ class Shard:
 def preprocess(config: PreprocessConfig) -> None:
     """Write the shards and their manifest; raises UserError for bad input, having lost nothing that was done."""
     began = time.monotonic()
-    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "parts").mkdir(parents=True, exist_ok=True)
     with _opened(config) as source:
+        # What is to be done: the same plan in every task, whatever has been done already.
         rows = source.rows()
+        if config.columns is not None:
+            rows.columns.update(read_columns(config.columns, rows.source_id))
         rule = splits.settle(rows, config.split)
         plan = _plan_hash(config, rows, rule)
         _check_same_plan(config.out, plan)
@@ -68,37 +80,75 @@ def preprocess(config: PreprocessConfig) -> None:
             print(f"{config.out}: {_summary(config.out)}; all shards are there and verified, nothing to do")
             return
         split, words, notes = splits.divide(rows, rule)
-        per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (config.size**2 * config.channels)))
-        planned = [
-            Shard(name, k, members[first : first + per_shard])
-            for name in shards.SPLITS
-            for members in [np.flatnonzero(split == name)]
-            for k, first in enumerate(range(0, len(members), per_shard))
-        ]
-        parts = config.out / "parts"  # one file a finished shard: its manifest entry and its rejects
-        parts.mkdir(exist_ok=True)
-        done = {s.name: part for s in planned if (part := _finished(config.out, s, plan)) is not None}
-        todo = [s for s in planned if s.name not in done]
+        planned = _planned(config, split)
+        mine = planned[config.task :: config.tasks]
+
+        # Do it: one stream of blocks through the workers, written shard by shard.
+        for shard in mine:
+            for left_by_a_kill in config.out.glob(f".{shard.name}.h5.*.tmp"):
+                left_by_a_kill.unlink()
+        todo = [s for s in mine if not _is_done(config.out, s, plan)]
         progress = Progress(sum(len(s.rows) for s in todo))
-        with _workers(config, source, sum(len(s.rows) for s in todo)) as pool:
+        with _workers(config, source, progress.total) as pool:
+            results = progress.watch(_in_order(pool, (block for s in todo for block in _blocks(config, s.rows))))
             for shard in todo:
-                blocks = [shard.rows[i : i + BLOCK_ROWS] for i in range(0, len(shard.rows), BLOCK_ROWS)]
-                done[shard.name] = _build(config, rows, shard, plan, progress.watch(pool.map(_read_block, blocks)))
-    _finish(config, rows, planned, done, source.classes, words, notes)
+                _build(config, rows, shard, plan, results)
+
+    # Put it together, once every task's shards are there.
+    missing = [s for s in planned if not (config.out / "parts" / f"{s.name}.json").exists()]
+    if missing:
+        print(f"{config.out}: task {config.task} of {config.tasks} is done; {len(missing)} of {len(planned)} shards are still "
+              "to come from other tasks, the last of which writes the manifest")  # fmt: skip
+        return
+    _finish(config, rows, planned, source.classes, words, [*rows.notes, *notes])
     seconds = time.monotonic() - began
     print(f"{config.out}: {_summary(config.out)} in {seconds:.1f} s")
 
 
+def _planned(config: PreprocessConfig, split: NDArray[np.str_]) -> list[Shard]:
+    """Every shard, over all splits; task I of K makes those at I, I + K, ..."""
+    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // (config.size**2 * config.channels)))
+    return [
+        Shard(name, k, members[first : first + per_shard])
+        for name in shards.SPLITS
+        for members in [np.flatnonzero(split == name)]
+        for k, first in enumerate(range(0, len(members), per_shard))
+    ]
+
+
+def _blocks(config: PreprocessConfig, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """A shard's rows in pieces for one worker call: enough rows to pay for the call, few enough bytes to hold many."""
+    size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (config.size**2 * config.channels)))
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[NDArray[np.int64]]) -> Iterator[list[dict[str, Any] | str]]:
+    """Results in the order of the blocks, with a bounded number of blocks under way."""
+    under_way = collections.deque(pool.submit(_read_block, block) for block in itertools.islice(blocks, BLOCKS_AHEAD))
+    while under_way:
+        result = under_way.popleft().result()
+        under_way.extend(pool.submit(_read_block, block) for block in itertools.islice(blocks, 1))
+        yield result
+
+
 @contextmanager
 def _opened(config: PreprocessConfig) -> Iterator[Source]:
+    """The reader that --source names, closed at the end."""
+    path = config.input or Path()
     if config.source == "synthetic":
         yield Synthetic(config.count, config.seed)
-        return
-    assert config.input is not None
-    if config.source == "affectnet":
-        yield AffectNetFolder(config.input)
+    elif config.source == "affectnet":
+        yield AffectNetFolder(path)
+    elif config.source == "affectnet_csv":
+        yield AffectNetCsv(path, config.image_root)
+    elif config.source == "arrays":
+        yield Arrays(path)
+    elif config.source == "folder":
+        yield ClassFolders(path)
+    elif path.is_dir():
+        yield ClassFolders(path, FER2013_CLASSES)
     else:
-        table = Fer2013Csv(config.input, config.out)
+        table = Fer2013Csv(path, config.out / f".unpacked-{config.task}.tmp")
         try:
             yield table
         finally:
@@ -128,13 +178,10 @@ def _all_verified(out: Path) -> bool:
     return bool(entries) and all((out / e["file"]).exists() and sha256(out / e["file"]) == e["sha256"] for e in entries)
 
 
-def _finished(out: Path, shard: Shard, plan: str) -> dict[str, Any] | None:
-    """The part file of a shard that is done, its bytes verified; else None."""
-    part = read_json(out / "parts" / f"{shard.name}.json")
-    path = out / f"{shard.name}.h5"
-    if part is None or part["plan"] != plan or not path.exists() or sha256(path) != part["entry"]["sha256"]:
-        return None
-    return dict(part)
+def _is_done(out: Path, shard: Shard, plan: str) -> bool:
+    """Whether a shard's part file and its verified bytes are there."""
+    part, path = read_json(out / "parts" / f"{shard.name}.json"), out / f"{shard.name}.h5"
+    return bool(part) and part["plan"] == plan and path.exists() and sha256(path) == part["entry"]["sha256"]
 
 
 # ---- in the worker processes -----------------------------------------------------------------------------------------
@@ -179,10 +226,18 @@ def _read_block(numbers: NDArray[np.int64]) -> list[dict[str, Any] | str]:
 
 
 def _read(number: int) -> dict[str, Any]:
-    face = _source.face(number, _config.channels)
-    height, width = face.image.shape[:2]
-    box = None if face.landmarks is None else faces.landmark_box(face.landmarks, width, height)
-    image, to_crop, empty_box = faces.cut(face.image, box, _config.size)
+    face = _source.face(number)
+    box = None if face.box is None else faces.widened(face.box)
+    if face.landmarks is not None:
+        box = faces.landmark_box(face.landmarks)
+    reduced = 1
+    if face.encoded is not None:
+        reduced = faces.reduction(box, _config.size)
+        picture = faces.decode(face.encoded, _config.channels, reduced)
+    else:
+        assert face.pixels is not None
+        picture = faces.with_channels(face.pixels, _config.channels)
+    image, to_crop, empty_box = faces.cut(picture, box, _config.size, reduced)
     return {
         "images": image,
         "landmarks": float("nan") if face.landmarks is None else face.landmarks * to_crop[:2] + to_crop[2:],
@@ -197,9 +252,9 @@ def _read(number: int) -> dict[str, Any]:
 
 
 def _build(
-    config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, blocks: Iterator[list[dict[str, Any] | str]]
-) -> dict[str, Any]:
-    """Write one shard and its part file from the workers' results."""
+    config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, results: Iterator[list[dict[str, Any] | str]]
+) -> None:
+    """Write one shard and its part file from the next of the workers' results."""
     n = len(shard.rows)
     columns = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
     columns.update({name: np.empty((n, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()})
@@ -210,7 +265,8 @@ def _build(
     extra = {k: v[shard.rows] for k, v in rows.columns.items() if k not in ("group", "synthetic")}
 
     kept, rejects, empty_boxes = np.ones(n, bool), [], 0
-    for i, result in enumerate(r for block in blocks for r in block):
+    faces_read = (r for _ in _blocks(config, shard.rows) for r in next(results))
+    for i, result in enumerate(faces_read):
         if isinstance(result, str):
             kept[i] = False
             rejects.append((str(columns["source_id"][i]), result))
@@ -224,14 +280,13 @@ def _build(
     counts = np.bincount(columns["labels"], minlength=16).tolist()
     part = {"plan": plan, "entry": entry, "class_counts": counts, "rejects": rejects, "empty_boxes": empty_boxes}
     write_json(config.out / "parts" / f"{shard.name}.json", part)
-    return part
 
 
 def _finish(
-    config: PreprocessConfig, rows: Rows, planned: list[Shard], done: dict[str, dict[str, Any]],
-    classes: tuple[str, ...], rule: str, notes: list[str],
-) -> None:  # fmt: skip
-    """Write rejects.csv and, if not too many were rejected, the manifest."""
+    config: PreprocessConfig, rows: Rows, planned: list[Shard], classes: tuple[str, ...], rule: str, notes: list[str]
+) -> None:
+    """Merge the parts: rejects.csv and, if not too many were rejected, the manifest."""
+    done = {s.name: read_json(config.out / "parts" / f"{s.name}.json") for s in planned}
     rejects = [("", *r) for r in rows.rejects]
     rejects += [(s.split, *r) for s in planned for r in done[s.name]["rejects"]]
     text = io.StringIO()
@@ -242,7 +297,7 @@ def _finish(
     for *_, reason in rejects:
         reasons[reason] = reasons.get(reason, 0) + 1
     unused = sum(n for reason, n in reasons.items() if reason.startswith("label "))
-    total = len(rows) + len(rows.rejects) - unused  # AffectNet's own "none" and "uncertain" are no mishap
+    total = len(rows.source_id) + len(rows.rejects) - unused  # AffectNet's own "none" and "uncertain" are no mishap
     if len(rejects) - unused > config.max_rejects * total:
         worst = max(reasons, key=lambda r: reasons[r])
         raise UserError(
@@ -267,7 +322,7 @@ def _finish(
         "splits": entries,
         "split_rule": rule,
         "notes": notes,
-        "source": {"kind": config.source, "fingerprint": rows.fingerprint, "rows": len(rows) + len(rows.rejects)},
+        "source": {"kind": config.source, "fingerprint": rows.fingerprint, "rows": len(rows.source_id) + len(rows.rejects)},
         "faces": faces.RECIPE,
         "empty_boxes": sum(d["empty_boxes"] for d in done.values()),
         "rejects": {"n": len(rejects), "reasons": reasons},

@@ -14,7 +14,7 @@ import pytest
 
 from fer_hpc import rundir
 from fer_hpc.data import faces, shards, synthetic
-from fer_hpc.data.annotations import AffectNetFolder
+from fer_hpc.data.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from tests.conftest import Fer, command
 
@@ -56,9 +56,10 @@ def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> 
     split = open_split(read_manifest(made), "train")
     for row in (0, len(split) - 1):
         number = rows.source_id.index(split.columns["source_id"][row].decode())
-        face = source.face(number, 1)
-        height, width = face.image.shape
-        image, to_crop, _ = faces.cut(face.image, faces.landmark_box(face.landmarks, width, height), 48)
+        face = source.face(number)
+        box = faces.landmark_box(face.landmarks)
+        reduced = faces.reduction(box, 48)
+        image, to_crop, _ = faces.cut(faces.decode(face.encoded, 1, reduced), box, 48, reduced)
         assert (split.images[0][row] == image).all()
         assert np.allclose(split.columns["landmarks"][row], face.landmarks * to_crop[:2] + to_crop[2:], atol=1e-3)
         assert split.columns["labels"][row] == rows.label[number] == synthetic.label_of(number)
@@ -158,3 +159,20 @@ def test_a_shard_that_was_cut_off_is_named_at_open(shards: Path, tmp_path: Path)
     path.unlink()
     with pytest.raises(UserError, match=r"train-00000\.h5 is missing"):
         open_split(read_manifest(copy), "train")
+
+
+def test_array_tasks_give_the_same_shards_as_one_process(fer: Fer, tmp_path: Path) -> None:
+    arguments = ("--source", "synthetic", "--count", 70, "--seed", 3, "--size", 640, "--channels", 3)  # several shards
+    assert fer("preprocess", *arguments, "--out", tmp_path / "one").returncode == 0
+    assert len(list((tmp_path / "one").glob("*.h5"))) >= 3
+    for task in (2, 0, 1):
+        done = fer("preprocess", *arguments, "--out", tmp_path / "many", "--task", task, "--tasks", 3)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "many" / "manifest.json").exists() == (task == 1), "the last task to finish merges"
+    assert hashes(tmp_path / "many") == hashes(tmp_path / "one")
+
+
+def test_a_task_that_does_not_exist_is_refused(fer: Fer, tmp_path: Path) -> None:
+    done = fer("preprocess", "--source", "synthetic", "--count", 70, "--task", 3, "--tasks", 3, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "--task 3 of --tasks 3: wanted 0 to 2" in done.stderr

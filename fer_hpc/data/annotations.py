@@ -1,17 +1,15 @@
-"""What the labels say: one reader per on-disk form, all giving the same rows.
+"""What the labels say: the rows and faces that every reader gives, and what readers share.
 
-A source is opened once for its `Rows` (ids, labels, splits - what is needed to divide the data), then asked for single
-faces by row number, in any order and from any process.
+A source is opened once for its `Rows` (ids, labels, splits: what is needed to divide the data), then asked for single
+faces by row number, in any order and from any process. Readers: affectnet.py, fer2013.py, folders.py, arrays.py.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import shutil
+import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.data import faces
-from fer_hpc.data.faces import Reject
+from fer_hpc.data.faces import Box, Reject
 
-AFFECTNET_UNUSED = {8: "none", 9: "uncertain", 10: "no face"}
-FER2013 = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")  # Kaggle's order of numbers
-FER2013_USAGE = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
-FER2013_SIZE = 48
+ALIASES = {
+    "neutral": "Neutral", "happy": "Happiness", "sad": "Sadness", "surprised": "Surprise", "fearful": "Fear",
+    "afraid": "Fear", "disgusted": "Disgust", "angry": "Anger", **{name.lower(): name for name in CLASSES},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,20 @@ class Rows:
     source_id: list[str]
     label: NDArray[np.int64]  # index into the source's classes
     split: list[str]  # train | val | test where the source says so, else ""
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)  # group, synthetic and whatever columns.csv holds
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)  # group, synthetic and whatever a column file holds
     rejects: list[tuple[str, str]] = field(default_factory=list)  # (source_id, reason) of unusable annotations
     fingerprint: str = ""  # changes when the source's list of faces or labels changes
-
-    def __len__(self) -> int:
-        return len(self.source_id)
+    notes: list[str] = field(default_factory=list)  # what a reader of the manifest should know
 
 
 @dataclass(frozen=True)
 class Face:
-    image: NDArray[np.uint8]  # [H, W] luma or [H, W, 3] RGB
+    """One face as the source has it: encoded bytes or pixels, and what is known about it."""
+
+    encoded: bytes | None = None  # a JPEG or PNG file's content
+    pixels: NDArray[np.uint8] | None = None  # [H, W] luma or [H, W, 3] RGB
     landmarks: NDArray[np.float32] | None = None  # [68, 2] x, y in image pixels
+    box: Box | None = None  # of the face without margin, where there are no landmarks
     valence: float = float("nan")
     arousal: float = float("nan")
 
@@ -57,122 +56,143 @@ class Source(Protocol):
 
     def rows(self) -> Rows: ...
 
-    def face(self, row: int, channels: int) -> Face:
+    def face(self, row: int) -> Face:
         """Read one face; raises Reject with the reason where it cannot be used."""
         ...
 
 
-# ---- AffectNet's annotations folder ----------------------------------------------------------------------------------
+class Collector:
+    """Gathers rows while a reader walks its input, refusing an id that has come before."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.labels: list[int] = []
+        self.splits: list[str] = []
+        self.rejects: list[tuple[str, str]] = []
+        self._known: set[str] = set()
+
+    def add(self, source_id: str, label: int | str, split: str = "") -> bool:
+        """Take a face in, or list it as rejected: `label` is its class, or the reason why it has none."""
+        if source_id in self._known:
+            self.rejects.append((source_id, "duplicate id"))
+        elif isinstance(label, str):
+            self.rejects.append((source_id, label))
+        else:
+            self._known.add(source_id)
+            self.ids.append(source_id)
+            self.labels.append(label)
+            self.splits.append(split)
+            return True
+        return False
+
+    def rows(self, where: Path, extra: str = "", notes: list[str] | None = None) -> Rows:
+        """The rows; UserError where there is not one. `extra` joins the fingerprint."""
+        if not self.ids:
+            why = (
+                f"; the first of {len(self.rejects):,} bad ones: {self.rejects[0]}"
+                if self.rejects
+                else ": there are none in it"
+            )
+            raise UserError(f"--input {where}: no usable faces{why}")
+        digest = hashlib.sha256(repr((self.ids, self.labels, self.splits, self.rejects, extra)).encode()).hexdigest()
+        return Rows(self.ids, np.array(self.labels), self.splits, {}, self.rejects, digest, notes or [])
 
 
-class AffectNetFolder:
-    """`train_set/annotations/<id>_{exp,val,aro,lnd}.npy` with `train_set/images/<id>.{jpg,png,jpeg}`; also `val_set`.
-
-    A file `columns.csv` in the root, if there is one, adds columns by source_id (`train_set/<id>`).
-    """
-
-    classes: tuple[str, ...] = CLASSES
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.parts = [p for p in ("train_set", "val_set") if (root / p / "annotations").is_dir()]
-        if not self.parts:
-            raise UserError(
-                f"--input {root}: no train_set/annotations or val_set/annotations in it"
-                if root.is_dir() else f"--input {root}: no such folder"
-            )  # fmt: skip
-        self._files: list[tuple[Path, Path]] = []  # per row: image, stem of the annotations
-
-    def rows(self) -> Rows:
-        ids, labels, splits, rejects = [], [], [], []
-        for part in self.parts:
-            images = {
-                p.stem: p for p in (self.root / part / "images").iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")
-            }
-            folder = self.root / part / "annotations"
-            stems = sorted((p.name[: -len("_exp.npy")] for p in folder.glob("*_exp.npy")), key=_natural)
-            with ThreadPoolExecutor(16) as pool:  # many small reads: a shared file system answers them side by side
-                found = list(pool.map(lambda stem, folder=folder: _label(folder / f"{stem}_exp.npy"), stems))
-            for stem, label in zip(stems, found, strict=True):
-                name = f"{part}/{stem}"
-                if isinstance(label, str):
-                    rejects.append((name, label))
-                elif stem not in images:
-                    rejects.append((name, "missing image"))
-                else:
-                    ids.append(name)
-                    labels.append(label)
-                    splits.append("test" if part == "val_set" else "train")
-                    self._files.append((images[stem], folder / stem))
-            rejects += [(f"{part}/{stem}", "no label") for stem in sorted(images.keys() - set(stems), key=_natural)]
-        if not ids:
-            raise UserError(f"--input {self.root}: no usable face among {len(rejects)} annotations; the first: {rejects[:1]}")
-        digest = hashlib.sha256(repr((ids, labels, rejects)).encode()).hexdigest()
-        if "val_set" not in self.parts:  # then the source says nothing about splits
-            splits = [""] * len(ids)
-        return Rows(ids, np.array(labels), splits, read_columns(self.root / "columns.csv", ids), rejects, digest)
-
-    def face(self, row: int, channels: int) -> Face:
-        path, stem = self._files[row]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise Reject(f"unreadable image: {error.strerror}") from None
-        points, landmarks = _npy(stem.with_name(f"{stem.name}_lnd.npy")), None
-        if points is not None:
-            if points.size != 136:
-                raise Reject(f"{points.size} landmark numbers, wanted 136 (68 points)")
-            landmarks = points.reshape(68, 2).astype(np.float32)
-            if not np.isfinite(landmarks).all():
-                raise Reject("landmarks are not finite")
-        values = [_npy(stem.with_name(f"{stem.name}_{kind}.npy")) for kind in ("val", "aro")]
-        valence, arousal = (float("nan") if v is None or not -1 <= v.item() <= 1 else v.item() for v in values)
-        return Face(faces.decode(data, channels), landmarks, valence, arousal)
+AFFECTNET_UNUSED = {8: "none", 9: "uncertain", 10: "no face"}
 
 
-def _natural(stem: str) -> tuple[int, int, str]:
-    return (0, int(stem), stem) if stem.isdecimal() else (1, 0, stem)
-
-
-def _npy(path: Path) -> NDArray[np.float64] | None:
-    """The numbers in a small .npy file (numbers, or a string that holds one); None where there is no file."""
+def affectnet_label(text: str) -> int | str:
+    """A class number of AffectNet's, or why it is none."""
     try:
-        return np.load(path, allow_pickle=False).astype(np.float64)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):
-        raise Reject(f"unreadable {path.name}") from None
-
-
-def _label(path: Path) -> int | str:
-    """A class number, or why it is none."""
-    try:
-        value = _npy(path)
-    except Reject as reject:
-        return str(reject)
-    if value is None or value.size != 1 or not float(value.item()).is_integer():
-        return "label is not one whole number"
-    label = int(value.item())
+        value = float(text)
+    except ValueError:
+        return f"label {text[:20]!r} is not a number"
+    if not value.is_integer():
+        return f"label {text[:20]!r} is not a whole number"
+    label = int(value)
     if label in AFFECTNET_UNUSED:
         return f"label {label} ({AFFECTNET_UNUSED[label]})"
     return label if 0 <= label < len(CLASSES) else f"label {label}, wanted 0 to {len(CLASSES) - 1}"
 
 
+def affect(value: float) -> float:
+    """Valence or arousal; AffectNet's -2 (none) and anything else outside [-1, 1] is NaN."""
+    return value if -1 <= value <= 1 else float("nan")
+
+
+def landmarks_of(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    """136 numbers as 68 points; raises Reject."""
+    if numbers.size != 136:
+        raise Reject(f"{numbers.size} landmark numbers, wanted 136 (68 points)")
+    if not np.isfinite(numbers).all():
+        raise Reject("landmarks are not finite")
+    return numbers.reshape(68, 2).astype(np.float32)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts 2 before 10."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+
+
+# ---- CSV files -------------------------------------------------------------------------------------------------------
+
+
+class CsvTable:
+    """A CSV file of any size, read line by line and again from any line; a line break within quotes is not supported."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets: list[int] = []  # of the lines that `keep` was called for
+        with path.open("rb") as f:
+            header = f.readline()
+            self._start = f.tell()
+        self.names = [n.strip().lower() for n in _cells(header.removeprefix(b"\xef\xbb\xbf"))]
+        self.empty = not header.strip()
+
+    def require(self, *names: str) -> None:
+        missing = [n for n in names if n.lower() not in self.names]
+        if missing:
+            got = "the file is empty" if self.empty else f"its header has {', '.join(self.names)[:120]}"
+            raise UserError(f"--input {self.path}: no column {missing[0]!r}: {got}; wanted {', '.join(names)}")
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:
+        """(byte offset, cells by column name) of every line that is not blank; a str says what is wrong with it."""
+        with self.path.open("rb") as f:
+            f.seek(self._start)
+            offset = self._start
+            for line in f:
+                if line.strip():
+                    cells = _cells(line)
+                    good = len(cells) == len(self.names)
+                    wrong = f"{len(cells)} columns, wanted {len(self.names)}"
+                    yield offset, dict(zip(self.names, cells, strict=True)) if good else wrong
+                offset += len(line)
+
+    def line(self, row: int) -> dict[str, str]:
+        with self.path.open("rb") as f:
+            f.seek(self.offsets[row])
+            return dict(zip(self.names, _cells(f.readline()), strict=True))
+
+
+def _cells(line: bytes) -> list[str]:
+    csv.field_size_limit(1 << 24)
+    return [c.strip() for c in next(csv.reader([line.decode("utf-8", "replace")], skipinitialspace=True), [])]
+
+
 def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
-    """Columns of a CSV file joined to `ids` by its `source_id`: whole numbers (absent: -1), numbers (NaN) or text ("")."""
-    if not path.exists():
-        return {}
+    """Columns of a CSV file joined to `ids` by its source_id: int64 (absent: -1), float32 (NaN) or text ("")."""
+    if not path.is_file():
+        raise UserError(f"--columns {path}: no such file; wanted a CSV with a column source_id")
     with path.open(newline="", encoding="utf-8-sig") as f:
         table = csv.DictReader(f)
-        if "source_id" not in (table.fieldnames or []):
-            raise UserError(f"{path}: no column source_id in its header ({', '.join(table.fieldnames or [])})")
-        by_id = {line["source_id"]: line for line in table}
         names = [n for n in table.fieldnames or [] if n != "source_id"]
-    columns: dict[str, NDArray[Any]] = {}
-    for name in names:
-        texts = [by_id[i][name] if i in by_id else "" for i in ids]
-        columns[name] = _typed(texts)
-    return columns
+        if "source_id" not in (table.fieldnames or []):
+            raise UserError(f"{path}: no column source_id in its header ({', '.join(names)[:120]})")
+        by_id = {line["source_id"]: line for line in table}
+    known = sum(i in by_id for i in ids)
+    if not known:
+        raise UserError(f"{path}: none of its source_id values is one of this source's; these look like {ids[0]!r}")
+    return {name: _typed([(by_id[i][name] or "") if i in by_id else "" for i in ids]) for name in names}
 
 
 def _typed(texts: list[str]) -> NDArray[Any]:
@@ -184,128 +204,31 @@ def _typed(texts: list[str]) -> NDArray[Any]:
     return np.array(texts, dtype=object)
 
 
-# ---- FER2013 as one CSV file -----------------------------------------------------------------------------------------
+# ---- picture files below a root --------------------------------------------------------------------------------------
 
 
-class Fer2013Csv:
-    """Kaggle's `emotion,pixels,Usage` in any order of columns, plain or .gz; 48x48 gray values as text.
+def contained(root: Path, text: str) -> Path:
+    """The file that a path in a table means: below `root`, or Reject.
 
-    A .gz is unpacked beside the output first, since it cannot be read from the middle.
+    A path of another machine (absolute, either separator, also with a drive letter) is taken by its longest suffix that
+    exists below the root. Whatever it is, it must end up inside the root, links followed.
     """
-
-    classes: tuple[str, ...] = tuple(c for c in CLASSES if c in FER2013)
-
-    def __init__(self, path: Path, scratch: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"--input {path}: no such file; wanted FER2013's CSV (columns emotion, pixels, Usage)")
-        self.path = path
-        if path.suffix == ".gz":
-            self.path = scratch / f".{path.stem}.tmp"
-            try:
-                with gzip.open(path) as packed, self.path.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain, 1 << 20)
-            except (OSError, EOFError) as error:
-                self.path.unlink(missing_ok=True)
-                raise UserError(f"--input {path}: cannot be unpacked ({error}); is the download whole?") from None
-        self._offsets: list[int] = []
-        self._column: dict[str, int] = {}
-
-    def close(self) -> None:
-        if self.path.name.startswith("."):
-            self.path.unlink(missing_ok=True)
-
-    def rows(self) -> Rows:
-        ids, labels, splits, rejects = [], [], [], []
-        digest = hashlib.sha256()
-        to_class = [self.classes.index(name) for name in FER2013]
-        with self.path.open("rb") as f:
-            header = f.readline()
-            digest.update(header)
-            names = [n.strip().strip('"').lower() for n in header.decode("utf-8-sig", "replace").split(",")]
-            for wanted in ("emotion", "pixels"):
-                if wanted not in names:
-                    got = "the file is empty" if not header.strip() else f"its header has {', '.join(names[:6])[:80]}"
-                    raise UserError(f"--input {self.path}: no column {wanted!r}: {got}; wanted emotion, pixels, Usage")
-            self._column = {n: names.index(n) for n in names}
-            for number, (offset, line) in enumerate(_lines(f)):
-                digest.update(line)
-                cells = _cells(line)
-                label = cells[self._column["emotion"]] if len(cells) == len(names) else ""
-                usage = cells[self._column["usage"]] if len(cells) == len(names) and "usage" in names else ""
-                if len(cells) != len(names):
-                    rejects.append((str(number), f"{len(cells)} columns, wanted {len(names)}"))
-                elif not label.isdecimal() or int(label) >= len(FER2013):
-                    rejects.append((str(number), f"emotion {label[:20]!r}, wanted 0 to 6"))
-                elif usage and usage not in FER2013_USAGE:
-                    rejects.append((str(number), f"Usage {usage[:20]!r}, wanted {', '.join(FER2013_USAGE)}"))
-                else:
-                    ids.append(str(number))
-                    labels.append(to_class[int(label)])
-                    splits.append(FER2013_USAGE.get(usage, ""))
-                    self._offsets.append(offset)
-        if not ids:
-            why = f"; the first of {len(rejects)} bad rows: {rejects[0]}" if rejects else ": there are no rows after the header"
-            raise UserError(f"--input {self.path}: no usable row{why}")
-        return Rows(ids, np.array(labels), splits, {}, rejects, digest.hexdigest())
-
-    def face(self, row: int, channels: int) -> Face:
-        with self.path.open("rb") as f:
-            f.seek(self._offsets[row])
-            text = _cells(f.readline())[self._column["pixels"]]
-        try:
-            pixels = np.array(text.split(), dtype=np.int64)
-        except (ValueError, OverflowError):
-            raise Reject("pixels are not whole numbers") from None
-        if pixels.size != FER2013_SIZE**2:
-            raise Reject(f"{pixels.size} pixels, wanted {FER2013_SIZE**2} ({FER2013_SIZE} x {FER2013_SIZE})")
-        if pixels.min() < 0 or pixels.max() > 255:
-            raise Reject("pixel values outside 0 to 255")
-        image = pixels.astype(np.uint8).reshape(FER2013_SIZE, FER2013_SIZE)
-        return Face(image if channels == 1 else np.repeat(image[..., None], 3, 2))
+    parts = [p for p in re.split(r"[/\\]+", text.strip()) if p not in ("", ".")]
+    if not parts or ".." in parts:
+        raise Reject("path leaves the image root" if parts else "empty path")
+    for first in range(len(parts)):
+        candidate = root.joinpath(*parts[first:])
+        if candidate.exists():
+            if not candidate.resolve().is_relative_to(root.resolve()):
+                raise Reject("path leaves the image root")
+            return candidate
+    raise Reject("missing image")
 
 
-def _lines(f: Any) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) of every line that is not blank."""
-    offset = f.tell()
-    for line in f:
-        if line.strip():
-            yield offset, line
-        offset += len(line)
-
-
-def _cells(line: bytes) -> list[str]:
-    return [c.strip() for c in next(csv.reader([line.decode("utf-8", "replace")]))]
-
-
-# ---- drawn faces, straight from the generator ------------------------------------------------------------------------
-
-
-class Synthetic:
-    """Faces 0 .. count-1 of the generator, without a detour over picture files."""
-
-    classes: tuple[str, ...] = CLASSES
-
-    def __init__(self, count: int, seed: int) -> None:
-        if count < 1:
-            raise UserError("--source synthetic: --count says how many faces to draw; wanted at least 1")
-        self.count, self.seed = count, seed
-
-    def rows(self) -> Rows:
-        from fer_hpc.data import synthetic
-
-        label = np.array([synthetic.label_of(i, self.seed) for i in range(self.count)])
-        columns: dict[str, NDArray[Any]] = {
-            "group": np.arange(self.count) // synthetic.PHOTOS_PER_PERSON,
-            "synthetic": np.ones(self.count, np.uint8),
-        }
-        ids = [str(i) for i in range(self.count)]
-        return Rows(ids, label, [""] * self.count, columns, [], f"synthetic {synthetic.VERSION} {self.seed} {self.count}")
-
-    def face(self, row: int, channels: int) -> Face:
-        import cv2
-
-        from fer_hpc.data import synthetic
-
-        face = synthetic.draw_face(row, self.seed)
-        image = face.image if channels == 3 else cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY)
-        return Face(image.astype(np.uint8), face.landmarks, face.valence, face.arousal)
+def read_picture(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Reject("missing image") from None
+    except OSError as error:
+        raise Reject(f"unreadable image: {error.strerror}") from None

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a header that claims more is refused unread
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-MARGIN = 0.15  # the landmark box is widened by this share of its width and height on each side
+MARGIN = 0.15  # the face's box is widened by this share of its width and height on each side
 
 # Copied into the manifest and from there into checkpoints: a photo given at inference is cut in the same way.
 RECIPE = {
-    "box": "tight around 68 landmarks, else the whole image",
+    "box": "tight around 68 landmarks or as the table says, else the whole image",
     "margin": MARGIN,
     "shape": "resized to a square, aspect not kept",
-    "resampler": "area average when shrinking, bilinear when enlarging",
-    "color": "RGB; gray is ITU-R BT.601 luma",
+    "resampler": "area average when shrinking (JPEG: the decoder halves first where both sides allow), bilinear when enlarging",
+    "color": "RGB; gray is ITU-R BT.601 luma; upright by EXIF",
 }
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; right and bottom are outside
+
+_REDUCED = {
+    (1, 1): cv2.IMREAD_GRAYSCALE, (2, 1): cv2.IMREAD_REDUCED_GRAYSCALE_2, (4, 1): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (8, 1): cv2.IMREAD_REDUCED_GRAYSCALE_8, (1, 3): cv2.IMREAD_COLOR, (2, 3): cv2.IMREAD_REDUCED_COLOR_2,
+    (4, 3): cv2.IMREAD_REDUCED_COLOR_4, (8, 3): cv2.IMREAD_REDUCED_COLOR_8,
+}  # fmt: skip
 
 
 class Reject(Exception):
     """This face cannot be used; the message is the reason that goes to rejects.csv."""
 
 
-def decode(data: bytes, channels: int) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG file's bytes to [H, W] luma or [H, W, 3] RGB, upright by its EXIF orientation.
+def widened(box: Box) -> Box:
+    """The box with MARGIN of its width and height added on each side; not yet clipped."""
+    left, top, right, bottom = box
+    x, y = MARGIN * (right - left), MARGIN * (bottom - top)
+    return left - x, top - y, right + x, bottom + y
+
+
+def landmark_box(landmarks: NDArray[np.float32]) -> Box:
+    """The tight box of landmarks [68, 2], widened."""
+    (left, top), (right, bottom) = landmarks.min(0).tolist(), landmarks.max(0).tolist()
+    return widened((left, top, right, bottom))
+
+
+def reduction(box: Box | None, size: int) -> int:
+    """1, 2, 4 or 8: by how much a decoder may shrink the picture so that the box still has `size` pixels a side."""
+    side = 0.0 if box is None else min(box[2] - box[0], box[3] - box[1])
+    return next((f for f in (8, 4, 2) if side >= f * size), 1)
+
+
+def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG file's bytes to [H, W] luma or [H, W, 3] RGB, upright by its EXIF orientation, each side
+    divided by `reduced`.
 
     Raises Reject for anything that is not a whole picture.
     """
@@ -33,36 +63,45 @@ def decode(data: bytes, channels: int) -> NDArray[np.uint8]:
         raise Reject("empty file")
     if data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-64:]:  # the decoder would fill the rest with gray
         raise Reject("truncated JPEG")
+    if data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]:
+        raise Reject("truncated PNG")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduced, channels])
     except cv2.error as error:
-        raise Reject(f"not decodable: {error.err}") from None
+        raise Reject("picture too large" if "IO_MAX_IMAGE" in str(error) else f"not decodable: {error.err}") from None
     if image is None:
         raise Reject("not an image")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
 
 
-def landmark_box(landmarks: NDArray[np.float32], width: int, height: int) -> Box:
-    """The face's box from landmarks [68, 2]: tight, widened by MARGIN, clipped to the image; may come out empty."""
-    low, high = landmarks.min(0), landmarks.max(0)
-    margin = MARGIN * (high - low)
-    left, top = np.maximum(np.floor(low - margin), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(high + margin), (width, height)).astype(int)
-    return int(left), int(top), int(right), int(bottom)
+def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Pixels [H, W] or [H, W, 3] RGB as [H, W] luma or [H, W, 3] RGB."""
+    if channels == 1:
+        return pixels if pixels.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
-def cut(image: NDArray[np.uint8], box: Box | None, size: int) -> tuple[NDArray[np.uint8], NDArray[np.float64], bool]:
-    """Crop `box` (None: all) and resize to [size, size, C].
+def cut(
+    image: NDArray[np.uint8], box: Box | None, size: int, reduced: int = 1
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], bool]:
+    """Crop `box` (in pixels before the reduction, clipped to the image; None: all) and resize to [size, size, C].
 
-    Gives the face, the map from image to face pixels as (scale x, scale y, shift x, shift y), and whether an empty box
-    fell back to the whole image.
+    Gives the face, the map from unreduced image to face pixels as (scale x, scale y, shift x, shift y), and whether an
+    empty box fell back to the whole image.
     """
     height, width = image.shape[:2]
-    empty = box is not None and (box[2] - box[0] < 2 or box[3] - box[1] < 2)
-    left, top, right, bottom = (0, 0, width, height) if box is None or empty else box
+    left, top, right, bottom = 0, 0, width, height
+    empty = False
+    if box is not None:
+        low = np.maximum(np.floor(np.array(box[:2]) / reduced), 0).astype(int)
+        high = np.minimum(np.ceil(np.array(box[2:]) / reduced), (width, height)).astype(int)
+        empty = bool((high - low < 2).any())
+        if not empty:
+            (left, top), (right, bottom) = low.tolist(), high.tolist()
     part = image[top:bottom, left:right]
     scale = np.array([size / (right - left), size / (bottom - top)])
     if part.shape[:2] != (size, size):
         part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if (scale <= 1).all() else cv2.INTER_LINEAR)
-    shift = (0.5 - np.array([left, top])) * scale - 0.5  # pixel centres stay pixel centres
-    return part.reshape(size, size, -1), np.concatenate([scale, shift]), empty
+    # pixel centres stay pixel centres, through the decoder's reduction as through the crop
+    shift = ((0.5 / reduced) - np.array([left, top])) * scale - 0.5
+    return part.reshape(size, size, -1), np.concatenate([scale / reduced, shift]), empty

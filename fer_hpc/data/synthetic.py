@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, SyntheticConfig, UserError
+from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.rundir import read_json, write_json
 
 FloatArray = NDArray[np.float64]
@@ -573,6 +574,31 @@ def _photograph(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     cv2.randn(noise, 0, float(rng.uniform(1, 7)))
     picture += noise[..., None]
     return cv2.convertScaleAbs(np.maximum(picture, 0, out=picture))
+
+
+# ---- as a source -----------------------------------------------------------------------------------------------------
+
+
+class Synthetic:
+    """Faces 0 .. count-1 straight from the generator, without a detour over picture files."""
+
+    classes: tuple[str, ...] = CLASSES
+
+    def __init__(self, count: int, seed: int) -> None:
+        if count < 1:
+            raise UserError("--source synthetic: --count says how many faces to draw; wanted at least 1")
+        self.count, self.seed = count, seed
+
+    def rows(self) -> Rows:
+        numbers = np.arange(self.count)
+        label = np.array([label_of(i, self.seed) for i in range(self.count)])
+        columns: dict[str, NDArray[Any]] = {"group": numbers // PHOTOS_PER_PERSON, "synthetic": np.ones(self.count, np.uint8)}
+        fingerprint = f"synthetic {VERSION} {self.seed} {self.count}"
+        return Rows([str(i) for i in range(self.count)], label, [""] * self.count, columns, [], fingerprint)
+
+    def face(self, row: int) -> Face:
+        face = draw_face(row, self.seed)
+        return Face(pixels=face.image, landmarks=face.landmarks, valence=face.valence, arousal=face.arousal)
 
 
 # ---- AffectNet's layout on disk --------------------------------------------------------------------------------------

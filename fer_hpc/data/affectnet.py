@@ -1,0 +1,181 @@
+"""AffectNet as a folder of annotations, and as each of three CSV tables."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import CLASSES, UserError
+from fer_hpc.data.annotations import (
+    Collector,
+    CsvTable,
+    Face,
+    Rows,
+    affect,
+    affectnet_label,
+    contained,
+    landmarks_of,
+    natural,
+    read_columns,
+    read_picture,
+)
+from fer_hpc.data.faces import Box, Reject
+
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+class AffectNetFolder:
+    """`train_set/annotations/<id>_{exp,val,aro,lnd}.npy` with `train_set/images/<id>.{jpg,png,jpeg}`; also `val_set`.
+
+    A file `columns.csv` in the root, if there is one, adds columns by source_id (`train_set/<id>`).
+    """
+
+    classes: tuple[str, ...] = CLASSES
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.parts = [p for p in ("train_set", "val_set") if (root / p / "annotations").is_dir()]
+        if not self.parts:
+            what = "no train_set/annotations or val_set/annotations in it" if root.is_dir() else "no such folder"
+            raise UserError(f"--input {root}: {what}")
+        self._files: list[tuple[Path, Path]] = []  # per row: picture, stem of the annotations
+
+    def rows(self) -> Rows:
+        found = Collector()
+        for part in self.parts:
+            images, folder = self.root / part / "images", self.root / part / "annotations"
+            if not images.is_dir():
+                raise UserError(f"--input {self.root}: {part}/annotations is there, but not {part}/images")
+            pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in PICTURES}
+            stems = sorted((p.name[: -len("_exp.npy")] for p in folder.glob("*_exp.npy")), key=natural)
+            with ThreadPoolExecutor(16) as pool:  # many small reads: a shared file system answers them side by side
+                labels = list(pool.map(lambda stem, folder=folder: _label(folder / f"{stem}_exp.npy"), stems))
+            split = "" if "val_set" not in self.parts else "test" if part == "val_set" else "train"
+            for stem, label in zip(stems, labels, strict=True):
+                if isinstance(label, int) and stem not in pictures:
+                    label = "missing image"
+                if found.add(f"{part}/{stem}", label, split):
+                    self._files.append((pictures[stem], folder / stem))
+            for stem in sorted(pictures.keys() - set(stems), key=natural):
+                found.add(f"{part}/{stem}", "no label")
+        rows = found.rows(self.root)
+        if (self.root / "columns.csv").exists():
+            rows.columns.update(read_columns(self.root / "columns.csv", rows.source_id))
+        return rows
+
+    def face(self, row: int) -> Face:
+        picture, stem = self._files[row]
+        points = _npy(stem.with_name(f"{stem.name}_lnd.npy"))
+        values = [_npy(stem.with_name(f"{stem.name}_{kind}.npy")) for kind in ("val", "aro")]
+        valence, arousal = (float("nan") if v is None or v.size != 1 else affect(v.item()) for v in values)
+        landmarks = None if points is None else landmarks_of(points)
+        return Face(read_picture(picture), landmarks=landmarks, valence=valence, arousal=arousal)
+
+
+_NPY_HEADER = re.compile(rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*")
+
+
+def _npy(path: Path) -> NDArray[np.float64] | None:
+    """The numbers in a small .npy file (numbers, or a string that holds one); None where there is no file.
+
+    The usual header is read here, ten times as fast as by numpy (there are four such files a face); numpy reads the rest.
+    """
+    try:
+        data = path.read_bytes()
+        header = (
+            _NPY_HEADER.fullmatch(data, 10, 10 + int.from_bytes(data[8:10], "little")) if data[:7] == b"\x93NUMPY\x01" else None
+        )
+        if header:
+            return np.frombuffer(data, header[1].decode(), offset=header.end()).astype(np.float64)
+        return np.load(path, allow_pickle=False).astype(np.float64)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError):
+        raise Reject(f"unreadable {path.name.rpartition('_')[2]} annotation") from None
+
+
+def _label(path: Path) -> int | str:
+    """A class number, or why it is none."""
+    try:
+        value = _npy(path)
+    except Reject as reject:
+        return str(reject)
+    if value is None or value.size != 1:
+        return "label is not one number"
+    return affectnet_label(str(value.item()))
+
+
+class AffectNetCsv:
+    """A table of paths and annotations, with pictures below `root`; the form goes by the header.
+
+    The report's (image_path, expression, valence, arousal, landmarks as a list of [x, y]), its box form
+    (image_path, x_min, y_min, x_max, y_max, expression), and AffectNet's own (subDirectory_filePath, face_x, face_y,
+    face_width, face_height, facial_landmarks "x;y;...", expression, valence, arousal).
+    """
+
+    classes: tuple[str, ...] = CLASSES
+
+    def __init__(self, path: Path, root: Path | None) -> None:
+        if not path.is_file():
+            raise UserError(f"--input {path}: no such file; wanted a CSV of paths and annotations")
+        self.root = path.parent if root is None else root
+        if not self.root.is_dir():
+            raise UserError(f"--image-root {self.root}: no such folder")
+        self.table = CsvTable(path)
+        names = self.table.names
+        self._path = "subdirectory_filepath" if "subdirectory_filepath" in names else "image_path"
+        self._points = next((n for n in ("facial_landmarks", "landmarks") if n in names), None)
+        self.table.require(self._path, "expression")
+        if self._points is None and not {"x_min", "y_min", "x_max", "y_max"} <= set(names):
+            raise UserError(f"--input {path}: neither landmarks nor x_min, y_min, x_max, y_max among {', '.join(names)[:120]}")
+
+    def rows(self) -> Rows:
+        found = Collector()
+        for offset, line in self.table:
+            if isinstance(line, str):
+                found.add(f"byte {offset}", line)
+            elif found.add(line[self._path], affectnet_label(line["expression"])):
+                self.table.offsets.append(offset)
+        return found.rows(self.table.path, repr(self.table.path.stat().st_size))
+
+    def face(self, row: int) -> Face:
+        line = self.table.line(row)
+        valence, arousal = (affect(_number(line.get(n, ""), n)) for n in ("valence", "arousal"))
+        landmarks = None if self._points is None else _points(line[self._points])
+        box = _box(line) if self._points is None else None
+        picture = read_picture(contained(self.root, line[self._path]))
+        return Face(picture, landmarks=landmarks, box=box, valence=valence, arousal=arousal)
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        raise Reject(f"{name} {text[:20]!r} is not a number") from None
+
+
+def _points(text: str) -> NDArray[np.float32] | None:
+    """Landmarks as `x;y;x;y...` or as a list of pairs; None where the cell is empty."""
+    if not text:
+        return None
+    try:
+        if text.startswith("["):
+            values = json.loads(text) if "(" not in text else ast.literal_eval(text)
+            return landmarks_of(np.array(values, dtype=np.float64).ravel())
+        return landmarks_of(np.array(text.split(";"), dtype=np.float64))
+    except (ValueError, SyntaxError, TypeError):
+        raise Reject("landmarks are not a list of points") from None
+
+
+def _box(line: dict[str, str]) -> Box:
+    sides = [_number(line[n], n) for n in ("x_min", "y_min", "x_max", "y_max")]
+    if not np.isfinite(sides).all():
+        raise Reject("box is not finite")
+    left, top, right, bottom = sides
+    return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))

@@ -1,0 +1,264 @@
+"""The forms of input beside AffectNet's folder and FER2013's CSV, and what each refuses."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_hpc.config import CLASSES, UserError
+from fer_hpc.data.affectnet import AffectNetCsv
+from fer_hpc.data.annotations import contained, read_columns
+from fer_hpc.data.arrays import Arrays
+from fer_hpc.data.faces import Reject
+from fer_hpc.data.fer2013 import FER2013_CLASSES
+from fer_hpc.data.folders import ClassFolders
+from fer_hpc.data.shards import open_split, read_manifest
+from tests.conftest import Fer
+
+POINTS = [[10 + i, 20 + i / 2] for i in range(68)]
+OWN_HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+
+
+def photo(path: Path, value: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((120, 100, 3), value, np.uint8))
+    return path
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+# ---- CSV tables ------------------------------------------------------------------------------------------------------
+
+
+def test_the_reports_csv(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "1.jpg")
+    line = f'images/1.jpg,4,0.25,-2,"{json.dumps(POINTS)}"'
+    source = AffectNetCsv(table(tmp_path, f"image_path,expression,valence,arousal,landmarks\n{line}\n"), None)
+    assert source.rows().label.tolist() == [4]
+    face = source.face(0)
+    assert np.allclose(face.landmarks, POINTS)
+    assert face.valence == 0.25
+    assert np.isnan(face.arousal)  # AffectNet's -2: none
+
+
+def test_affectnets_own_csv(tmp_path: Path) -> None:
+    photo(tmp_path / "12" / "a.jpg")
+    points = ";".join(str(v) for point in POINTS for v in point)
+    source = AffectNetCsv(
+        table(tmp_path, f"{OWN_HEADER}\n12/a.jpg,1,2,50,60,{points},7,0.1,0.9\n12/b.jpg,1,2,5,6,{points},9,0,0\n"), None
+    )
+    rows = source.rows()
+    assert rows.label.tolist() == [7]
+    assert rows.rejects == [("12/b.jpg", "label 9 (uncertain)")]
+    assert np.allclose(source.face(0).landmarks, POINTS)
+
+
+def test_the_box_csv(tmp_path: Path) -> None:
+    photo(tmp_path / "1.jpg")
+    source = AffectNetCsv(table(tmp_path, "image_path,x_min,y_min,x_max,y_max,expression\n1.jpg,10,20,60,70.5,0\n"), None)
+    source.rows()
+    assert source.face(0).box == (10, 20, 60, 71)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/home/someone/data/train_set/images/1.jpg", r"C:\Users\x\data\train_set\images\1.jpg", "images/1.jpg", "./images/1.jpg"],
+)
+def test_paths_of_another_machine_go_by_their_longest_suffix(tmp_path: Path, path: str) -> None:
+    wanted = photo(tmp_path / "train_set" / "images" / "1.jpg")
+    photo(tmp_path / "images" / "1.jpg")  # a shorter suffix would find this one
+    expected = wanted if "train_set" in path else tmp_path / "images" / "1.jpg"
+    assert contained(tmp_path, path) == expected
+
+
+@pytest.mark.parametrize(
+    "path", ["../../etc/passwd", "images/../../secret.jpg", "/etc/passwd", r"..\secret.jpg", "link/secret.jpg", ""]
+)
+def test_no_path_in_a_table_leads_out_of_the_root(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "root"
+    photo(root / "images" / "1.jpg")
+    photo(tmp_path / "secret.jpg")
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(Reject, match=r"leaves the image root|missing image|empty path"):
+        contained(root, path)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "reason"),
+    [
+        (json.dumps(POINTS[:60]), "120 landmark numbers"),
+        (json.dumps([[float("nan"), 1.0], *POINTS[1:]]), "not finite"),
+        ("[[1, 2], [3", "not a list of points"),
+        ("1;2;x", "not a list of points"),
+    ],
+)
+def test_bad_landmarks_are_rejected_with_the_reason(tmp_path: Path, landmarks: str, reason: str) -> None:
+    photo(tmp_path / "1.jpg")
+    source = AffectNetCsv(table(tmp_path, f'image_path,expression,landmarks\n1.jpg,1,"{landmarks}"\n'), None)
+    source.rows()
+    with pytest.raises(Reject, match=reason):
+        source.face(0)
+
+
+def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
+    photo(tmp_path / "1.jpg")
+    rows = AffectNetCsv(table(tmp_path, "image_path,expression,landmarks\n1.jpg,1,\n1.jpg,2,\n"), None).rows()
+    assert (rows.label.tolist(), rows.rejects) == ([1], [("1.jpg", "duplicate id")])
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("image_path,landmarks", "no column 'expression'"),
+        ("image_path,expression", "neither landmarks nor x_min"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_table_without_its_columns_says_what_was_wanted(tmp_path: Path, header: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AffectNetCsv(table(tmp_path, f"{header}\n"), None)
+
+
+def test_landmarks_outside_the_picture_fall_back_to_all_of_it(fer: Fer, tmp_path: Path) -> None:
+    lines = ["image_path,expression,landmarks"]
+    for i in range(20):
+        photo(tmp_path / f"{i}.png", 10 * i)
+        points = [[x + (500 if i == 3 else 0), y] for x, y in POINTS]
+        lines.append(f'{i}.png,{i % 2},"{json.dumps(points)}"')
+    done = fer(
+        "preprocess", "--source", "affectnet_csv", "--input", table(tmp_path, "\n".join(lines)), "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.content["empty_boxes"] == 1
+    assert manifest.content["rejects"]["n"] == 0
+
+
+# ---- class folders ---------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_go_by_name(tmp_path: Path) -> None:
+    for i, name in enumerate(("angry", "Happy", "3 fear")):
+        photo(tmp_path / name / f"{i}.jpg")
+    source = ClassFolders(tmp_path)
+    rows = source.rows()
+    assert source.classes == ("Happiness", "Fear", "Anger")
+    assert {rows.source_id[i]: source.classes[k] for i, k in enumerate(rows.label)} == {
+        "angry/0.jpg": "Anger", "Happy/1.jpg": "Happiness", "3 fear/2.jpg": "Fear",
+    }  # fmt: skip
+    assert set(rows.split) == {""}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [(("train", "test"), {"train", "test"}), (("train", "test-public", "test-private"), {"train", "val", "test"})],
+)
+def test_fer2013_folder_forms(tmp_path: Path, folders: tuple[str, ...], splits: set[str]) -> None:
+    for folder in folders:
+        photo(tmp_path / folder / "2 fear" / "fear-000001.png")
+    rows = ClassFolders(tmp_path, FER2013_CLASSES).rows()
+    assert set(rows.split) == splits
+    assert bool(rows.notes) == (len(folders) == 2)  # the merged test is noted
+
+
+def test_a_folder_that_is_no_expression_is_refused_by_name(tmp_path: Path) -> None:
+    photo(tmp_path / "angry" / "1.jpg")
+    photo(tmp_path / "4" / "1.jpg")
+    with pytest.raises(UserError, match="not named after an expression"):
+        ClassFolders(tmp_path)
+
+
+def test_mixed_order_keeps_classes_apart_from_shards(tmp_path: Path) -> None:
+    for i in range(30):
+        photo(tmp_path / ("angry" if i < 15 else "sad") / f"{i}.png")
+    labels = ClassFolders(tmp_path).rows().label
+    assert (np.diff(labels) != 0).sum() > 5
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def arrays(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), n: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    for split in splits:
+        np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 48, 48, 1)) / 255)
+        np.save(folder / f"y_{split}.npy", np.eye(8)[np.arange(n) % 8])
+    return folder
+
+
+def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
+    source = pickle.loads(pickle.dumps(Arrays(arrays(tmp_path))))  # noqa: S301  as it reaches a worker process
+    rows = source.rows()
+    assert (rows.split[0], rows.split[40], rows.split[80]) == ("train", "val", "test")
+    assert rows.label[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    stored = np.load(tmp_path / "X_val.npy")[5, ..., 0]
+    assert (source.face(45).pixels / 255 == stored).all()
+
+
+def test_arrays_are_not_sent_whole_to_a_worker(tmp_path: Path) -> None:
+    assert len(pickle.dumps(Arrays(arrays(tmp_path)))) < 10_000
+
+
+def test_arrays_without_val_get_it_cut_from_train(fer: Fer, tmp_path: Path) -> None:
+    arrays(tmp_path, ("train", "test"))
+    done = fer("preprocess", "--source", "arrays", "--input", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "out")
+    assert [manifest.n(s) for s in ("train", "val", "test")] == [32, 8, 40]
+    assert open_split(manifest, "test").columns["source_id"][3] == b"test/3"
+
+
+def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
+    arrays(tmp_path)
+    y = np.load(tmp_path / "y_train.npy")
+    y[3] = 0.125
+    np.save(tmp_path / "y_train.npy", y)
+    x = np.load(tmp_path / "X_train.npy")
+    x[4, 0, 0] = 1.5
+    np.save(tmp_path / "X_train.npy", x)
+    source = Arrays(tmp_path)
+    assert source.rows().rejects == [("train/3", "label is not one-hot")]
+    with pytest.raises(Reject, match="outside 0 to 1"):
+        source.face(3)
+    np.save(tmp_path / "y_train.npy", np.array([{}] * 40, dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="never unpickled"):
+        Arrays(tmp_path)
+    (tmp_path / "y_train.npy").unlink()
+    with pytest.raises(UserError, match=r"y_train\.npy is missing"):
+        Arrays(tmp_path)
+
+
+# ---- a column file ---------------------------------------------------------------------------------------------------
+
+
+def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:
+    path = table(tmp_path, "source_id,age,weight,note\nb,30,1.5,glasses\na,,,\n")
+    columns = read_columns(path, ["a", "b", "c"])
+    assert columns["age"].tolist() == [-1, 30, -1]
+    assert np.array_equal(columns["weight"], np.array([np.nan, 1.5, np.nan], np.float32), equal_nan=True)
+    assert columns["note"].tolist() == ["", "glasses", ""]
+    with pytest.raises(UserError, match="these look like 'x'"):
+        read_columns(path, ["x"])
+
+
+def test_columns_land_in_the_shards(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
+    import h5py
+
+    lines = ["source_id,age,ethnicity", *(f"train_set/{i},{20 + i},group {i % 3}" for i in range(60))]
+    path = table(tmp_path, "\n".join(lines))
+    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--columns", path, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "out" / "train-00000.h5") as f:
+        numbers = [int(i.decode().split("/")[1]) for i in f["source_id"][()]]
+        assert f["columns/age"][()].tolist() == [20 + n for n in numbers]
+        assert [v.decode() for v in f["columns/ethnicity"][()]] == [f"group {n % 3}" for n in numbers]
+    assert read_manifest(tmp_path / "out").classes == CLASSES
