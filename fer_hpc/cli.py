@@ -17,6 +17,7 @@ from fer_hpc.config import (
     EXIT_TAKEN_OVER,
     EXIT_USER_ERROR,
     PRESETS,
+    DoctorConfig,
     EvaluateConfig,
     PreprocessConfig,
     ReportConfig,
@@ -75,6 +76,24 @@ def train(args: list[str]) -> int:
     return EXIT_FINISHED
 
 
+def sheet(args: list[str]) -> int:
+    """train's arguments -> RUN/sheet.png: the first images as the network will see them"""
+    name, rest = take_preset(args)
+    config = parse(TrainConfig, f"sheet {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    from fer_hpc.sheet import sheet
+
+    print(f"sheet: {sheet(config)}")
+    return EXIT_FINISHED
+
+
+def doctor(args: list[str]) -> int:
+    """a folder of shards -> what is wrong with it: damage, duplicates, leaks"""
+    config = parse(DoctorConfig, "doctor", args)
+    from fer_hpc.doctor import doctor
+
+    return doctor(config)
+
+
 def _is_finished(config: TrainConfig) -> bool:
     """Whether the run folder already holds the end of exactly this run."""
     stored, manifest = rundir.read_json(config.run / "config.json"), rundir.read_json(config.data / "manifest.json")
@@ -129,7 +148,7 @@ def report(args: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
-    "preprocess": preprocess, "train": train, "evaluate": evaluate, "report": report,
+    "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate, "report": report,
 }  # fmt: skip
 
 
@@ -147,7 +166,7 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
             fallback = tyro.MISSING if f.default is dataclasses.MISSING else f.default
             object.__setattr__(base, f.name, defaults.get(f.name, fallback))
         kwargs["default"] = base
-    positional = config_class in (EvaluateConfig, ReportConfig)
+    positional = config_class in (DoctorConfig, EvaluateConfig, ReportConfig)
     return tyro.cli(
         config_class, prog=f"fer-hpc {command}", description=config_class.__doc__, args=args,
         config=(tyro.conf.PositionalRequiredArgs,) if positional else (), **kwargs,

@@ -21,7 +21,7 @@ SCHEMA = 1  # raise it when the meaning of a science field changes
 CLASSES = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 
 # Exit codes of every command. 75 is sysexits' EX_TEMPFAIL: the same command will go on where this one stopped.
-EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_TAKEN_OVER, EXIT_RUN_AGAIN = 0, 1, 2, 4, 75
+EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_FINDINGS, EXIT_TAKEN_OVER, EXIT_RUN_AGAIN = 0, 1, 2, 3, 4, 75
 
 
 class UserError(Exception):
@@ -58,17 +58,29 @@ class TrainConfig:
     lr_min: float = science(1e-5)  # learning rate never falls below
     best_on: Metric = science("val_accuracy")  # metric that chooses the best weights
     flip: bool = science(False)  # mirror half of the training images
+    rotate: float = science(0.0)  # turn by up to so many degrees either way
+    shift: float = science(0.0)  # move by up to this share of the side, each way
+    scale: float = science(0.0)  # enlarge or shrink by up to this share: 0.2 is 0.8 to 1.2 times
+    erase: float = science(0.0)  # share of images in which a rectangle is grayed out
+    brightness: float = science(0.0)  # add up to this share of the range, either way
+    contrast: float = science(0.0)  # stretch around mid-gray by up to this share
+    gamma: float = science(0.0)  # bend the tone curve: exponent 1 / (1 + gamma) to 1 + gamma
+    mixup: float = science(0.0)  # blend each image and label with another's, share drawn from Beta(mixup, mixup)
+    shard_window: int = science(0)  # 0: shuffle all images at once; k: k shards at a time, for sets larger than memory
     precision: Literal["auto", "fp32", "bf16", "fp16"] = science("auto")  # auto: bf16 where the hardware multiplies it
     threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
     device: Literal["auto", "cpu", "cuda"] = runtime("auto")  # auto: cuda where there is one
     checkpoint_every_s: float = runtime(0.0)  # seconds between checkpoints; 0: 60, or so that they take 1 % of the time
     tensorboard: bool = runtime(True)  # write event files under RUN/tb
+    stage: Path | None = runtime(None)  # node-local folder that the shards are first copied to and verified in
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("seed", 0, 2**63 - 1), ("threads", 0, 4096),
             ("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf), ("plateau_patience", 1, math.inf),
             ("plateau_factor", 0, 1), ("lr_min", 0, math.inf), ("checkpoint_every_s", 0, math.inf),
+            ("rotate", 0, 180), ("shift", 0, 1), ("scale", 0, 0.95), ("erase", 0, 1), ("brightness", 0, 1),
+            ("contrast", 0, 1), ("gamma", 0, 10), ("mixup", 0, 100), ("shard_window", 0, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
@@ -117,6 +129,15 @@ class PreprocessConfig:
             raise UserError(f"--task {self.task} of --tasks {self.tasks}: wanted 0 to {self.tasks - 1}")
         if self.source != "synthetic" and self.input is None:
             raise UserError(f"--source {self.source} needs --input PATH")
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Verify shards and audit what is in them. Exit code 0: clean, 3: something was found."""
+
+    folder: Path  # folder of shards
+    json: bool = False  # print the findings as JSON
+    fix: Path | None = None  # write a clean copy to this folder, with dropped.csv saying what is missing and why
 
 
 @dataclass(frozen=True)

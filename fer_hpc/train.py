@@ -32,8 +32,9 @@ from torch.nn.functional import cross_entropy
 
 from fer_hpc import checkpoint, rundir
 from fer_hpc.config import SCHEMA, TrainConfig, UserError, continued, fields_of, science_hash, unknown
+from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import Batch, Images, TrainLoader
-from fer_hpc.data.shards import Manifest, open_split, read_manifest
+from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
 from fer_hpc.distributed import World
 from fer_hpc.evaluate import autocast, pick_device, predict
 from fer_hpc.metrics import loss_and_accuracy
@@ -86,8 +87,9 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     with _owned(config, manifest, world) as attempt, _stop_signals() as stop:
         # Data.
-        loader = TrainLoader(open_split(manifest, "train"), config.batch_size, config.seed, config.flip, device)
-        val = Images(open_split(manifest, "val"), device)
+        here = staged(manifest, config.stage) if config.stage else manifest
+        loader = train_loader(config, here, device)
+        val = Images(open_split(here, "val"), device)
         total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # images; every batch is full
 
         # Model, and where it stood.
@@ -108,7 +110,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
             model.train()
             with autocast(config.precision, device):
                 logits = model(batch.images)
-            loss = cross_entropy(logits.float(), batch.labels)
+            loss = loss_of(logits.float(), batch)
             state.optimizer.zero_grad(set_to_none=True)
             state.scaler.scale(loss).backward()
             state.scaler.step(state.optimizer)
@@ -258,6 +260,23 @@ def _restore(state: State, run: Path) -> tuple[int, int, Path] | None:
     return None
 
 
+def train_loader(config: TrainConfig, manifest: Manifest, device: torch.device) -> TrainLoader:
+    """The configuration's batches; a set that cannot stay in memory in its present order gets a hint."""
+    chosen = {f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)}
+    loader = TrainLoader(
+        open_split(manifest, "train"), config.batch_size, config.seed, Augmentation(**chosen), device, config.shard_window
+    )
+    size = sum(part.nbytes for part in loader.images.split.images)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory and not config.shard_window:
+        print(
+            f"warning: {size / 1e9:.0f} GB of images in {memory / 1e9:.0f} GB of memory are read from storage again and "
+            "again; --shard-window 8 reads shards in turn (another order, hence another experiment)",
+            file=sys.stderr,
+        )
+    return loader
+
+
 # ---- in the loop -----------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +284,14 @@ def _step_seed(seed: int, images_seen: int, rank: int) -> int:
     """Seed of the random numbers inside the model (dropout) for one step."""
     digest = hashlib.blake2b(f"{seed} {images_seen} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy; with mixup, of both labels by their shares."""
+    if batch.weights is None or batch.other_labels is None:
+        return cross_entropy(logits, batch.labels)
+    kept = batch.weights * cross_entropy(logits, batch.labels, reduction="none")
+    return (kept + (1 - batch.weights) * cross_entropy(logits, batch.other_labels, reduction="none")).mean()
 
 
 def _add_to_sums(sums: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_hpc.data import loader
-from fer_hpc.data.loader import EVAL_CHUNK, Images, TrainLoader, draws, eval_chunks, order
+from fer_hpc.data import augment
+from fer_hpc.data.augment import Augmentation
+from fer_hpc.data.loader import EVAL_CHUNK, Images, Order, TrainLoader, draws, eval_chunks
 from fer_hpc.data.shards import Split, open_split, read_manifest
 
 CPU = torch.device("cpu")
+FLIP = Augmentation(flip=True)
+EVERYTHING = Augmentation(True, rotate=20, shift=0.1, scale=0.2, erase=0.5, brightness=0.2, contrast=0.2, gamma=0.3, mixup=0.3)
 
 
 def split_of(n: int, shards: int = 1, size: int = 6, channels: int = 1) -> Split:
@@ -23,17 +26,33 @@ def split_of(n: int, shards: int = 1, size: int = 6, channels: int = 1) -> Split
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 40), seed=st.integers(0, 2**40), start=st.integers(0, 200), count=st.integers(1, 90))
-def test_order_is_the_concatenation_of_epoch_permutations(n: int, seed: int, start: int, count: int) -> None:
-    epochs = np.concatenate([loader.permutation(n, seed, e) for e in range((start + count) // n + 1)])
-    assert (order(n, seed, start, count) == epochs[start : start + count]).all()
-    for epoch in np.split(epochs, len(epochs) // n):
+@given(
+    n=st.integers(1, 40), shards=st.integers(1, 7), window=st.integers(0, 4), seed=st.integers(0, 2**40),
+    start=st.integers(0, 200), count=st.integers(1, 90),
+)  # fmt: skip
+def test_order_is_the_concatenation_of_epoch_permutations(
+    n: int, shards: int, window: int, seed: int, start: int, count: int
+) -> None:
+    order = Order(split_of(n, min(shards, n)).starts, seed, window)
+    epochs = [order.epoch(e).copy() for e in range((start + count) // n + 1)]
+    assert (order.rows(start, count) == np.concatenate(epochs)[start : start + count]).all()
+    for epoch in epochs:
         assert sorted(epoch) == list(range(n))
+
+
+def test_a_window_reads_k_shards_at_a_time() -> None:
+    split = split_of(60, shards=6)
+    order = Order(split.starts, 0, window=2)
+    for epoch in (order.epoch(0), order.epoch(1)):
+        windows = [sorted({int(np.searchsorted(split.starts, r, side="right")) for r in part}) for part in np.split(epoch, 3)]
+        assert all(len(w) == 2 for w in windows)
+        assert len({s for w in windows for s in w}) == 6
+    assert (order.epoch(0) != order.epoch(1)).any()
 
 
 def test_order_is_pinned() -> None:
     """A change here makes every stored run continue with other samples."""
-    assert order(10, 0, 0, 10).tolist() == [0, 8, 6, 9, 5, 2, 3, 1, 7, 4]
+    assert Order(np.array([0, 10]), 0).rows(0, 10).tolist() == [0, 8, 6, 9, 5, 2, 3, 1, 7, 4]
     assert draws(0, 5, 1)[0, :2].tolist() == pytest.approx([0.9294484627396323, 0.547953438155667], abs=0)
 
 
@@ -47,25 +66,26 @@ def test_draws_belong_to_positions_not_to_batches(seed: int, start: int, count: 
 
 
 def test_epochs_and_seeds_differ() -> None:
-    assert (loader.permutation(100, 0, 0) != loader.permutation(100, 0, 1)).any()
-    assert (loader.permutation(100, 0, 0) != loader.permutation(100, 1, 0)).any()
+    assert (Order(np.array([0, 100]), 0).epoch(0) != Order(np.array([0, 100]), 0).epoch(1)).any()
+    assert (Order(np.array([0, 100]), 0).epoch(0) != Order(np.array([0, 100]), 1).epoch(0)).any()
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_slice_the_same_global_batch(size: int) -> None:
-    one = TrainLoader(split_of(50), 12, seed=3, flip=True, device=CPU)
-    ranks = [TrainLoader(split_of(50), 12, seed=3, flip=True, device=CPU, rank=r, size=size) for r in range(size)]
+    one = TrainLoader(split_of(50), 12, seed=3, augmentation=EVERYTHING, device=CPU)
+    ranks = [TrainLoader(split_of(50), 12, seed=3, augmentation=EVERYTHING, device=CPU, rank=r, size=size) for r in range(size)]
     for images_seen in (0, 12, 48, 120):  # 48: across the end of an epoch
         whole = one.batch(images_seen)
         parts = [loader.batch(images_seen) for loader in ranks]
         assert (whole.rows == np.concatenate([p.rows for p in parts])).all()
-        assert torch.equal(whole.images, torch.cat([p.images for p in parts]))
+        for name in ("images", "labels", "other_labels", "weights"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts])), name
 
 
 def test_batch_is_what_a_plain_loop_would_make() -> None:
     split = split_of(40, shards=3, channels=3)
-    made = TrainLoader(split, 16, seed=1, flip=True, device=CPU).batch(32)
-    rows, flip = order(40, 1, 32, 16), draws(1, 32, 16)[:, loader.DRAW_FLIP] < 0.5
+    made = TrainLoader(split, 16, seed=1, augmentation=FLIP, device=CPU).batch(32)
+    rows, flip = Order(split.starts, 1).rows(32, 16), draws(1, 32, 16)[:, augment.FLIP] < 0.5
     assert 0 < flip.sum() < 16
     pixels = np.concatenate(split.images)
     for i, row in enumerate(rows):
@@ -77,7 +97,7 @@ def test_batch_is_what_a_plain_loop_would_make() -> None:
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_number_of_shards_does_not_change_a_batch(shards: int) -> None:
-    one, many = (TrainLoader(split_of(40, k), 16, seed=1, flip=True, device=CPU).batch(16) for k in (1, shards))
+    one, many = (TrainLoader(split_of(40, k), 16, seed=1, augmentation=FLIP, device=CPU).batch(16) for k in (1, shards))
     assert torch.equal(one.images, many.images)
 
 
@@ -95,3 +115,61 @@ def test_images_on_the_cpu_are_the_mapping_itself(shards: Path) -> None:
     images = Images(split, CPU)
     assert images.parts[0].data_ptr() == split.images[0].ctypes.data
     assert isinstance(split.images[0], np.memmap)
+
+
+def test_pixels_on_a_ramp_move_as_the_parameters_say() -> None:
+    """On an image whose value is its x coordinate, a warp can be read off."""
+    ramp = (torch.arange(48.0) / 48).expand(4, 1, 48, 48).clone()
+    u = np.full((4, augment.DRAWS), 0.5)  # 0.5: no turn, no shift, no zoom; and not mirrored
+    plain = augment.warp(ramp, Augmentation(rotate=30, shift=0.1, scale=0.3), u)
+    assert torch.allclose(plain, ramp, atol=1e-5)
+    u[1, augment.SHIFT_X], u[2, augment.FLIP], u[3, augment.ROTATE] = 0.75, 0.0, 1.0
+    moved = augment.warp(ramp, Augmentation(flip=True, rotate=90, shift=0.1), u)
+    assert torch.allclose(moved[0], ramp[0], atol=1e-5)
+    assert moved[1, 0, 24, 20].item() == pytest.approx((20 + 0.05 * 48) / 48, abs=1e-4)  # by half of 10 % of the side
+    assert torch.allclose(moved[2], ramp[2].flip(-1), atol=1e-5)
+    assert torch.allclose(moved[3], ramp[3].rot90(-1, (1, 2)), atol=1e-5) or torch.allclose(
+        moved[3], ramp[3].rot90(1, (1, 2)), atol=1e-5
+    )
+
+
+def test_erased_rectangles_have_the_stated_area_and_share() -> None:
+    u = draws(0, 0, 4000)
+    gray = augment.erase(torch.zeros(4000, 1, 48, 48), Augmentation(erase=0.25), u) == augment.GRAY
+    area = gray.float().mean((1, 2, 3))
+    assert (area > 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    erased = area[area > 0]
+    assert erased.min() > 0.01
+    assert erased.max() < 0.22
+
+
+def test_relighting_stays_in_range_and_changes_each_image_differently() -> None:
+    images = torch.rand(64, 1, 8, 8)
+    lit = augment.relight(images.clone(), Augmentation(brightness=0.3, contrast=0.3, gamma=0.5), draws(0, 0, 64))
+    assert ((lit >= 0) & (lit <= 1)).all()
+    assert len({round(v, 4) for v in (lit - images).mean((1, 2, 3)).tolist()}) == 64
+
+
+def test_mixup_blends_with_a_partner_of_the_global_batch() -> None:
+    plain = TrainLoader(split_of(40), 8, seed=2, augmentation=Augmentation(), device=CPU).batch(16)
+    images = plain.images.clone()
+    mixed = TrainLoader(split_of(40), 8, seed=2, augmentation=Augmentation(mixup=0.4), device=CPU).batch(16)
+    assert mixed.weights is not None
+    assert mixed.other_labels is not None
+    assert torch.equal(mixed.labels, plain.labels)
+    assert sorted(mixed.other_labels.tolist()) == sorted(plain.labels.tolist())
+    assert not (mixed.other_labels == mixed.labels).any()
+    for i in range(8):
+        partner = images[plain.labels.tolist().index(mixed.other_labels[i].item())]
+        wanted = mixed.weights[i] * images[i] + (1 - mixed.weights[i]) * partner
+        assert torch.allclose(mixed.images[i], wanted, atol=1e-6)
+
+
+def test_streaming_gives_the_same_batches_as_residence() -> None:
+    """The path of a set too large for the GPU, on the CPU: select() into alternating buffers."""
+    images = Images(split_of(40, shards=3), CPU)
+    first = images.select(np.array([5, 1, 39]))
+    second = images.select(np.array([7, 8, 9]))
+    pixels = np.concatenate(images.split.images)
+    assert (first.numpy() == pixels[[5, 1, 39]]).all()  # not overwritten by the next
+    assert (second.numpy() == pixels[[7, 8, 9]]).all()

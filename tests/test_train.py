@@ -178,3 +178,35 @@ def test_bad_arguments_are_one_clear_message(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_staged_data_gives_the_same_run(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "scratch"
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--stage", stage, *TRAIN_SPEED)
+    assert done.returncode == 0, done.stderr
+    assert_same_outcome(tmp_path / "run", finished_run)
+    copied = {p.name for p in next(stage.iterdir()).iterdir()}
+    assert {"manifest.json", "train-00000.h5", "val-00000.h5"} <= copied
+    assert not any(name.endswith(".tmp") for name in copied)
+
+
+def test_every_augmentation_on_it_resumes_bit_identical(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    flags = ["--flip", "--rotate", 15, "--shift", 0.1, "--scale", 0.2, "--erase", 0.5, "--mixup", 0.2, "--brightness", 0.1]
+    whole = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "whole", *TRAIN_SPEED, "--epochs", 2, *flags)
+    assert whole.returncode == 0, whole.stderr
+    process = start(shards, tmp_path / "killed", "--epochs", 2, *flags)
+    until_training(tmp_path / "killed", 1, images_seen=60)
+    process.kill()
+    process.wait()
+    fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "killed", *TRAIN_SPEED, "--epochs", 2, *flags)
+    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    import cv2
+
+    done = fer("cli", "sheet", "cnn_baseline", "--data", shards, "--run", tmp_path, "--flip", "--rotate", 20)
+    assert done.returncode == 0, done.stderr
+    picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
+    assert picture.shape[1] == 12 * 48
+    assert picture.std() > 20

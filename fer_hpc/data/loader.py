@@ -1,13 +1,12 @@
 """Whole batches from memory-mapped shards, as a pure function of (seed, images seen).
 
-Batch i is positions [iB, (i+1)B) of the concatenated epoch permutations: every batch is full, nothing is dropped, and
-one integer is all it takes to resume. Random numbers come from Philox counters (Salmon et al., 2011), whose raw stream
+Batch i is positions [iB, (i+1)B) of the concatenated epoch orders: every batch is full, nothing is dropped, and one
+integer is all it takes to resume. Random numbers come from Philox counters (Salmon et al., 2011), whose raw stream
 numpy keeps stable between versions.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,31 +14,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fer_hpc.data import augment
+from fer_hpc.data.augment import DRAWS, Augmentation
 from fer_hpc.data.shards import Split
 
-DRAWS = 16  # random numbers per position; each augmentation has its own column
-DRAW_FLIP = 0
-_ORDER, _AUGMENT = 1, 2  # independent streams of one seed
+_ORDER, _AUGMENT, _SHARDS = 1, 2, 3  # independent streams of one seed
 
 EVAL_CHUNK = 256  # images per evaluation step, fixed: sums and predictions do not depend on the number of ranks
+RESIDENT_SHARE = 0.25  # of a GPU's memory that the pixels may take, else they are streamed
 
 
-@functools.lru_cache(maxsize=2)
-def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of epoch `epoch`: ranks of n random 64-bit keys."""
-    keys = np.random.Philox(key=[seed, _ORDER << 48 | epoch]).random_raw(n)
-    return np.argsort(keys, kind="stable")
+class Order:
+    """The endless order of a split's rows: one permutation an epoch, concatenated.
 
+    `window` 0 permutes all rows. `window` k shuffles the shards and permutes within k of them at a time, so that a set
+    larger than memory is read k shards at a time.
+    """
 
-def order(n: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
-    """Rows at positions [start, start + count) of the concatenated epoch permutations of n rows."""
-    rows = []
-    while count:
-        epoch, first = divmod(start, n)
-        part = permutation(n, seed, epoch)[first : first + count]
-        rows.append(part)
-        start, count = start + len(part), count - len(part)
-    return np.concatenate(rows)
+    def __init__(self, starts: NDArray[np.int64], seed: int, window: int = 0) -> None:
+        self.starts, self.n, self.seed, self.window = starts, int(starts[-1]), seed, window
+        self._epochs: dict[int, NDArray[np.int64]] = {}  # the current one, and the next across a border
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._epochs:
+            keys = np.random.Philox(key=[self.seed, _ORDER << 48 | epoch]).random_raw(self.n)
+            rows = np.argsort(keys, kind="stable")
+            if self.window:
+                shards = len(self.starts) - 1
+                drawn = np.random.Philox(key=[self.seed, _SHARDS << 48 | epoch]).random_raw(shards)
+                place = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")  # of each shard in this epoch
+                window = place[np.searchsorted(self.starts, rows, side="right") - 1] // self.window
+                rows = rows[np.argsort(window, kind="stable")]
+            self._epochs = {e: r for e, r in self._epochs.items() if abs(e - epoch) == 1} | {epoch: rows}
+        return self._epochs[epoch]
+
+    def rows(self, start: int, count: int) -> NDArray[np.int64]:
+        """Rows at positions [start, start + count)."""
+        parts = []
+        while count:
+            epoch, first = divmod(start, self.n)
+            part = self.epoch(epoch)[first : first + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def draws(seed: int, start: int, count: int) -> NDArray[np.float64]:
@@ -54,61 +71,118 @@ class Batch:
     images: torch.Tensor  # [B, C, H, W] float32 in [0, 1], channels-last; a buffer that the next batch overwrites
     labels: torch.Tensor  # [B] int64
     rows: NDArray[np.int64]  # [B] rows of the split
+    other_labels: torch.Tensor | None = None  # [B] of the images mixed in
+    weights: torch.Tensor | None = None  # [B] share of the images that `labels` belongs to
 
 
 class Images:
-    """A split's pixels and labels where the batches are made: on the CPU the mapping itself, else device memory."""
+    """A split's pixels and labels, gathered into batches on the device.
 
-    def __init__(self, split: Split, device: torch.device) -> None:
+    On the CPU the mapping itself is read. On a GPU the set is resident if it takes less than RESIDENT_SHARE of the
+    memory (times the processes that `share` the GPU), else batches go through pinned memory.
+    """
+
+    def __init__(self, split: Split, device: torch.device, share: int = 1) -> None:
         self.split, self.device = split, device
-        self.parts = [torch.from_numpy(part).to(device) for part in split.images]  # each [n, H, W, C] uint8
+        size = sum(part.nbytes for part in split.images)
+        self.resident = device.type == "cpu" or (
+            size * share < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+        )
+        self._store = device if self.resident else torch.device("cpu")  # where rows are selected
+        self.parts = [torch.from_numpy(part).to(self._store) for part in split.images]  # each [n, H, W, C] uint8
         self.labels = torch.from_numpy(split.columns["labels"]).to(device)
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = [torch.empty(0, dtype=torch.uint8)] * 2
+        self._copied: list[torch.cuda.Event | None] = [None, None]
         self._floats = torch.empty(0)
+        self._turn = 0
 
-    def gather(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> Batch:
-        """The rows as one normalised batch, the flagged ones mirrored. Reuses one buffer: fresh memory costs more
-        in page faults than the arithmetic in it."""
+    def select(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """The rows' pixels [B, H, W, C] uint8 on the device, in one of two buffers used in turn."""
+        self._turn ^= 1
         shape = (len(rows), *self.parts[0].shape[1:])
-        if self._bytes.shape != shape:
-            self._bytes = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            self._floats = torch.empty(shape, device=self.device)
+        if self._bytes[self._turn].shape != shape:
+            self._bytes[self._turn] = torch.empty(shape, dtype=torch.uint8, device=self._store, pin_memory=not self.resident)
+        buffer, copied = self._bytes[self._turn], self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()  # the copy of two batches ago; long done
         if len(self.parts) == 1:
-            torch.index_select(self.parts[0], 0, torch.from_numpy(rows).to(self.device), out=self._bytes)
+            torch.index_select(self.parts[0], 0, torch.from_numpy(rows).to(self._store), out=buffer)
         else:
             shard = np.searchsorted(self.split.starts, rows, side="right") - 1
-            for k in np.unique(shard):
-                here = np.flatnonzero(shard == k)
-                local = torch.from_numpy(rows[here] - self.split.starts[k]).to(self.device)
-                self._bytes[torch.from_numpy(here).to(self.device)] = self.parts[k].index_select(0, local)
-        if flip is not None:
-            mirrored = torch.from_numpy(np.flatnonzero(flip)).to(self.device)
-            self._bytes[mirrored] = self._bytes[mirrored].flip(2)
-        self._floats.copy_(self._bytes).mul_(1 / 255)
+            by_shard = np.argsort(shard, kind="stable")
+            for here in np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1):
+                k = shard[here[0]]
+                local = torch.from_numpy(rows[here] - self.split.starts[k]).to(self._store)
+                buffer[torch.from_numpy(here).to(self._store)] = self.parts[k].index_select(0, local)
+        if self.resident:
+            return buffer
+        on_device = buffer.to(self.device, non_blocking=True)
+        self._copied[self._turn] = torch.cuda.Event()
+        self._copied[self._turn].record()  # type: ignore[union-attr]
+        return on_device
+
+    def gather(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> Batch:
+        """The rows as one normalised batch, the flagged ones mirrored.
+
+        Writes into one reused buffer: fresh memory costs more in page faults than the arithmetic in it.
+        """
+        pixels = self.select(rows)
+        if self._floats.shape != pixels.shape:
+            self._floats = torch.empty(pixels.shape, device=self.device)
+        if flip is not None and flip.any():
+            which = torch.from_numpy(np.flatnonzero(flip)).to(self.device)
+            pixels[which] = pixels[which].flip(2)
+        self._floats.copy_(pixels).mul_(1 / 255)
         labels = self.labels[torch.from_numpy(rows).to(self.device)]
         return Batch(self._floats.permute(0, 3, 1, 2), labels, rows)
 
 
 class TrainLoader:
-    """Training batches of one rank: its equal slice of every global batch."""
+    """Training batches of one rank: its equal slice of every global batch, augmented."""
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, flip: bool, device: torch.device, rank: int = 0, size: int = 1
-    ) -> None:
-        self.images, self.n = Images(split, device), len(split)
-        self.batch_size, self.seed, self.flip, self.rank, self.size = batch_size, seed, flip, rank, size
+        self, split: Split, batch_size: int, seed: int, augmentation: Augmentation, device: torch.device,
+        window: int = 0, rank: int = 0, size: int = 1, share: int = 1,
+    ) -> None:  # fmt: skip
+        self.images, self.n = Images(split, device, share), len(split)
+        self.order = Order(split.starts, seed, window)
+        self.batch_size, self.seed, self.augmentation, self.rank, self.size = batch_size, seed, augmentation, rank, size
 
     def batch(self, images_seen: int) -> Batch:
-        """The batch that begins after `images_seen` images of the run."""
+        """This rank's part of the batch that begins after `images_seen` images of the run."""
         share = self.batch_size // self.size
-        start = images_seen + self.rank * share
-        rows = order(self.n, self.seed, start, share)
-        flip = draws(self.seed, start, share)[:, DRAW_FLIP] < 0.5 if self.flip else None
-        return self.images.gather(rows, flip)
+        first = self.rank * share
+        batch, u = self._augmented(images_seen, np.arange(first, first + share))
+        if not self.augmentation.mixup:
+            return batch
+        offset = augment.partner_offset(draws(self.seed, images_seen, 1)[0], self.batch_size)
+        weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(self.images.device)
+        if self.size == 1:  # the partners are in this batch already
+            others, labels = batch.images.roll(-offset, 0), batch.labels.roll(-offset, 0)
+            images = batch.images
+        else:
+            images = batch.images.clone()  # the partners come through the same buffer
+            partners, _ = self._augmented(images_seen, np.arange(first + offset, first + offset + share) % self.batch_size)
+            others, labels = partners.images, partners.labels
+        share_kept = weights.view(-1, 1, 1, 1)
+        images.mul_(share_kept).add_(others * (1 - share_kept))
+        return Batch(images, batch.labels, batch.rows, labels, weights)
+
+    def _augmented(self, images_seen: int, places: NDArray[np.int64]) -> tuple[Batch, NDArray[np.float64]]:
+        """The images at `places` of the global batch, and the random numbers that belong to them."""
+        a, low, count = self.augmentation, int(places.min()), int(np.ptp(places)) + 1
+        rows = self.order.rows(images_seen + low, count)[places - low]
+        u = draws(self.seed, images_seen + low, count)[places - low]
+        batch = self.images.gather(rows, augment.mirrored(a, u) if a.flip and not a.warps else None)
+        images = augment.warp(batch.images, a, u) if a.warps else batch.images
+        images = augment.relight(images, a, u)
+        if a.erase:
+            images = augment.erase(images, a, u)
+        return Batch(images, batch.labels, rows), u
 
 
 def eval_chunks(images: Images, rank: int = 0, size: int = 1) -> Iterator[tuple[Batch, int]]:
-    """This rank's chunks of the split in row order, each padded to EVAL_CHUNK, with the number of real rows in it."""
+    """This rank's chunks (r, r + size, ...) of the split in row order, each padded to EVAL_CHUNK, with its real rows."""
     n = len(images.split)
     for first in range(rank * EVAL_CHUNK, n, size * EVAL_CHUNK):
         rows = np.arange(first, first + EVAL_CHUNK)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, N
     return entry
 
 
+def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """A shard's data sets in memory, and those under columns/; as `write_shard` takes them."""
+    with h5py.File(path, "r", locking=False) as f:
+        columns = {name: f[name][()] for name in ("images", *COLUMNS, "source_id")}
+        extra = {name: f["columns"][name][()] for name in f["columns"]} if "columns" in f else {}
+    return columns, extra
+
+
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Identity of the data, free of paths and file names: what the images, labels and splits are."""
     shards = {split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()}
@@ -107,6 +116,37 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"--data {folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")
     height, width, channels = content["image_shape"]
     return Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
+
+
+def staged(manifest: Manifest, folder: Path) -> Manifest:
+    """A copy of the data under `folder`/<fingerprint>, made and verified at the first use; gives its manifest.
+
+    Any number of processes may do this at once: each file appears whole, by a rename.
+    """
+    here = folder / manifest.fingerprint
+    entries = [entry for split in manifest.content["splits"].values() for entry in split["shards"]]
+    todo = [e for e in entries if not (here / e["file"]).exists() or (here / e["file"]).stat().st_size != e["bytes"]]
+    need = sum(e["bytes"] for e in todo)
+    try:
+        here.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(here).free
+        if need > free:
+            raise UserError(
+                f"--stage {folder}: {need / 1e9:.1f} GB to copy, {free / 1e9:.1f} GB free; give another folder or none"
+            )
+        for entry in todo:
+            temporary = here / f".{entry['file']}.{os.getpid()}.tmp"
+            shutil.copyfile(manifest.folder / entry["file"], temporary)
+            if sha256(temporary) != entry["sha256"]:
+                temporary.unlink()
+                raise UserError(
+                    f"shard {manifest.folder / entry['file']} has not the checksum of the manifest; copy or make it again"
+                )
+            temporary.replace(here / entry["file"])
+    except OSError as error:
+        raise UserError(f"--stage {folder}: {error.strerror or error}; give another folder or none") from None
+    write_json(here / "manifest.json", manifest.content)
+    return read_manifest(here)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""Augmentation of whole batches, with parameters drawn per image.
+
+Everything about an image at position p of the order is a function of the 16 random numbers that belong to p, one
+column each, so switching one augmentation on leaves the others' draws as they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+from torch.nn import functional
+
+DRAWS = 16  # random numbers per position
+(FLIP, ROTATE, SHIFT_X, SHIFT_Y, SCALE, ERASE, ERASE_AREA, ERASE_ASPECT, ERASE_X, ERASE_Y,
+ BRIGHTNESS, CONTRAST, GAMMA, MIX_WEIGHT, MIX_PARTNER) = range(15)  # fmt: skip
+
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.2), (0.3, 3.3)  # Zhong et al. 2020, with half their largest area
+GRAY = 0.5
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image; zero is off. The fields' meanings stand in TrainConfig."""
+
+    flip: bool = False
+    rotate: float = 0.0
+    shift: float = 0.0
+    scale: float = 0.0
+    erase: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    gamma: float = 0.0
+    mixup: float = 0.0
+
+    @property
+    def warps(self) -> bool:
+        return bool(self.rotate or self.shift or self.scale)
+
+
+def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which images of a batch are mirrored; u [B, DRAWS]."""
+    return (u[:, FLIP] < 0.5) & a.flip
+
+
+def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
+    """Mirror, rotate, scale and shift in one bilinear sampling; images [B, C, H, W], the border repeats outside."""
+    angle = np.radians(a.rotate) * (2 * u[:, ROTATE] - 1)
+    zoom = 1 / (1 + a.scale * (2 * u[:, SCALE] - 1))  # from output to input coordinates, hence the inverse
+    side = np.where(mirrored(a, u), -1.0, 1.0)
+    theta = np.empty((len(u), 2, 3), np.float32)
+    theta[:, 0] = np.stack([side * zoom * np.cos(angle), -zoom * np.sin(angle), 2 * a.shift * (2 * u[:, SHIFT_X] - 1)], 1)
+    theta[:, 1] = np.stack([side * zoom * np.sin(angle), zoom * np.cos(angle), 2 * a.shift * (2 * u[:, SHIFT_Y] - 1)], 1)
+    grid = functional.affine_grid(torch.from_numpy(theta).to(images.device), list(images.shape), align_corners=False)
+    warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return warped.contiguous(memory_format=torch.channels_last)
+
+
+def relight(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
+    """Gamma, then contrast around mid-gray and brightness, in place; images in [0, 1]."""
+
+    def column(values: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(images.device).view(-1, 1, 1, 1)
+
+    if a.gamma:
+        images.pow_(column((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)))
+    if a.contrast or a.brightness:
+        slope = 1 + a.contrast * (2 * u[:, CONTRAST] - 1)
+        offset = a.brightness * (2 * u[:, BRIGHTNESS] - 1)
+        images.mul_(column(slope)).add_(column(GRAY * (1 - slope) + offset)).clamp_(0, 1)
+    return images
+
+
+def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
+    """Gray out a rectangle in a share of the images, in place."""
+    height, width = images.shape[2:]
+    area = ERASED_AREA[0] + u[:, ERASE_AREA] * (ERASED_AREA[1] - ERASED_AREA[0])
+    aspect = np.exp(np.log(ERASED_ASPECT[0]) + u[:, ERASE_ASPECT] * np.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
+    h = np.minimum(np.round(height * np.sqrt(area * aspect)), height)
+    w = np.minimum(np.round(width * np.sqrt(area / aspect)), width)
+    top, left = np.floor(u[:, ERASE_Y] * (height - h + 1)), np.floor(u[:, ERASE_X] * (width - w + 1))
+    y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
+    top, left, h, w = (v[:, None, None] for v in (top, left, h, w))
+    inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w) & (u[:, ERASE] < a.erase)[:, None, None]
+    return images.masked_fill_(torch.from_numpy(inside).to(images.device)[:, None], GRAY)
+
+
+def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:
+    """How much of each image stays when it is mixed with its partner: Beta(mixup, mixup) (Zhang et al. 2018)."""
+    return betaincinv(a.mixup, a.mixup, u[:, MIX_WEIGHT]).astype(np.float32)
+
+
+def partner_offset(u_first: NDArray[np.float64], batch_size: int) -> int:
+    """Image j of a global batch is mixed with image (j + offset) mod batch_size; drawn with the batch's first position."""
+    return 1 + int(u_first[MIX_PARTNER] * (batch_size - 1)) if batch_size > 1 else 0

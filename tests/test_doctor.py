@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_hpc.data.shards import open_split, read_manifest
+from tests.conftest import Fer
+
+
+@pytest.fixture(scope="module")
+def troubled(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FER2013 rows with one of each trouble: pictures are numbered, `a:3` is picture a with label 3."""
+    folder = tmp_path_factory.mktemp("doctor")
+    rng = np.random.default_rng(0)
+    pictures = {k: " ".join(map(str, rng.integers(0, 256, 2304))) for k in range(60)}
+    pictures[99] = " ".join(["128"] * 2304)  # blank
+    rows = [(k, k % 7, "Training") for k in range(40)]
+    rows += [(3, 3, "Training"), (3, 3, "Training")]  # two repeats
+    rows += [(4, 5, "Training")]  # 4 also has label 4: a conflict (and a repeat)
+    rows += [(99, 0, "Training")]
+    rows += [(k, k % 7, "PublicTest") for k in range(38, 50)]  # 38 and 39 are in train too
+    rows += [(k, k % 7, "PrivateTest") for k in (49, *range(50, 60))]  # 49 is in val too
+    lines = [f"{label},{pictures[k]},{usage}" for k, label, usage in rows]
+    (folder / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
+    done = fer("preprocess", "--source", "fer2013", "--input", folder / "fer.csv", "--out", folder / "shards")
+    assert done.returncode == 0, done.stderr
+    return folder / "shards"
+
+
+def counts(output: str) -> dict[str, int]:
+    return {what: f["count"] for what, f in json.loads(output)["findings"].items() if f["count"]}
+
+
+def test_every_trouble_is_found_and_counted(fer: Fer, troubled: Path) -> None:
+    done = fer("doctor", troubled, "--json")
+    assert done.returncode == 3
+    assert counts(done.stdout) == {
+        "blank images (all pixels alike)": 1,
+        "groups of equal images with different labels": 1,
+        "train images that repeat an earlier one of train": 3,
+        "val images that are also in train": 2,
+        "test images that are also in val": 1,
+    }
+
+
+def test_the_clean_copy_is_clean_and_says_what_it_lacks(fer: Fer, troubled: Path, tmp_path: Path) -> None:
+    done = fer("doctor", troubled, "--fix", tmp_path / "clean")
+    assert done.returncode == 3
+    again = fer("doctor", tmp_path / "clean", "--json")
+    assert again.returncode == 0, again.stdout
+    assert counts(again.stdout) == {}
+    manifest = read_manifest(tmp_path / "clean")
+    # train: 44 - blank - both of the conflict - two repeats - two shared with val; val: 12 - one shared with test
+    assert [manifest.n(s) for s in ("train", "val", "test")] == [37, 11, 11]
+    dropped = (tmp_path / "clean" / "dropped.csv").read_text().splitlines()
+    assert len(dropped) == 1 + 7 + 1
+    assert "train,43,blank images (all pixels alike)" in dropped
+    kept = open_split(manifest, "train")
+    source = open_split(read_manifest(troubled), "train")
+    for row in (0, 20, 36):
+        place = source.columns["source_id"].tolist().index(kept.columns["source_id"][row])
+        assert (kept.images[0][row] == source.images[0][place]).all()
+    refused = fer("doctor", troubled, "--fix", tmp_path / "clean")
+    assert refused.returncode == 2
+
+
+def test_people_in_two_splits_are_found(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
+    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--split", "report", "--out", tmp_path / "by-face")
+    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--split", "person", "--out", tmp_path / "by-person")
+    leaky = fer("doctor", tmp_path / "by-face", "--json")
+    assert counts(leaky.stdout)["people in both train and test"] > 0
+    assert fer("doctor", tmp_path / "by-person").returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "count"])
+def test_damage_is_named(fer: Fer, shards: Path, tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    path = copy / "val-00000.h5"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-5])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["splits"]["val"]["class_counts"]["Neutral"] += 1
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+    done = fer("doctor", copy, "--json")
+    assert done.returncode == 3
+    found = json.loads(done.stdout)["damage"]
+    assert any("val" in line for line in found), found
+    assert fer("doctor", copy, "--fix", tmp_path / "fixed").returncode == 2
+
+
+def test_clean_data_is_called_clean(fer: Fer, shards: Path) -> None:
+    done = fer("doctor", shards)
+    assert done.returncode == 0, done.stdout
+    assert "every shard is as its checksum says" in done.stdout
