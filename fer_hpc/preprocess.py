@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from fer_hpc.config import PreprocessConfig, UserError
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.affectnet import AffectNetCsv, AffectNetFolder
-from fer_hpc.data.annotations import Rows, Source, read_columns
+from fer_hpc.data.annotations import AFFECTNET_UNUSED, Rows, Source, read_columns
 from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.fer2013 import FER2013_CLASSES, Fer2013Csv
 from fer_hpc.data.folders import ClassFolders
@@ -49,6 +49,8 @@ SHARD_ROWS = 16_384
 BLOCK_ROWS = 128  # at most, per call of a worker process
 BLOCK_BYTES = 4 << 20
 BLOCKS_AHEAD = 24
+READ_COLUMNS = ("valence", "arousal", "landmarks", "image_hash")  # what comes with a face; the rest is known before
+NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _blocks(config: PreprocessConfig, rows: NDArray[np.int64]) -> list[NDArray[n
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[NDArray[np.int64]]) -> Iterator[list[dict[str, Any] | str]]:
+def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[NDArray[np.int64]]) -> Iterator[Block]:
     """Results in the order of the blocks, with a bounded number of blocks under way."""
     under_way = collections.deque(pool.submit(_read_block, block) for block in itertools.islice(blocks, BLOCKS_AHEAD))
     while under_way:
@@ -214,15 +216,24 @@ def _start_worker(source: Source, config: PreprocessConfig) -> None:
     _source, _config = source, config
 
 
-def _read_block(numbers: NDArray[np.int64]) -> list[dict[str, Any] | str]:
-    """Each row's face as shard columns, or the reason why there is none."""
-    results: list[dict[str, Any] | str] = []
-    for number in numbers:
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a shard, read: columns of the good ones, and why the others are none."""
+
+    columns: dict[str, NDArray[Any]]
+    reasons: list[str | None]  # per row of the block; None: good
+
+
+def _read_block(numbers: NDArray[np.int64]) -> Block:
+    found: list[dict[str, Any]] = []
+    reasons: list[str | None] = []
+    for number in numbers.tolist():
         try:
-            results.append(_read(int(number)))
+            found.append(_read(number))
+            reasons.append(None)
         except faces.Reject as reject:
-            results.append(str(reject))
-    return results
+            reasons.append(str(reject))
+    return Block({name: np.stack([f[name] for f in found]) for name in found[0]} if found else {}, reasons)
 
 
 def _read(number: int) -> dict[str, Any]:
@@ -240,7 +251,7 @@ def _read(number: int) -> dict[str, Any]:
     image, to_crop, empty_box = faces.cut(picture, box, _config.size, reduced)
     return {
         "images": image,
-        "landmarks": float("nan") if face.landmarks is None else face.landmarks * to_crop[:2] + to_crop[2:],
+        "landmarks": NO_LANDMARKS if face.landmarks is None else face.landmarks * to_crop[:2] + to_crop[2:],
         "valence": face.valence,
         "arousal": face.arousal,
         "image_hash": shards.image_hash(image),
@@ -251,31 +262,29 @@ def _read(number: int) -> dict[str, Any]:
 # ---- back in the parent ----------------------------------------------------------------------------------------------
 
 
-def _build(
-    config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, results: Iterator[list[dict[str, Any] | str]]
-) -> None:
+def _build(config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, results: Iterator[Block]) -> None:
     """Write one shard and its part file from the next of the workers' results."""
-    n = len(shard.rows)
-    columns = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
-    columns.update({name: np.empty((n, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()})
-    columns["labels"][:] = rows.label[shard.rows]
-    columns["group"][:] = rows.columns["group"][shard.rows] if "group" in rows.columns else -1
-    columns["synthetic"][:] = rows.columns["synthetic"][shard.rows] if "synthetic" in rows.columns else 0
-    columns["source_id"] = np.array([rows.source_id[i] for i in shard.rows], dtype=object)
-    extra = {k: v[shard.rows] for k, v in rows.columns.items() if k not in ("group", "synthetic")}
+    n, good, empty_boxes = len(shard.rows), 0, 0
+    reasons: list[str | None] = []
+    read = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
+    read.update({name: np.empty((n, *shards.COLUMNS[name][1]), shards.COLUMNS[name][0]) for name in READ_COLUMNS})
+    for block in itertools.islice(results, len(_blocks(config, shard.rows))):
+        reasons += block.reasons
+        arrived = len(block.reasons) - sum(r is not None for r in block.reasons)
+        for name in read if arrived else ():
+            read[name][good : good + arrived] = block.columns[name]
+        empty_boxes += int(block.columns["empty_box"].sum()) if arrived else 0
+        good += arrived
 
-    kept, rejects, empty_boxes = np.ones(n, bool), [], 0
-    faces_read = (r for _ in _blocks(config, shard.rows) for r in next(results))
-    for i, result in enumerate(faces_read):
-        if isinstance(result, str):
-            kept[i] = False
-            rejects.append((str(columns["source_id"][i]), result))
-            continue
-        empty_boxes += result.pop("empty_box")
-        for name, value in result.items():
-            columns[name][i] = value
-    if len(rejects):
-        columns, extra = {k: v[kept] for k, v in columns.items()}, {k: v[kept] for k, v in extra.items()}
+    kept = shard.rows[np.array([reason is None for reason in reasons], bool)]
+    rejects = [(rows.source_id[i], reason) for i, reason in zip(shard.rows, reasons, strict=True) if reason is not None]
+    columns = {name: values[:good] for name, values in read.items()}
+    columns["labels"] = rows.label[kept]
+    for name, absent in (("group", -1), ("synthetic", 0)):
+        known = rows.columns[name][kept] if name in rows.columns else np.full(good, absent)
+        columns[name] = known.astype(shards.COLUMNS[name][0])
+    columns["source_id"] = np.array([rows.source_id[i] for i in kept], dtype=object)
+    extra = {name: values[kept] for name, values in rows.columns.items() if name not in ("group", "synthetic")}
     entry = shards.write_shard(config.out / f"{shard.name}.h5", columns, extra)
     counts = np.bincount(columns["labels"], minlength=16).tolist()
     part = {"plan": plan, "entry": entry, "class_counts": counts, "rejects": rejects, "empty_boxes": empty_boxes}
@@ -296,7 +305,7 @@ def _finish(
     reasons: dict[str, int] = {}
     for *_, reason in rejects:
         reasons[reason] = reasons.get(reason, 0) + 1
-    unused = sum(n for reason, n in reasons.items() if reason.startswith("label "))
+    unused = sum(reasons.get(f"label {label} ({name})", 0) for label, name in AFFECTNET_UNUSED.items())
     total = len(rows.source_id) + len(rows.rejects) - unused  # AffectNet's own "none" and "uncertain" are no mishap
     if len(rejects) - unused > config.max_rejects * total:
         worst = max(reasons, key=lambda r: reasons[r])
@@ -344,9 +353,9 @@ class Progress:
         self.total, self.seen, self.every_s = total, 0, 1.0 if sys.stderr.isatty() else every_s
         self.began = self.told = time.monotonic()
 
-    def watch(self, blocks: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    def watch(self, blocks: Iterator[Block]) -> Iterator[Block]:
         for block in blocks:
-            self.seen += len(block)
+            self.seen += len(block.reasons)
             yield block
             now = time.monotonic()
             if now - self.told >= self.every_s:

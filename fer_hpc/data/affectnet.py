@@ -44,7 +44,7 @@ class AffectNetFolder:
         if not self.parts:
             what = "no train_set/annotations or val_set/annotations in it" if root.is_dir() else "no such folder"
             raise UserError(f"--input {root}: {what}")
-        self._files: list[tuple[Path, Path]] = []  # per row: picture, stem of the annotations
+        self._files: list[tuple[str, str]] = []  # per row: picture, stem of the annotations
 
     def rows(self) -> Rows:
         found = Collector()
@@ -55,13 +55,13 @@ class AffectNetFolder:
             pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in PICTURES}
             stems = sorted((p.name[: -len("_exp.npy")] for p in folder.glob("*_exp.npy")), key=natural)
             with ThreadPoolExecutor(16) as pool:  # many small reads: a shared file system answers them side by side
-                labels = list(pool.map(lambda stem, folder=folder: _label(folder / f"{stem}_exp.npy"), stems))
+                labels = list(pool.map(lambda stem, folder=folder: _label(f"{folder}/{stem}_exp.npy"), stems))
             split = "" if "val_set" not in self.parts else "test" if part == "val_set" else "train"
             for stem, label in zip(stems, labels, strict=True):
                 if isinstance(label, int) and stem not in pictures:
                     label = "missing image"
                 if found.add(f"{part}/{stem}", label, split):
-                    self._files.append((pictures[stem], folder / stem))
+                    self._files.append((str(pictures[stem]), str(folder / stem)))
             for stem in sorted(pictures.keys() - set(stems), key=natural):
                 found.add(f"{part}/{stem}", "no label")
         rows = found.rows(self.root)
@@ -71,8 +71,8 @@ class AffectNetFolder:
 
     def face(self, row: int) -> Face:
         picture, stem = self._files[row]
-        points = _npy(stem.with_name(f"{stem.name}_lnd.npy"))
-        values = [_npy(stem.with_name(f"{stem.name}_{kind}.npy")) for kind in ("val", "aro")]
+        points = _npy(f"{stem}_lnd.npy")
+        values = [_npy(f"{stem}_{kind}.npy") for kind in ("val", "aro")]
         valence, arousal = (float("nan") if v is None or v.size != 1 else affect(v.item()) for v in values)
         landmarks = None if points is None else landmarks_of(points)
         return Face(read_picture(picture), landmarks=landmarks, valence=valence, arousal=arousal)
@@ -81,13 +81,14 @@ class AffectNetFolder:
 _NPY_HEADER = re.compile(rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*")
 
 
-def _npy(path: Path) -> NDArray[np.float64] | None:
+def _npy(path: str) -> NDArray[np.float64] | None:
     """The numbers in a small .npy file (numbers, or a string that holds one); None where there is no file.
 
     The usual header is read here, ten times as fast as by numpy (there are four such files a face); numpy reads the rest.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb", buffering=0) as f:  # noqa: PTH123  a Path costs as much as the read
+            data = f.read()
         header = (
             _NPY_HEADER.fullmatch(data, 10, 10 + int.from_bytes(data[8:10], "little")) if data[:7] == b"\x93NUMPY\x01" else None
         )
@@ -97,10 +98,10 @@ def _npy(path: Path) -> NDArray[np.float64] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError):
-        raise Reject(f"unreadable {path.name.rpartition('_')[2]} annotation") from None
+        raise Reject(f"unreadable {path.rpartition('_')[2]} annotation") from None
 
 
-def _label(path: Path) -> int | str:
+def _label(path: str) -> int | str:
     """A class number, or why it is none."""
     try:
         value = _npy(path)

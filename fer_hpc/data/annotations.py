@@ -225,9 +225,10 @@ def contained(root: Path, text: str) -> Path:
     raise Reject("missing image")
 
 
-def read_picture(path: Path) -> bytes:
+def read_picture(path: Path | str) -> bytes:
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as f:  # noqa: PTH123  the path may be text: see AffectNetFolder
+            return f.read()
     except FileNotFoundError:
         raise Reject("missing image") from None
     except OSError as error:

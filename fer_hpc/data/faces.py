@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a header that claims more is refused unread
@@ -93,15 +94,16 @@ def cut(
     left, top, right, bottom = 0, 0, width, height
     empty = False
     if box is not None:
-        low = np.maximum(np.floor(np.array(box[:2]) / reduced), 0).astype(int)
-        high = np.minimum(np.ceil(np.array(box[2:]) / reduced), (width, height)).astype(int)
-        empty = bool((high - low < 2).any())
+        low = max(0, math.floor(box[0] / reduced)), max(0, math.floor(box[1] / reduced))
+        high = min(width, math.ceil(box[2] / reduced)), min(height, math.ceil(box[3] / reduced))
+        empty = high[0] - low[0] < 2 or high[1] - low[1] < 2
         if not empty:
-            (left, top), (right, bottom) = low.tolist(), high.tolist()
+            (left, top), (right, bottom) = low, high
     part = image[top:bottom, left:right]
-    scale = np.array([size / (right - left), size / (bottom - top)])
+    scale = size / (right - left), size / (bottom - top)
     if part.shape[:2] != (size, size):
-        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if (scale <= 1).all() else cv2.INTER_LINEAR)
+        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR)
     # pixel centres stay pixel centres, through the decoder's reduction as through the crop
-    shift = ((0.5 / reduced) - np.array([left, top])) * scale - 0.5
-    return part.reshape(size, size, -1), np.concatenate([scale / reduced, shift]), empty
+    shift = (0.5 / reduced - left) * scale[0] - 0.5, (0.5 / reduced - top) * scale[1] - 0.5
+    to_crop = np.array([scale[0] / reduced, scale[1] / reduced, *shift])
+    return part.reshape(size, size, -1), to_crop, empty
