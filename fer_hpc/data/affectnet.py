@@ -54,8 +54,10 @@ class AffectNetFolder:
                 raise UserError(f"--input {self.root}: {part}/annotations is there, but not {part}/images")
             pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in PICTURES}
             stems = sorted((p.name[: -len("_exp.npy")] for p in folder.glob("*_exp.npy")), key=natural)
+            names = [f"{folder}/{stem}_exp.npy" for stem in stems]
             with ThreadPoolExecutor(16) as pool:  # many small reads: a shared file system answers them side by side
-                labels = list(pool.map(lambda stem, folder=folder: _label(f"{folder}/{stem}_exp.npy"), stems))
+                blocks = pool.map(_labels, [names[i : i + 256] for i in range(0, len(names), 256)])
+                labels = [label for block in blocks for label in block]
             split = "" if "val_set" not in self.parts else "test" if part == "val_set" else "train"
             for stem, label in zip(stems, labels, strict=True):
                 if isinstance(label, int) and stem not in pictures:
@@ -99,6 +101,10 @@ def _npy(path: str) -> NDArray[np.float64] | None:
         return None
     except (OSError, ValueError, EOFError):
         raise Reject(f"unreadable {path.rpartition('_')[2]} annotation") from None
+
+
+def _labels(paths: list[str]) -> list[int | str]:
+    return [_label(path) for path in paths]
 
 
 def _label(path: str) -> int | str:
