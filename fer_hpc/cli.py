@@ -110,9 +110,13 @@ def evaluate(args: list[str]) -> int:
     if r:
         print(f"{config.run}: {config.split} was scored before with these weights, nothing to do")
     else:
+        from fer_hpc.distributed import World
         from fer_hpc.evaluate import evaluate
 
-        r = evaluate(config)
+        world = World.detect()
+        r = evaluate(config, world)
+        if world.rank:
+            return EXIT_FINISHED
     low, high = r["accuracy_95"]
     print(
         f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fer_hpc.config import UserError
 from fer_hpc.rundir import Job
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,43 @@ class World:
         if env.get("SLURM_STEP_ID", "").isdecimal() and _number("SLURM_STEP_NUM_TASKS", "1") > 1:
             return World(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), job)
         return World(job=job)
+
+
+@contextlib.contextmanager
+def process_group(world: World, timeout_s: float = 120.0) -> Iterator[None]:
+    """The ranks of `world` connected over gloo, at the address in MASTER_ADDR and MASTER_PORT; nothing for one process."""
+    if world.size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    try:
+        timeout = datetime.timedelta(seconds=timeout_s)
+        dist.init_process_group("gloo", rank=world.rank, world_size=world.size, timeout=timeout)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"rank {world.rank} of {world.size} could not reach the others: {str(error).splitlines()[0]}; "
+            "start all ranks with torchrun, which sets MASTER_ADDR and MASTER_PORT"
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_in_turn(mine: torch.Tensor, world: World) -> torch.Tensor:
+    """Chunks that were dealt out in turn (rank r has r, r + size, ...), back in order.
+
+    `mine` [k, ...] must have the same k on every rank; gives [k * size, ...] on every rank.
+    """
+    if world.size == 1:
+        return mine
+    import torch
+    import torch.distributed as dist
+
+    everyones = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(everyones, mine)
+    return torch.stack(everyones, 1).flatten(0, 1)
 
 
 def _number(name: str, default: str | None = None) -> int:

@@ -20,10 +20,12 @@ from torch import nn
 
 from fer_hpc import checkpoint, metrics, plots, rundir
 from fer_hpc.config import EvaluateConfig, UserError
-from fer_hpc.data.loader import Images, eval_chunks
+from fer_hpc.data.loader import EVAL_CHUNK, Images, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.distributed import World, gather_in_turn, process_group
 from fer_hpc.models import MODELS
 
+ALONE = World()
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,20 +48,34 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, _DTYPES[precision]) if precision != "fp32" else contextlib.nullcontext()
 
 
-def predict(model: nn.Module, images: Images, precision: str) -> NDArray[np.float32]:
-    """Logits [n, classes] of every image of a split exactly once, in row order, in chunks of fixed size."""
+def predict(model: nn.Module, images: Images, precision: str, world: World = ALONE) -> NDArray[np.float32]:
+    """Logits [n, classes] of every image of a split exactly once, in row order, on every rank.
+
+    Ranks take chunks of a fixed size in turn, so the arithmetic, and with it every bit, is the same for any number of
+    ranks (with the same threads each).
+    """
     model.eval()
-    parts, counted = [], 0
+    n = len(images.split)
+    chunks = -(-n // EVAL_CHUNK)
+    logits: torch.Tensor | None = None  # [chunks of a rank, EVAL_CHUNK, classes]
+    counted = torch.zeros(-(-chunks // world.size), EVAL_CHUNK, 1)
     with torch.inference_mode(), autocast(precision, images.device):
-        for batch, n in eval_chunks(images):
-            parts.append(model(batch.images)[:n].float().cpu())
-            counted += n
-    assert counted == len(images.split), f"scored {counted} of {len(images.split)} images"
-    return torch.cat(parts).numpy()
+        for k, (batch, real) in enumerate(eval_chunks(images, world.rank, world.size)):
+            answer = model(batch.images).float().cpu()
+            if logits is None:
+                logits = torch.zeros(len(counted), *answer.shape)
+            logits[k] = answer
+            counted[k, :real] += 1
+    if logits is None:  # more ranks than chunks
+        logits = torch.zeros(len(counted), EVAL_CHUNK, model(images.gather(np.zeros(1, np.int64)).images).shape[1])
+    everything = gather_in_turn(torch.cat([logits, counted], 2), world).flatten(0, 1)
+    assert everything[:n, -1].eq(1).all() and everything[:, -1].sum() == n, "not every image was scored exactly once"
+    return everything[:n, :-1].contiguous().numpy()
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score the run's best weights; writes eval-SPLIT.json, predictions-SPLIT.npz and confusion-SPLIT.png into the run."""
+def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
+    """Score the run's best weights; rank 0 writes eval-SPLIT.json, predictions-SPLIT.npz and confusion-SPLIT.png into the
+    run."""
     stored = rundir.config(config.run)
     weights = _weights(config.run)
     manifest = read_manifest(config.data or rundir.data_path(config.run))
@@ -77,12 +93,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"{config.run} has not finished an epoch yet; there is nothing to score")
     science = stored["science"]
     torch.set_num_threads(science["threads"])
-    device = pick_device(config.device)
+    device = pick_device(config.device, world.local_rank)
     height, _, channels = manifest.image_shape
     model = MODELS[science["model"]](len(manifest.classes), channels, height)
     model.load_state_dict(best["model"])
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logits = predict(model, Images(split, device), science["precision"])
+    with process_group(world):
+        logits = predict(model, Images(split, device), science["precision"], world)
     labels = split.columns["labels"]
     result = {
         **about,
@@ -91,6 +108,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **metrics.summary(logits, labels, manifest.classes),
     }
 
+    if world.rank:
+        return result
     columns = {name: split.columns[name] for name in ("labels", "source_id", "group", "image_hash")}
     rundir.write_bytes(
         config.run / f"predictions-{config.split}.npz", _npz(logits=logits, classes=np.array(manifest.classes), **columns)

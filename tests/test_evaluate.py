@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fer_hpc.data.shards import open_split, read_manifest
-from tests.conftest import TRAIN_SPEED, Fer
+from tests.conftest import TRAIN_SPEED, Fer, command
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,42 @@ def test_scored_again_it_says_so(fer: Fer, scored: Path) -> None:
     assert "nothing to do" in done.stdout
     assert "majority class" in done.stdout
     assert (scored / "eval-test.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def five_chunks(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test split of 1,100 noise pictures: four whole chunks and a part of one."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 40), ("test", 1100)):
+        np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 48, 48, 1), np.uint8))
+        np.save(folder / f"y_{split}.npy", np.eye(8, dtype=np.uint8)[np.arange(n) % 8])
+    assert fer("preprocess", "--source", "arrays", "--input", folder, "--out", folder / "shards").returncode == 0
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def one_rank(fer: Fer, finished_run: Path, five_chunks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("ranks") / "run")
+    assert fer("evaluate", run, "--split", "test", "--data", five_chunks).returncode == 0
+    return run
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_predictions_are_bit_identical_at_any_world_size(one_rank: Path, five_chunks: Path, tmp_path: Path, size: int) -> None:
+    run = shutil.copytree(one_rank, tmp_path / "run")
+    (run / "eval-test.json").unlink()
+    (run / "predictions-test.npz").unlink()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(size)}
+    arguments = command("evaluate", run, "--split", "test", "--data", five_chunks)
+    environments = [{**os.environ, **address, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+    ranks = [subprocess.Popen(arguments, env=environment) for environment in environments]
+    assert [rank.wait(120) for rank in ranks] == [0] * size
+    with np.load(run / "predictions-test.npz") as many, np.load(one_rank / "predictions-test.npz") as one:
+        assert many["logits"].shape == (1100, 8)
+        assert (many["logits"] == one["logits"]).all()
 
 
 def test_an_absent_split_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
