@@ -14,8 +14,8 @@ import pytest
 from fer_hpc.data import shards
 
 MEGABYTE = 1 << 20
-LIMIT = 400 * MEGABYTE
-SIDE, ROWS, SHARDS = 224, 512, 11  # 11 shards of 77 MB: 850 MB
+LIMIT = 450 * MEGABYTE
+SIDE, ROWS, SHARDS = 224, 256, 26  # 26 shards of 39 MB: 1 GB
 
 READ_AN_EPOCH = """
 import sys, torch
