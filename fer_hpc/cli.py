@@ -55,6 +55,10 @@ def train(args: list[str]) -> int:
     if name is None and not {"-h", "--help"} & set(rest):
         raise UserError(f"which preset? python -m fer_hpc.train PRESET --data DIR --run RUN (presets: {', '.join(PRESETS)})")
     config = parse(TrainConfig, f"train {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    if not (config.data / "manifest.json").exists():
+        from fer_hpc.data.shards import read_manifest
+
+        read_manifest(config.data)  # says what is wrong before torch is loaded
     if _is_finished(config):
         print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
         return EXIT_FINISHED
@@ -106,6 +110,7 @@ def _is_finished(config: TrainConfig) -> bool:
 def evaluate(args: list[str]) -> int:
     """a run and a split -> scores, predictions, confusion plot"""
     config = parse(EvaluateConfig, "evaluate", args)
+    rundir.config(config.run)  # says so if it is no run folder, before torch is loaded
     r = _scored_before(config)
     if r:
         print(f"{config.run}: {config.split} was scored before with these weights, nothing to do")
@@ -171,8 +176,11 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
             object.__setattr__(base, f.name, defaults.get(f.name, fallback))
         kwargs["default"] = base
     positional = config_class in (DoctorConfig, EvaluateConfig, ReportConfig)
+    about = config_class.__doc__ or ""
+    if config_class is TrainConfig:
+        about += f" Presets: {', '.join(PRESETS)}."
     return tyro.cli(
-        config_class, prog=f"fer-hpc {command}", description=config_class.__doc__, args=args,
+        config_class, prog=f"fer-hpc {command}", description=about, args=args,
         config=(tyro.conf.PositionalRequiredArgs,) if positional else (), **kwargs,
     )  # fmt: skip
 
@@ -197,6 +205,11 @@ def run_command(verb: str, command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         print(f"fer-hpc {verb}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"fer-hpc {verb}: error: {error.strerror}: {error.filename}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"\nfer-hpc {verb}: stopped; the same command goes on from here", file=sys.stderr)

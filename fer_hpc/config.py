@@ -84,7 +84,8 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
-                raise UserError(f"{flag(name)} {value}: wanted a number from {low} to {high}")
+                wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise UserError(f"{flag(name)} {value}: wanted a number {wanted}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class PreprocessConfig:
             raise UserError(f"--size {self.size}: wanted 8 to 1024 pixels")
         if not 0 <= self.max_rejects <= 1:
             raise UserError(f"--max-rejects {self.max_rejects}: wanted a share from 0 to 1")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers}: wanted 0 (the cores this process may use) or more")
         if not 0 <= self.task < self.tasks:
             raise UserError(f"--task {self.task} of --tasks {self.tasks}: wanted 0 to {self.tasks - 1}")
         if self.source != "synthetic" and self.input is None:
@@ -213,16 +216,26 @@ def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     resolved: dict[str, Any] = {}
+    differ: list[tuple[str, Any, Any]] = []
     for name, now in fields_of(config, "science").items():
         then = stored.get(name, defaults[name])  # a field younger than the run: it ran with the default
         automatic = (name == "precision" and now == "auto") or (name == "threads" and now == 0)
-        if now == then or automatic:
-            resolved[name] = then
-        elif name == "epochs" and now > then:
-            resolved[name] = now
-        else:
-            raise UserError(
-                f"{config.run} was started with {flag(name)} {then}, now {flag(name)} {now}: this would be another "
-                f"experiment; use another --run folder, or {flag(name)} {then} to continue this one"
-            )
+        resolved[name] = then if automatic else now
+        if resolved[name] != then and not (name == "epochs" and now > then):
+            differ.append((name, then, now))
+    if differ:
+        then_now = ", ".join(f"{said(name, then)} (now {said(name, now)})" for name, then, now in differ)
+        why = (
+            "this would be another experiment (epochs may grow, not shrink)"
+            if differ[0][0] == "epochs"
+            else "this would be another experiment"
+        )
+        raise UserError(
+            f"{config.run} was started with {then_now}: {why}; use another --run folder, or the first start's flags"
+        )
     return dataclasses.replace(config, **resolved)
+
+
+def said(field: str, value: Any) -> str:
+    """A field's value as one types it."""
+    return (flag(field) if value else flag("no_" + field)) if isinstance(value, bool) else f"{flag(field)} {value}"

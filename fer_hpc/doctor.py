@@ -119,8 +119,9 @@ def audit(splits: dict[str, Split]) -> list[Finding]:
         first[np.flatnonzero(mine)[np.unique(image[mine], return_index=True)[1]]] = True
         found.append(finding(f"{name} images that repeat an earlier one of {name}", mine & ~first))
     found += _shared(splits, part, image, "images", finding)
-    people = np.where(columns["group"] >= 0, columns["group"], -1)
-    return found + _shared(splits, part, people, "people", finding)
+    if (columns["group"] < 0).all():  # nobody is known: no finding, rather than a reassuring 0
+        return found
+    return found + _shared(splits, part, columns["group"], "people", finding)
 
 
 def _shared(splits: dict[str, Split], part: NDArray[Any], key: NDArray[Any], what: str, finding: Any) -> list[Finding]:

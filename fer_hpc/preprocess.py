@@ -311,7 +311,7 @@ def _finish(
         worst = max(reasons, key=lambda r: reasons[r])
         raise UserError(
             f"{len(rejects) - unused:,} of {total:,} faces are unusable, over --max-rejects {config.max_rejects}; most "
-            f"often: {worst!r} ({reasons[worst]:,} times); all are listed in {config.out / 'rejects.csv'}"
+            f"often: {worst!r}; {config.out / 'rejects.csv'} lists them all: mend or remove them, or raise --max-rejects"
         )
     entries: dict[str, Any] = {}
     for name in shards.SPLITS:
@@ -343,7 +343,9 @@ def _summary(out: Path) -> str:
     manifest = shards.read_manifest(out)
     parts = ", ".join(f"{s} {manifest.n(s):,}" for s in shards.SPLITS if manifest.n(s))
     rejected = manifest.content["rejects"]["n"]
-    return f"{parts} faces" + (f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else "")
+    return f"{parts} faces (split {manifest.content['split_rule']})" + (
+        f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else ""
+    )
 
 
 class Progress:

@@ -87,7 +87,13 @@ def _draw(run: Run, out: Path) -> list[tuple[str, str]]:
         best = [row["epoch"] for row in run.rows if row["best"]]
         path = out / f"{run.name}-curves.png"
         plots.curves(run.rows, best[-1] if best else None, run.name, path)
-        drawn.append(("accuracy and loss per epoch; gray: learning rate lowered", path))
+        drawn.append(
+            (
+                "accuracy and loss per epoch"
+                + ("; gray: learning rate lowered" if len({row["lr"] for row in run.rows}) > 1 else ""),
+                path,
+            )
+        )
     for split, scores in run.scores.items():
         path = out / f"{run.name}-confusion-{split}.png"
         plots.confusion(np.array(scores["confusion"]), list(scores["classes"]), f"{run.name}, {split}", path)

@@ -170,7 +170,17 @@ def _settled(config: TrainConfig, manifest: Manifest, device: torch.device) -> T
         raise UserError(
             f"--data {config.data} holds {height}x{width} faces, {config.model} takes 48x48; preprocess with --size 48"
         )
+    if config.batch_size > manifest.n("train"):
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
+        )
     stored = rundir.read_json(config.run / "config.json")
+    if stored is None and config.run.is_dir():
+        strangers = [p.name for p in config.run.iterdir() if p.name not in ("attempts", "tb", "sheet.png") and p.name[0] != "."]
+        if strangers:
+            raise UserError(
+                f"--run {config.run} holds other things ({', '.join(sorted(strangers)[:3])}, ...); give a new folder"
+            )
     if stored is not None:
         if stored["data"]["fingerprint"] != manifest.fingerprint:
             raise UserError(

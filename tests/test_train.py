@@ -131,7 +131,7 @@ def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
     arguments = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
     refused = fer(*arguments, "--lr", 0.5)
     assert refused.returncode == 2
-    assert "--lr 0.001, now --lr 0.5" in refused.stderr
+    assert "--lr 0.001 (now --lr 0.5)" in refused.stderr
     moved = shutil.copytree(shards, tmp_path / "moved")
     assert fer("train", "cnn_baseline", "--data", moved, "--run", run, *TRAIN_SPEED, "--device", "cpu").returncode == 0
 

@@ -152,7 +152,7 @@ class CsvTable:
     def require(self, *names: str) -> None:
         missing = [n for n in names if n.lower() not in self.names]
         if missing:
-            got = "the file is empty" if self.empty else f"its header has {', '.join(self.names)[:120]}"
+            got = "the file is empty" if self.empty else f"its first line has {', '.join(self.names)[:60]}"
             raise UserError(f"--input {self.path}: no column {missing[0]!r}: {got}; wanted {', '.join(names)}")
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:

@@ -30,6 +30,8 @@ class ClassFolders:
         top = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
         parts = [(p, SPLIT_NAMES[key]) for p in top if (key := re.sub(r"[^a-z]", "", p.name.lower())) in SPLIT_NAMES]
         folders = [(c, split) for p, split in parts for c in sorted(p.iterdir()) if c.is_dir()] or [(c, "") for c in top]
+        if classes and not parts:
+            raise UserError(f"--input {root}: no train/ or test/ folder in it, as FER2013's forms have; use --source folder")
         self._folders = [(folder, split, _class_of(folder)) for folder, split in folders]
         present = {name for *_, name in self._folders}
         self.classes: tuple[str, ...] = classes or tuple(c for c in CLASSES if c in present)

@@ -111,9 +111,9 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_json(folder / "manifest.json")
     if content is None:
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
-        raise UserError(f"--data {folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
+        raise UserError(f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
     if content.get("format") != FORMAT:
-        raise UserError(f"--data {folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")
+        raise UserError(f"{folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")
     height, width, channels = content["image_shape"]
     return Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
 
