@@ -151,7 +151,7 @@ def keep_freed_memory() -> None:
     """Let the C library reuse freed buffers instead of returning them to the kernel.
 
     Activations are tens of megabytes; mapping them anew each step costs more in page faults than the arithmetic
-    (`cnn_improved`, batch 256, 2 CPU cores: 1.5 times the speed). A no-op where the library is not glibc.
+    (docs/benchmarks.md has the figure). A no-op where the library is not glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
