@@ -65,7 +65,8 @@ def ours(folder: Path) -> Passes:
 def bare_loop(pixels: np.ndarray) -> Passes:
     """index_select + flip + normalise on a tensor in memory, with reused buffers: the bound for the whole task."""
     data = torch.from_numpy(pixels)
-    taken, floats = torch.empty((BATCH, *data.shape[1:]), dtype=torch.uint8), torch.empty((BATCH, *data.shape[1:]))
+    shape = (BATCH, *data.shape[1:])
+    taken, floats = torch.from_numpy(np.empty(shape, np.uint8)), torch.from_numpy(np.empty(shape, np.float32))
 
     def run() -> Iterator[int]:
         for rows in torch.randperm(len(data)).split(BATCH)[:-1]:
@@ -239,7 +240,7 @@ def memcpy_rate(pixels: np.ndarray, images: Images, seconds: float) -> tuple[flo
 
     Timed in turn, batch by batch: the bandwidth that other programs leave changes from second to second.
     """
-    source, target = torch.from_numpy(pixels), torch.empty((BATCH, *pixels.shape[1:]), dtype=torch.uint8)
+    source, target = torch.from_numpy(pixels), torch.from_numpy(np.empty((BATCH, *pixels.shape[1:]), np.uint8))
     order = np.random.default_rng(0).permutation(len(pixels))
     spent, batches, until = [0.0, 0.0], 0, time.perf_counter() + seconds
     while time.perf_counter() < until:

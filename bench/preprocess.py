@@ -2,9 +2,9 @@
 
     python bench/preprocess.py [--count 3000]
 
-The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 66 kB each), cut to 48x48 gray. `bare decoder` decodes
-the same bytes on one core, at the same reduction as ours, and does nothing else; `plain loop` is what one writes first:
-cv2.imread, crop by the landmarks, gray, resize.
+The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 62 kB each), cut to 48x48 gray. The decoder alone
+decodes the same bytes from memory on one core, once at full size and once at the reduction that ours uses; `plain loop`
+is what one writes first: cv2.imread, crop by the landmarks, gray, resize.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def plain_loop(root: Path, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-def bare_decoder(root: Path, count: int) -> float:
-    """Seconds inside the decoder alone, at the reduction that the face's box allows."""
+def bare_decoder(root: Path, count: int, reduce: bool) -> float:
+    """Faces/s inside the decoder alone, at full size or at the reduction that the face's box allows."""
     spent = 0.0
     for i in range(count):
         data = (root / "train_set/images" / f"{i}.jpg").read_bytes()
         points = np.load(root / "train_set/annotations" / f"{i}_lnd.npy").reshape(68, 2).astype(np.float32)
-        reduced = faces.reduction(faces.landmark_box(points), 48)
+        reduced = faces.reduction(faces.landmark_box(points), 48) if reduce else 1
         began = time.perf_counter()
         faces.decode(data, 1, reduced)
         spent += time.perf_counter() - began
@@ -94,11 +94,20 @@ def main() -> None:
         make_faces(root, count)
         size = sum(p.stat().st_size for p in (root / "train_set/images").iterdir()) / count
         few = min(count, 3000)
-        rounds = [(plain_loop(root, few), bare_decoder(root, few), ours(root, out, count, cores)) for _ in range(2)]
-    plain, bare, mine = (max(r[k] for r in rounds) for k in range(3))
+        rounds = [
+            (
+                plain_loop(root, few),
+                bare_decoder(root, few, False),
+                bare_decoder(root, few, True),
+                ours(root, out, count, cores),
+            )
+            for _ in range(2)
+        ]
+    plain, full, bare, mine = (max(r[k] for r in rounds) for k in range(4))
     print(f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {cores} cores, faces/s, start-up and writing included")
     print(f"  plain cv2.imread loop, 1 core  {plain:8,.0f}   ours is {mine / plain:.2f} times that (wanted 2 on 2 cores)")
-    print(f"  bare decoder, 1 core           {bare:8,.0f}   ours per core is {mine / cores / bare:.2f} of that (wanted 0.8)")
+    print(f"  gray decoder alone, 1 core     {full:8,.0f}   ours per core is {mine / cores / full:.2f} of that")
+    print(f"  the same at our reduction      {bare:8,.0f}   ours per core is {mine / cores / bare:.2f} of that (wanted 0.8)")
     print(f"  ours, {cores} cores                  {mine:8,.0f}")
 
 

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -81,17 +82,17 @@ def preprocess(config: PreprocessConfig) -> None:
         if _all_verified(config.out):
             print(f"{config.out}: {_summary(config.out)}; all shards are there and verified, nothing to do")
             return
-        split, words, notes = splits.divide(rows, rule)
-        planned = _planned(config, split)
-        mine = planned[config.task :: config.tasks]
+        with _workers(config, source, len(rows.source_id)) as pool:  # they start while the rows are divided
+            split, words, notes = splits.divide(rows, rule)
+            planned = _planned(config, split)
+            mine = planned[config.task :: config.tasks]
 
-        # Do it: one stream of blocks through the workers, written shard by shard.
-        for shard in mine:
-            for left_by_a_kill in config.out.glob(f".{shard.name}.h5.*.tmp"):
-                left_by_a_kill.unlink()
-        todo = [s for s in mine if not _is_done(config.out, s, plan)]
-        progress = Progress(sum(len(s.rows) for s in todo))
-        with _workers(config, source, progress.total) as pool:
+            # Do it: one stream of blocks through the workers, written shard by shard.
+            for shard in mine:
+                for left_by_a_kill in config.out.glob(f".{shard.name}.h5.*.tmp"):
+                    left_by_a_kill.unlink()
+            todo = [s for s in mine if not _is_done(config.out, s, plan)]
+            progress = Progress(sum(len(s.rows) for s in todo))
             results = progress.watch(_in_order(pool, (block for s in todo for block in _blocks(config, s.rows))))
             for shard in todo:
                 _build(config, rows, shard, plan, results)
@@ -197,6 +198,8 @@ def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[Pr
     workers = config.workers or len(os.sched_getaffinity(0))
     workers = max(1, min(workers, -(-rows // BLOCK_ROWS)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source, config))
+    start = threading.Thread(target=lambda: [pool.submit(os.getpid) for _ in range(workers)])  # a process each
+    start.start()
     try:
         yield pool
     except BrokenProcessPool:
@@ -205,6 +208,7 @@ def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[Pr
             f"--workers (now {workers}): finished shards are kept"
         ) from None
     finally:
+        start.join()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +55,9 @@ class AffectNetFolder:
             images, folder = self.root / part / "images", self.root / part / "annotations"
             if not images.is_dir():
                 raise UserError(f"--input {self.root}: {part}/annotations is there, but not {part}/images")
-            pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in PICTURES}
-            stems = sorted((p.name[: -len("_exp.npy")] for p in folder.glob("*_exp.npy")), key=natural)
+            pictures = {Path(name).stem: name for name in _names(images) if name.lower().endswith(PICTURES)}
+            stems = [name[: -len("_exp.npy")] for name in _names(folder) if name.endswith("_exp.npy")]
+            stems.sort(key=int if all(map(str.isdecimal, stems)) else natural)
             names = [f"{folder}/{stem}_exp.npy" for stem in stems]
             with ThreadPoolExecutor(16) as pool:  # many small reads: a shared file system answers them side by side
                 blocks = pool.map(_labels, [names[i : i + 256] for i in range(0, len(names), 256)])
@@ -63,7 +67,7 @@ class AffectNetFolder:
                 if isinstance(label, int) and stem not in pictures:
                     label = "missing image"
                 if found.add(f"{part}/{stem}", label, split):
-                    self._files.append((str(pictures[stem]), str(folder / stem)))
+                    self._files.append((f"{images}/{pictures[stem]}", f"{folder}/{stem}"))
             for stem in sorted(pictures.keys() - set(stems), key=natural):
                 found.add(f"{part}/{stem}", "no label")
         rows = found.rows(self.root)
@@ -80,7 +84,7 @@ class AffectNetFolder:
         return Face(read_picture(picture), landmarks=landmarks, valence=valence, arousal=arousal)
 
 
-_NPY_HEADER = re.compile(rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*")
+_USUAL_HEADER = re.compile(rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*")
 
 
 def _npy(path: str) -> NDArray[np.float64] | None:
@@ -89,13 +93,11 @@ def _npy(path: str) -> NDArray[np.float64] | None:
     The usual header is read here, ten times as fast as by numpy (there are four such files a face); numpy reads the rest.
     """
     try:
-        with open(path, "rb", buffering=0) as f:  # noqa: PTH123  a Path costs as much as the read
-            data = f.read()
-        header = (
-            _NPY_HEADER.fullmatch(data, 10, 10 + int.from_bytes(data[8:10], "little")) if data[:7] == b"\x93NUMPY\x01" else None
-        )
-        if header:
-            return np.frombuffer(data, header[1].decode(), offset=header.end()).astype(np.float64)
+        data = _content(path)
+        begin = 10 + int.from_bytes(data[8:10], "little")
+        kind = _kind(data[:begin])
+        if kind:
+            return np.frombuffer(data, kind, offset=begin).astype(np.float64)
         return np.load(path, allow_pickle=False).astype(np.float64)
     except FileNotFoundError:
         return None
@@ -103,8 +105,35 @@ def _npy(path: str) -> NDArray[np.float64] | None:
         raise Reject(f"unreadable {path.rpartition('_')[2]} annotation") from None
 
 
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208  a Path for each of a million files costs seconds
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as f:  # noqa: PTH123  a Path costs as much as the read
+        return f.read()
+
+
+@functools.cache  # the same few headers come again and again
+def _kind(header: bytes) -> np.dtype[Any] | None:
+    """The dtype that a usual .npy header states; None for any other header."""
+    found = _USUAL_HEADER.fullmatch(header, 10) if header[:7] == b"\x93NUMPY\x01" else None
+    return np.dtype(found[1].decode()) if found else None
+
+
 def _labels(paths: list[str]) -> list[int | str]:
-    return [_label(path) for path in paths]
+    """Class numbers, or why there is none. Equal files are read into a number once: there are a dozen kinds of them."""
+    known: dict[bytes, int | str] = {}
+    labels: list[int | str] = []
+    for path in paths:
+        try:
+            content = _content(path)
+        except OSError:
+            content = b""
+        if content not in known:
+            known[content] = _label(path)
+        labels.append(known[content])
+    return labels
 
 
 def _label(path: str) -> int | str:

@@ -105,7 +105,11 @@ class Images:
             self._turn ^= 1
         shape = (len(rows), *self.parts[0].shape[1:])
         if self._bytes[self._turn].shape != shape:
-            self._bytes[self._turn] = torch.empty(shape, dtype=torch.uint8, device=self._store, pin_memory=not self.resident)
+            self._bytes[self._turn] = (
+                _buffer(shape, np.uint8).to(self._store)
+                if self.resident
+                else torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            )
         buffer, copied = self._bytes[self._turn], self._copied[self._turn]
         if copied is not None:
             copied.synchronize()  # the copy of two batches ago; long done
@@ -133,7 +137,7 @@ class Images:
         """
         pixels = self.select(rows)
         if self._floats.shape != pixels.shape:
-            self._floats = torch.empty(pixels.shape, device=self.device)
+            self._floats = _buffer(tuple(pixels.shape), np.float32).to(self.device)
         if flip is not None and flip.any():
             _mirror(pixels, np.flatnonzero(flip))
         per_piece = max(1, CACHED // pixels[0].numel()) if self.device.type == "cpu" else len(rows)
@@ -141,6 +145,11 @@ class Images:
             floats.copy_(part).mul_(1 / 255)
         labels = self.labels[torch.from_numpy(rows).to(self.device)]
         return Batch(self._floats.permute(0, 3, 1, 2), labels, rows)
+
+
+def _buffer(shape: tuple[int, ...], kind: type) -> torch.Tensor:
+    """Memory to be written again and again; numpy asks the kernel for huge pages where torch does not."""
+    return torch.from_numpy(np.empty(shape, kind))
 
 
 def _mirror(pixels: torch.Tensor, which: NDArray[np.int64]) -> None:
