@@ -6,6 +6,7 @@ Arguments are checked here, before torch, h5py or matplotlib is loaded, so that 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -62,15 +63,25 @@ def train(args: list[str]) -> int:
     if _is_finished(config):
         print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
         return EXIT_FINISHED
-    from fer_hpc.distributed import World
+    from fer_hpc.distributed import PeerLost, World
     from fer_hpc.train import Superseded
     from fer_hpc.train import train as run
 
+    world = World.detect()
     try:
-        status = run(config, World.detect())
+        status = run(config, world)
     except Superseded as why:
         print(f"fer-hpc train: {why}", file=sys.stderr)
         return EXIT_TAKEN_OVER
+    except PeerLost as why:
+        print(f"fer-hpc train: {why}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(EXIT_RUN_AGAIN)  # an orderly exit would wait for the ranks that are gone
+    except UserError:
+        if world.rank:  # rank 0 says it
+            return EXIT_USER_ERROR
+        raise
+    if world.rank:
+        return EXIT_FINISHED if status["state"] == "finished" else EXIT_RUN_AGAIN
     if status["state"] != "finished":
         print(f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; the same command goes on from there")
         return EXIT_RUN_AGAIN

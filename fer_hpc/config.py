@@ -36,7 +36,7 @@ def runtime(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"kind": "runtime"})
 
 
-Metric = Literal["train_loss", "val_loss", "val_accuracy"]
+Metric = Literal["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,27 @@ class TrainConfig:
     run: Path = runtime()  # run folder; created, or continued where it stopped
     model: str = science("cnn_improved")  # network, one of fer_hpc.models.MODELS
     seed: int = science(0)  # of sample order, augmentation, initial weights and dropout
-    epochs: int = science(100)  # passes over the training split; may grow on resume
-    batch_size: int = science(64)  # images per step, over all ranks
+    epochs: int = science(100)  # passes over the training split; may grow on resume (not with cosine)
+    batch_size: int = science(64)  # images per step, over all ranks and accumulation
+    optimizer: Literal["sgd", "adamw"] = science("sgd")  # sgd has Nesterov's momentum
     lr: float = science(0.001)  # learning rate at the start
-    momentum: float = science(0.9)  # SGD's, Nesterov's form
-    weight_decay: float = science(0.0)  # L2, on all weights
-    plateau_on: Metric = science("train_loss")  # metric whose stall lowers the learning rate
-    plateau_factor: float = science(0.5)  # learning rate is multiplied by this; 1 keeps it constant
-    plateau_patience: int = science(10)  # epochs without gain before that
-    lr_min: float = science(1e-5)  # learning rate never falls below
+    momentum: float = science(0.9)  # of sgd
+    weight_decay: float = science(0.0)  # on all weights: L2 with sgd, decoupled with adamw
+    schedule: Literal["plateau", "cosine"] = science("plateau")  # of the learning rate
+    warmup_epochs: float = science(0.0)  # cosine: epochs in which it rises from 0 to --lr
+    plateau_on: Metric = science("train_loss")  # plateau: metric whose stall lowers the learning rate
+    plateau_factor: float = science(0.5)  # plateau: the learning rate is multiplied by this; 1 keeps it constant
+    plateau_patience: int = science(10)  # plateau: epochs without gain before that
+    lr_min: float = science(1e-5)  # the learning rate never falls below
     best_on: Metric = science("val_accuracy")  # metric that chooses the best weights
+    early_stop: int = science(0)  # stop after so many epochs without gain in --best-on; 0: never
+    label_smoothing: float = science(0.0)  # share of the target that all classes get alike
+    class_weights: float = science(0.0)  # weigh classes by N / (K n_c), at most by this; 0: all alike
+    balanced: bool = science(False)  # draw every class equally often
+    va_weight: float = science(0.0)  # weight of the valence/arousal head's squared error; 0: no such head
+    ema: float = science(0.0)  # share kept per step by a moving average of the weights, which is what is scored; 0: none
+    clip: float = science(0.0)  # largest gradient norm; 0: unlimited
+    accumulate: int = science(1)  # parts that a rank's share of a batch is cut into, to save memory
     flip: bool = science(False)  # mirror half of the training images
     rotate: float = science(0.0)  # turn by up to so many degrees either way
     shift: float = science(0.0)  # move by up to this share of the side, each way
@@ -67,11 +78,18 @@ class TrainConfig:
     gamma: float = science(0.0)  # bend the tone curve: exponent 1 / (1 + gamma) to 1 + gamma
     mixup: float = science(0.0)  # blend each image and label with another's, share drawn from Beta(mixup, mixup)
     shard_window: int = science(0)  # 0: shuffle all images at once; k: k shards at a time, for sets larger than memory
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = science("auto")  # auto: bf16 where the hardware multiplies it
+    freeze_bn: bool = science(False)  # leave batch norm's running statistics as they are, and use them
+    sync_bn: bool = science(False)  # batch norm over all ranks' images; needs GPUs
+    compile: bool = science(False)  # torch.compile the network; another rounding
+    deterministic: bool = science(False)  # only operations that give the same bits every time, also on GPUs
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = science("auto")  # auto: bf16 where hardware multiplies it
     threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
+    init_hash: str = science("")  # SHA-256 of the file that --init-from means; filled in by itself
+    init_from: Path | None = runtime(None)  # weights to begin with: a run folder, a .pt of ours, or a Keras .h5
     device: Literal["auto", "cpu", "cuda"] = runtime("auto")  # auto: cuda where there is one
     checkpoint_every_s: float = runtime(0.0)  # seconds between checkpoints; 0: 60, or so that they take 1 % of the time
     tensorboard: bool = runtime(True)  # write event files under RUN/tb
+    profile: bool = runtime(False)  # write a torch profiler trace of a few steps into the attempt's folder
     stage: Path | None = runtime(None)  # node-local folder that the shards are first copied to and verified in
 
     def __post_init__(self) -> None:
@@ -79,13 +97,21 @@ class TrainConfig:
             ("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("seed", 0, 2**63 - 1), ("threads", 0, 4096),
             ("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf), ("plateau_patience", 1, math.inf),
             ("plateau_factor", 0, 1), ("lr_min", 0, math.inf), ("checkpoint_every_s", 0, math.inf),
-            ("rotate", 0, 180), ("shift", 0, 1), ("scale", 0, 0.95), ("erase", 0, 1), ("brightness", 0, 1),
-            ("contrast", 0, 1), ("gamma", 0, 10), ("mixup", 0, 100), ("shard_window", 0, math.inf),
+            ("warmup_epochs", 0, math.inf), ("early_stop", 0, math.inf), ("label_smoothing", 0, 0.999),
+            ("class_weights", 0, math.inf), ("va_weight", 0, math.inf), ("ema", 0, 0.999999), ("clip", 0, math.inf),
+            ("accumulate", 1, math.inf), ("rotate", 0, 180), ("shift", 0, 1), ("scale", 0, 0.95), ("erase", 0, 1),
+            ("brightness", 0, 1), ("contrast", 0, 1), ("gamma", 0, 10), ("mixup", 0, 100), ("shard_window", 0, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
                 wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"{flag(name)} {value}: wanted a number {wanted}")
+        if self.balanced and self.class_weights:
+            raise UserError("--balanced and --class-weights both even out the classes; give one of them")
+        if self.balanced and self.shard_window:
+            raise UserError("--balanced draws from all shards at once; it cannot go with --shard-window")
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise UserError("--warmup-epochs belongs to --schedule cosine")
 
 
 @dataclass(frozen=True)
@@ -150,6 +176,7 @@ class EvaluateConfig:
     run: Path  # run folder
     split: Literal["train", "val", "test"] = "val"  # which faces
     data: Path | None = None  # folder of shards; default: the one it was trained on
+    tta: Literal["none", "flip", "ten_crop"] = "none"  # views averaged: the face; and its mirror image; five crops of both
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
 
@@ -161,13 +188,26 @@ class ReportConfig:
     out: Path = Path("report")  # folder for index.html, tables and pictures
 
 
-# One row a preset; the columns that a preset does not name keep the default above.
-# Source of the recipes: the report's tables. Measured accuracies stand in README.md.
+# The columns that a preset does not name keep the defaults above. Source of the recipes: the report's tables, but for
+# fer2013, which is ours. What was measured stands in README.md.
 _BASELINE = dict(batch_size=64, lr=0.001, epochs=100, plateau_on="train_loss", plateau_factor=0.5, plateau_patience=10)
 PRESETS: dict[str, dict[str, Any]] = {
     "cnn_baseline": dict(_BASELINE, model="cnn_baseline"),
     "cnn_improved": dict(_BASELINE, model="cnn_improved", batch_size=256, lr=0.01),
-}
+    "resnet_baseline": dict(_BASELINE, model="resnet_baseline"),
+    "resnet_improved": dict(
+        model="resnet_improved", optimizer="adamw", weight_decay=1e-5, batch_size=64, lr=1e-3, epochs=50, label_smoothing=0.1,
+        flip=True, plateau_on="val_loss", plateau_factor=0.5, plateau_patience=5, lr_min=1e-6, best_on="val_loss", early_stop=7,
+    ),
+    "vgg": dict(
+        model="vgg", batch_size=64, lr=0.01, epochs=100, weight_decay=1e-4,
+        plateau_on="val_accuracy", plateau_factor=0.75, plateau_patience=5,
+    ),
+    "fer2013": dict(
+        model="resnet_small", batch_size=128, lr=0.1, epochs=25, weight_decay=5e-4, schedule="cosine", warmup_epochs=2.0,
+        lr_min=0.0, label_smoothing=0.1, ema=0.998, flip=True, rotate=10.0, shift=0.1, scale=0.15,
+    ),
+}  # fmt: skip
 
 
 def flag(field: str) -> str:
@@ -219,14 +259,14 @@ def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     differ: list[tuple[str, Any, Any]] = []
     for name, now in fields_of(config, "science").items():
         then = stored.get(name, defaults[name])  # a field younger than the run: it ran with the default
-        automatic = (name == "precision" and now == "auto") or (name == "threads" and now == 0)
+        automatic = now == {"precision": "auto", "threads": 0, "init_hash": ""}.get(name)
         resolved[name] = then if automatic else now
-        if resolved[name] != then and not (name == "epochs" and now > then):
+        if resolved[name] != then and not (name == "epochs" and now > then and config.schedule == "plateau"):
             differ.append((name, then, now))
     if differ:
         then_now = ", ".join(f"{said(name, then)} (now {said(name, now)})" for name, then, now in differ)
         why = (
-            "this would be another experiment (epochs may grow, not shrink)"
+            "this would be another experiment (epochs may grow where the schedule does not depend on them)"
             if differ[0][0] == "epochs"
             else "this would be another experiment"
         )

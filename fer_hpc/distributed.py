@@ -1,19 +1,28 @@
-"""Who am I among the processes of this run. The only reader of RANK, WORLD_SIZE, SLURM_PROCID and their kin."""
+"""Who am I among the processes of this run, and what they tell each other. The only reader of RANK, WORLD_SIZE,
+SLURM_PROCID and their kin."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
-from collections.abc import Iterator
+import re
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError
 from fer_hpc.rundir import Job
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+
+class PeerLost(Exception):
+    """Another rank is gone; this one can only stop."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among this node's processes: which of its GPUs
+    local_size: int = 1  # processes on this node
     job: Job | None = None
 
     @staticmethod
@@ -32,32 +42,166 @@ class World:
         env = os.environ
         job = Job(env["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0")) if "SLURM_JOB_ID" in env else None
         if "WORLD_SIZE" in env or "RANK" in env:
-            return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"), job)
+            local_size = _number("LOCAL_WORLD_SIZE", "1")
+            return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"), local_size, job)
         if env.get("SLURM_STEP_ID", "").isdecimal() and _number("SLURM_STEP_NUM_TASKS", "1") > 1:
-            return World(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), job)
+            per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+            local_size = per_node[min(_number("SLURM_NODEID", "0"), len(per_node) - 1)]
+            return World(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), local_size, job)
         return World(job=job)
 
 
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))] or [1]
+
+
+def _rendezvous() -> None:
+    """Set MASTER_ADDR and MASTER_PORT inside a Slurm step that has none: its first node, and a port by job and step."""
+    env = os.environ
+    if "MASTER_ADDR" in env or "SLURM_STEP_ID" not in env:
+        return
+    nodes = env.get("SLURM_STEP_NODELIST", "localhost")
+    if "[" in nodes or "," in nodes:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=60
+        )
+        nodes = listed.stdout.split()[0]
+    env["MASTER_ADDR"] = nodes
+    env.setdefault("MASTER_PORT", str(20_000 + (7 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % 20_000))
+
+
 @contextlib.contextmanager
-def process_group(world: World, timeout_s: float = 120.0) -> Iterator[None]:
-    """The ranks of `world` connected over gloo, at the address in MASTER_ADDR and MASTER_PORT; nothing for one process."""
+def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
+    """The ranks of `world` connected: gloo for tensors in main memory, NCCL for those on GPUs; nothing for one process.
+
+    A rank that dies closes its connections, which the others see at their next exchange (`noticing_lost_peers`).
+    """
     if world.size == 1:
         yield
         return
+    import torch
     import torch.distributed as dist
 
     try:
-        timeout = datetime.timedelta(seconds=timeout_s)
-        dist.init_process_group("gloo", rank=world.rank, world_size=world.size, timeout=timeout)
-    except (ValueError, RuntimeError) as error:
+        _rendezvous()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(seconds=timeout_s))
+    except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"rank {world.rank} of {world.size} could not reach the others: {str(error).splitlines()[0]}; "
-            "start all ranks with torchrun, which sets MASTER_ADDR and MASTER_PORT"
+            "start all ranks with torchrun or srun, or set MASTER_ADDR and MASTER_PORT"
         ) from None
+    yield
+    dist.destroy_process_group()  # not after an exception: it would wait for ranks that are gone
+
+
+@contextlib.contextmanager
+def noticing_lost_peers(world: World) -> Iterator[None]:
+    """Turn what torch raises when a connection breaks into PeerLost."""
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if world.size > 1 and re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe", str(error)):
+            raise PeerLost(f"rank {world.rank} lost another rank: {str(error).splitlines()[0][-160:]}") from None
+        raise
+
+
+def on_rank_0(world: World, work: Callable[[], Any]) -> Any:
+    """What `work()` gives on rank 0, a JSON value, on every rank; its UserError is raised on every rank."""
+    if world.size == 1:
+        return work()
+    told: dict[str, Any] = {}
+    if world.rank == 0:
+        try:
+            told = {"value": work()}
+        except UserError as error:
+            told = {"error": str(error)}
+    text = _broadcast(json.dumps(told).encode() if world.rank == 0 else b"")
+    told = json.loads(text)
+    if "error" in told:
+        raise UserError(told["error"])
+    return told["value"]
+
+
+def _broadcast(data: bytes) -> bytes:
+    """Rank 0's bytes, on every rank."""
+    import torch
+    import torch.distributed as dist
+
+    length = torch.tensor([len(data)])
+    dist.broadcast(length, 0)
+    body = torch.zeros(int(length), dtype=torch.uint8)
+    if data:
+        body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(body, 0)
+    return body.numpy().tobytes()
+
+
+def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    """The sum of everyone's `values`; integers, so that it does not depend on the order."""
+    return _reduced(values, world, "SUM")
+
+
+def least_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    return _reduced(values, world, "MIN")
+
+
+def _reduced(values: torch.Tensor, world: World, operation: str) -> torch.Tensor:
+    if world.size == 1:
+        return values
+    import torch.distributed as dist
+
+    total = values.clone()
+    dist.all_reduce(total, getattr(dist.ReduceOp, operation))
+    return total
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Give every rank rank 0's buffers (batch norm's running statistics), as DDP does before each forward pass."""
+    if world.size > 1:
+        import torch.distributed as dist
+
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+class Agreement:
+    """What the ranks decide together, without waiting for it: the largest of everyone's numbers, one step later.
+
+    `exchange` posts this rank's numbers and gives what was agreed on those of the call before (zeros at the first). All
+    ranks get the same answer at the same step. One process agrees with itself at once.
+    """
+
+    def __init__(self, world: World, count: int) -> None:
+        self.world, self._count = world, count
+        self._pending: tuple[torch.Tensor, Any] | None = None
+        if world.size > 1:
+            import torch.distributed as dist
+
+            self._group: Any = dist.new_group(backend="gloo")
+
+    def exchange(self, mine: list[int]) -> list[int]:
+        if self.world.size == 1:
+            return mine
+        agreed = self.close()
+        import torch
+        import torch.distributed as dist
+
+        posted = torch.tensor(mine)
+        work = dist.all_reduce(posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = posted, work
+        return agreed
+
+    def close(self) -> list[int]:
+        """The answer that is still under way."""
+        if self._pending is None:
+            return [0] * self._count
+        posted, work = self._pending
+        work.wait()
+        self._pending = None
+        return list(posted.tolist())
 
 
 def gather_in_turn(mine: torch.Tensor, world: World) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fer_hpc import checkpoint, metrics, plots, rundir
+from fer_hpc import checkpoint, metrics, rundir
 from fer_hpc.config import EvaluateConfig, UserError
 from fer_hpc.data.loader import EVAL_CHUNK, Images, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
@@ -26,7 +26,7 @@ from fer_hpc.distributed import World, gather_in_turn, process_group
 from fer_hpc.models import MODELS
 
 ALONE = World()
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -44,8 +44,14 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision for `bf16` and `fp16`, nothing for `fp32`."""
-    return torch.autocast(device.type, _DTYPES[precision]) if precision != "fp32" else contextlib.nullcontext()
+    """Mixed precision for `bf16` and `fp16`, nothing for `fp32` and `fp64`."""
+    return torch.autocast(device.type, _DTYPES[precision]) if precision in _DTYPES else contextlib.nullcontext()
+
+
+def network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network of a configuration's science fields, with two more outputs where it has a valence/arousal head."""
+    height, _, channels = image_shape
+    return MODELS[science["model"]](classes + (2 if science.get("va_weight") else 0), channels, height)
 
 
 def predict(model: nn.Module, images: Images, precision: str, world: World = ALONE) -> NDArray[np.float32]:
@@ -61,7 +67,7 @@ def predict(model: nn.Module, images: Images, precision: str, world: World = ALO
     counted = torch.zeros(-(-chunks // world.size), EVAL_CHUNK, 1)
     with torch.inference_mode(), autocast(precision, images.device):
         for k, (batch, real) in enumerate(eval_chunks(images, world.rank, world.size)):
-            answer = model(batch.images).float().cpu()
+            answer = model(batch.images.double() if precision == "fp64" else batch.images).float().cpu()
             if logits is None:
                 logits = torch.zeros(len(counted), *answer.shape)
             logits[k] = answer
@@ -94,8 +100,7 @@ def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
     science = stored["science"]
     torch.set_num_threads(science["threads"])
     device = pick_device(config.device, world.local_rank)
-    height, _, channels = manifest.image_shape
-    model = MODELS[science["model"]](len(manifest.classes), channels, height)
+    model = network(science, len(manifest.classes), manifest.image_shape)
     model.load_state_dict(best["model"])
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with process_group(world):
@@ -114,6 +119,8 @@ def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
     rundir.write_bytes(
         config.run / f"predictions-{config.split}.npz", _npz(logits=logits, classes=np.array(manifest.classes), **columns)
     )
+    from fer_hpc import plots  # matplotlib, which training does not need
+
     title = f"{config.run.name}, {config.split}: {result['accuracy']:.1%} of {len(labels):,}"
     plots.confusion(np.array(result["confusion"]), manifest.classes, title, config.run / f"confusion-{config.split}.png")
     rundir.write_json(config.run / f"eval-{config.split}.json", result)

@@ -22,6 +22,30 @@ def loss_and_accuracy(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[
     return float(loss), float((logits.argmax(1) == labels).mean())
 
 
+def smoothed_loss(logits: NDArray[Any], labels: NDArray[np.int64], smoothing: float) -> float:
+    """Mean cross-entropy against targets of which all classes share `smoothing` alike (the report's ResNet losses)."""
+    log_p = log_softmax(logits)
+    return float(-((1 - smoothing) * log_p[np.arange(len(labels)), labels] + smoothing * log_p.mean(1)).mean())
+
+
+def valence_arousal(predicted: NDArray[Any], truth: NDArray[Any], prefix: str = "") -> dict[str, float]:
+    """RMSE, concordance correlation (Lin 1989) and agreement in sign of valence and arousal [n, 2]; NaN truths are left out.
+
+    A dimension without a single truth is absent from the result.
+    """
+    found: dict[str, float] = {}
+    for k, name in enumerate(("valence", "arousal")):
+        known = np.isfinite(truth[:, k])
+        p, t = predicted[known, k].astype(np.float64), truth[known, k].astype(np.float64)
+        if len(t):
+            spread = p.var() + t.var() + (p.mean() - t.mean()) ** 2
+            covariance = ((p - p.mean()) * (t - t.mean())).mean()
+            found[f"{prefix}{name}_rmse"] = float(np.sqrt(((p - t) ** 2).mean()))
+            found[f"{prefix}{name}_ccc"] = float(2 * covariance / spread) if spread else 0.0
+            found[f"{prefix}{name}_sign"] = float((np.sign(p) == np.sign(t)).mean())
+    return found
+
+
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Counts [true class, predicted class]."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -7,16 +7,20 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from fer_hpc.distributed import World
 from fer_hpc.rundir import Attempt
@@ -24,25 +28,32 @@ from fer_hpc.rundir import Attempt
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
 
 
+# Dense bf16 (else fp16) peak of GPUs, FLOP/s, from their makers' data sheets; the first name found in the device's counts.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12, "RTX 4090": 165e12, "T4": 65e12}
+
+
 class RunLog:
-    """Rows, scalars and progress of one attempt.
+    """Rows, scalars and progress of one attempt; does nothing where `attempt` is None, as on all ranks but 0.
 
     `metrics.jsonl` holds what must come out the same again; rates and times go to `timing.jsonl`.
     """
 
-    def __init__(self, attempt: Attempt, tensorboard: bool, images_seen: int, total: int, epoch_images: int) -> None:
-        self.total, self.epoch_images = total, epoch_images
-        self._files = {name: (attempt.path / name).open("a") for name in ("metrics.jsonl", "timing.jsonl")}
+    def __init__(self, attempt: Attempt | None, tensorboard: bool, images_seen: int, total: int, epoch_images: int) -> None:
+        self.total, self.epoch_images, self.silent = total, epoch_images, attempt is None
+        self._files: dict[str, IO[str]] = {}
         self._tensorboard = None
+        self._first, self._began = images_seen, time.monotonic()
+        self._told = self._began
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if attempt is None:
+            return
+        self._files = {name: (attempt.path / name).open("a") for name in ("metrics.jsonl", "timing.jsonl")}
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             # purge_step: points that an earlier start wrote after its last checkpoint are hidden, not overlaid
             self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen or None)
-        self._first, self._began = images_seen, time.monotonic()
-        self._told = self._began
-        self._console = Console(stderr=True)
-        self._bar: Progress | None = None
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
@@ -51,25 +62,40 @@ class RunLog:
 
     def due(self) -> bool:
         """Whether a progress line is wanted now; asking the device for a loss makes it wait, so ask this first."""
-        return time.monotonic() - self._told >= (0.5 if self._bar else PLAIN_EVERY_S)
+        return not self.silent and time.monotonic() - self._told >= (0.5 if self._bar else PLAIN_EVERY_S)
 
-    def progress(self, images_seen: int, loss: float) -> None:
+    def progress(self, images_seen: int, sums: torch.Tensor) -> None:
+        """One line; `sums` are the epoch's so far: images, correct, loss in units of 2**-32."""
         self._told = time.monotonic()
         rate = (images_seen - self._first) / (self._told - self._began)
-        line = f"epoch {images_seen / self.epoch_images:6.2f}  loss {loss:.4f}  {rate:,.0f} images/s"
+        images, _, loss, *_ = sums.tolist()
+        line = f"epoch {images_seen / self.epoch_images:6.2f}  loss {loss / 2.0**32 / max(images, 1):.4f}  {rate:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=images_seen, description=line)
         else:
             self.say(f"{line}  {(self.total - images_seen) / rate / 60:.1f} min left")
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not self.silent:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def sample(self, images: torch.Tensor) -> None:
+        """Show the first images as the network sees them; [B, C, H, W] in [0, 1]."""
+        if self._tensorboard:
+            self._tensorboard.add_images("first batch", images[:64].float().cpu(), 0)
+
+    def confusion(self, counts: NDArray[np.int64], images_seen: int) -> None:
+        """Show an epoch's confusion matrix, rows (true classes) as shares; white is 1."""
+        if self._tensorboard:
+            shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            self._tensorboard.add_image("val confusion", np.kron(shares, np.ones((24, 24))), images_seen, dataformats="HW")
 
     def epoch(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Record one epoch: reproducible numbers in `row`, times and rates in `timing`."""
-        for name, values in (("metrics.jsonl", row), ("timing.jsonl", {"images_seen": row["images_seen"], **timing})):
-            self._files[name].write(json.dumps(values) + "\n")
-            self._files[name].flush()
+        for name, file in self._files.items():
+            values = row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
+            file.write(json.dumps(values) + "\n")
+            file.flush()
         if self._tensorboard:
             for name, value in (*row.items(), *timing.items()):
                 if isinstance(value, float):
@@ -96,6 +122,51 @@ class RunLog:
             self._tensorboard.close()
         for file in self._files.values():
             file.close()
+
+
+class Profile:
+    """A torch profiler trace of three steps, DIR/trace.json (chrome://tracing, Perfetto); nothing where DIR is None."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.profiler = None
+        if folder:
+            self.profiler = torch.profiler.profile(
+                schedule=torch.profiler.schedule(wait=5, warmup=2, active=3, repeat=1), record_shapes=True,
+                on_trace_ready=lambda p: p.export_chrome_trace(str(folder / "trace.json")),
+            )  # fmt: skip
+
+    def __enter__(self) -> Profile:
+        if self.profiler:
+            self.profiler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.profiler:
+            self.profiler.stop()
+
+    def step(self) -> None:
+        if self.profiler:
+            self.profiler.step()
+
+
+def training_flops(model: nn.Module, image: torch.Tensor) -> float:
+    """Floating-point operations of one training image: forward, and twice that backward; image [1, C, H, W]."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(image)
+    return 3.0 * counter.get_total_flops()
+
+
+def use_of(device: torch.device, flops_per_s: float) -> dict[str, float]:
+    """Peak memory, arithmetic rate and, on a GPU whose peak is known, its share of that (MFU)."""
+    if device.type != "cuda":
+        return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "tflop_per_s": flops_per_s / 1e12}
+    found = {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9, "tflop_per_s": flops_per_s / 1e12}
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return found | ({"mfu": flops_per_s / peak} if peak else {})
 
 
 def environment(world: World, device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
-import math
 import os
 import signal
 import time
@@ -26,22 +25,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from fer_hpc import checkpoint, rundir
+from fer_hpc import checkpoint, rundir, weights
 from fer_hpc.config import SCHEMA, TrainConfig, UserError, continued, fields_of, science_hash, unknown
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import Batch, Images, TrainLoader
+from fer_hpc.data.loader import Images, TrainLoader, affect_of
 from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
-from fer_hpc.distributed import World
-from fer_hpc.evaluate import autocast, pick_device, predict
-from fer_hpc.metrics import loss_and_accuracy
-from fer_hpc.models import MODELS
-from fer_hpc.runlog import RunLog, environment
+from fer_hpc.distributed import (
+    Agreement,
+    PeerLost,
+    World,
+    least_over_ranks,
+    noticing_lost_peers,
+    on_rank_0,
+    process_group,
+    share_buffers,
+    sum_over_ranks,
+)
+from fer_hpc.evaluate import autocast, network, pick_device, predict
+from fer_hpc.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
+from fer_hpc.models import MODELS, SIZES, USUAL
+from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
+from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
+from fer_hpc.runlog import Profile, RunLog, environment, training_flops, use_of
 
 MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
+NEVER = 2**62  # images_seen of a step that did not happen
 
 
 class Superseded(Exception):
@@ -53,94 +67,135 @@ class State:
     """All that a step changes; what a checkpoint holds."""
 
     model: nn.Module
+    ema: AveragedModel | None
     optimizer: torch.optim.Optimizer
     plateau: torch.optim.lr_scheduler.ReduceLROnPlateau
     scaler: torch.amp.GradScaler
-    sums: torch.Tensor  # of the epoch so far: images, correct, loss in units of 2**-32 (integers add up exactly)
+    sums: torch.Tensor  # of the epoch so far: images, correct, loss, objective, in whole units (they add up exactly)
+    broken_at: torch.Tensor  # images seen before this rank's first step whose loss was not finite
+    classes: int
     images_seen: int = 0
     best: dict[str, Any] = field(default_factory=dict)  # value, epoch, images_seen and model of the best epoch
 
-    def to_dict(self) -> dict[str, Any]:
-        parts = ("model", "optimizer", "plateau", "scaler")
-        saved = {name: getattr(self, name).state_dict() for name in parts}
-        return {**saved, "sums": self.sums.cpu(), "images_seen": self.images_seen, "best": self.best}
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
-    def load(self, saved: dict[str, Any]) -> None:
-        for name in ("model", "optimizer", "plateau", "scaler"):
+    def to_dict(self, sums: torch.Tensor) -> dict[str, Any]:
+        """What a checkpoint holds; `sums` are those of all ranks."""
+        parts = ("model", "optimizer", "plateau", "scaler", *(("ema",) if self.ema else ()))
+        saved = {name: getattr(self, name).state_dict() for name in parts}
+        return {**saved, "sums": sums.cpu(), "images_seen": self.images_seen, "best": self.best}
+
+    def load(self, saved: dict[str, Any], rank: int) -> None:
+        for name in ("model", "optimizer", "plateau", "scaler", *(("ema",) if self.ema else ())):
             getattr(self, name).load_state_dict(saved[name])
-        self.sums.copy_(saved["sums"])
+        self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))
         self.images_seen, self.best = saved["images_seen"], saved["best"]
 
 
 def train(config: TrainConfig, world: World) -> dict[str, Any]:
     """Train to the end, or until a signal asks to stop; gives the run's status ({"state": "finished" | "interrupted"}).
 
-    Raises UserError for what the user can mend, Superseded where another start has taken the run over.
+    Raises UserError for what the user can mend, Superseded where another start has taken the run over, PeerLost where
+    another rank has died.
     """
-    # Setup: which run this is, and the right to write it.
-    if world.size > 1:
-        raise UserError(f"world size {world.size}: training runs in one process so far; start it without torchrun or srun -n")
+    # Setup: which run this is, and rank 0's right to write it.
     manifest = read_manifest(config.data)
     device = pick_device(config.device, world.local_rank)
-    config = _settled(config, manifest, device)
     keep_freed_memory()
-    torch.set_num_threads(config.threads)
-    with _owned(config, manifest, world) as attempt, _stop_signals() as stop:
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(process_group(world))
+        signals = closing.enter_context(_stop_signals())
+        config, attempt = closing.enter_context(_owned(config, manifest, device, world))
+        closing.enter_context(noticing_lost_peers(world))
+        torch.set_num_threads(config.threads)
+        _set_determinism(config, device)
+
         # Data.
-        here = staged(manifest, config.stage) if config.stage else manifest
-        loader = train_loader(config, here, device)
+        here = _staged(manifest, config, world)
+        loader = train_loader(config, here, device, world)
         val = Images(open_split(here, "val"), device)
         total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # images; every batch is full
 
         # Model, and where it stood.
-        state = _fresh_state(config, manifest, device)
-        parent = _restore(state, config.run)
-        attempt.began(environment(world, device) | {"data": str(config.data.absolute())}, parent)
+        state, taken = _fresh_state(config, manifest, device)
+        objective = _objective(config, manifest, device)
+        net = _across_ranks(state, config, world, device)
+        _warm_up(net, state, config, loader, objective, world)
+        parent = _restore(state, config.run, world)
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
-        about = _about(config, manifest)
-        saver = _Saver(attempt, log, config.checkpoint_every_s, about)
-        where = f", from image {state.images_seen:,} of {total:,}" if parent else ""
-        log.say(f"{config.run}: {config.model}, {config.precision} on {device}, attempt {attempt.number}{where}")
+        if attempt:
+            attempt.began(environment(world, device) | {"data": str(config.data.absolute())}, parent)
+        saver = _Saver(attempt, log, config.checkpoint_every_s, _about(config, manifest), world)
+        where = f", from image {state.images_seen:,} of {total:,}" if parent else taken and f", {taken}"
+        number = attempt.number if attempt else 0
+        log.say(f"{config.run}: {config.model}, {config.precision} on {world.size} x {device.type}, attempt {number}{where}")
+        flops = training_flops(state.model, _dtyped(val.gather(np.zeros(1, np.int64)).images, config)) if attempt else 0.0
+        if not parent:
+            log.sample(loader.batch(0).images)
 
         # Loop: one step a turn; an epoch ends where its last image has been seen.
-        epoch_began, model = (time.monotonic(), state.images_seen), state.model
-        while state.images_seen < total and not stop:
+        agreement, stop = Agreement(world, 4), 0
+        epoch = _Epoch(time.monotonic(), state.images_seen)
+        profile = closing.enter_context(Profile(attempt.path if config.profile and attempt else None))
+        while state.images_seen < total and not _stalled(state, config, loader.n):
+            began = time.monotonic()
             batch = loader.batch(state.images_seen)
+            mass = Mass(*loader.mass(state.images_seen, objective.weights_on_host))
+            epoch.data_s += time.monotonic() - began
             torch.manual_seed(_step_seed(config.seed, state.images_seen, world.rank))
-            model.train()
-            with autocast(config.precision, device):
-                logits = model(batch.images)
-            loss = loss_of(logits.float(), batch)
-            state.optimizer.zero_grad(set_to_none=True)
-            state.scaler.scale(loss).backward()
+            if config.schedule == "cosine":
+                _set_lr(state.optimizer, cosine_lr(config, state.images_seen, loader.n))
+            set_mode(net, config.freeze_bn)
+            parts = batch.parts(config.accumulate)
+            for k, part in enumerate(parts):
+                with _gradients_meet(net, last=k == len(parts) - 1), autocast(config.precision, device):
+                    outputs = net(_dtyped(part.images, config))
+                    loss, *sums = objective(_widened(outputs), part, mass)
+                    state.scaler.scale(loss * world.size).backward()  # DDP divides by the number of ranks
+                _add_to_sums(state, outputs, part.labels, sums)
+            epoch.grad_norm = _clip(
+                state, config, wanted=(state.images_seen + config.batch_size) % loader.n < config.batch_size
+            )
             state.scaler.step(state.optimizer)
             state.scaler.update()
-            _add_to_sums(state.sums, loss.detach(), logits.detach(), batch.labels)
-            epoch = state.images_seen // loader.n
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema:
+                state.ema.update_parameters(state.model)
+            before = state.images_seen // loader.n
             state.images_seen += config.batch_size
+            profile.step()
 
-            if log.due():
-                log.progress(state.images_seen, _finite(loss, state, batch, loader))
-            if state.images_seen // loader.n > epoch:
-                _finite(loss, state, batch, loader)
-                row, timing = _end_epoch(state, config, loader.n, val, epoch_began)
-                log.epoch(row, timing)
-                epoch_began = time.monotonic(), state.images_seen
-            if attempt.superseded():
+            broken = (device.type == "cpu" or log.due()) and bool(state.broken_at < NEVER)  # asking a GPU makes it wait
+            if log.due() and not broken:
+                log.progress(state.images_seen, state.sums)
+            taken_over = attempt is not None and attempt.superseded()
+            stop, save, lost, alarm = agreement.exchange([max(signals, default=0), saver.due(), taken_over, broken])
+            if alarm or state.images_seen // loader.n > before:
+                _stop_if_broken(state, loader, world)
+            if state.images_seen // loader.n > before:
+                row, timing = _end_epoch(state, config, loader.n, val, epoch, log, world)
+                log.epoch(row, timing | use_of(device, timing["images_per_s"] / world.size * flops))
+                epoch = _Epoch(time.monotonic(), state.images_seen)
+            if lost:
                 raise Superseded(f"{config.run}: another start has taken this run over; this one stops")
-            if saver.due() and state.images_seen < total:
-                _finite(loss, state, batch, loader)
+            if stop:
+                break
+            if save and state.images_seen < total:
+                _stop_if_broken(state, loader, world)
                 saver.save(state)
 
         # Close: a last checkpoint, from which more epochs may follow, and the weights for everyone else.
+        agreement.close()
+        _stop_if_broken(state, loader, world)
         saver.save(state)
-        if state.images_seen < total:
-            attempt.end("interrupted", f"stopped by {stop[0]}", images_seen=state.images_seen)
-        else:
-            _publish(attempt, state, about)
-            best = {k: v for k, v in state.best.items() if k != "model"}
-            attempt.end("finished", images_seen=state.images_seen, best=best)
+        if attempt:
+            _end(attempt, state, total, config, loader.n, saver.about, stop)
         log.close()
+        if world.size > 1:
+            torch.distributed.barrier()  # nobody leaves while rank 0 still writes: a launcher would stop it
     return rundir.status(config.run)
 
 
@@ -159,21 +214,34 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
 
 
-def _settled(config: TrainConfig, manifest: Manifest, device: torch.device) -> TrainConfig:
-    """The configuration with `auto` values resolved, checked against the data and against the run it continues."""
+def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, world: World) -> TrainConfig:
+    """The configuration with `auto` values resolved, checked against the data, the ranks and the run it continues."""
     if config.model not in MODELS:
         raise unknown("model", config.model, list(MODELS))
     for split in ("train", "val"):
         open_split(manifest, split)  # says so if it is absent or damaged
-    height, width, _ = manifest.image_shape
-    if (height, width) != (48, 48):
+    height, width, channels = manifest.image_shape
+    least, most = SIZES[config.model]
+    if not least <= height <= most:
+        wanted = f"{least}x{least}" if least == most else f"{least} to {most} pixels"
         raise UserError(
-            f"--data {config.data} holds {height}x{width} faces, {config.model} takes 48x48; preprocess with --size 48"
+            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {wanted}; "
+            f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
         )
     if config.batch_size > manifest.n("train"):
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
         )
+    pieces = world.size * config.accumulate
+    if config.batch_size % pieces:
+        lower = config.batch_size // pieces * pieces
+        near = f"{lower} or {lower + pieces}" if lower else f"{pieces}"
+        parts = f"world size {world.size}" + (f" times --accumulate {config.accumulate}" if config.accumulate > 1 else "")
+        raise UserError(f"--batch-size {config.batch_size} does not divide by {parts}; use {near}")
+    if config.sync_bn and (device.type != "cuda" or world.size == 1):
+        raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
+    if config.init_from:
+        config = dataclasses.replace(config, init_hash=rundir.sha256(weights.weights_file(config.init_from)))
     stored = rundir.read_json(config.run / "config.json")
     if stored is None and config.run.is_dir():
         strangers = [p.name for p in config.run.iterdir() if p.name not in ("attempts", "tb", "sheet.png") and p.name[0] != "."]
@@ -188,8 +256,11 @@ def _settled(config: TrainConfig, manifest: Manifest, device: torch.device) -> T
                 f"({stored['data']['path']}), now {manifest.fingerprint} (--data {config.data}); use another --run folder"
             )
         return continued(config, stored["science"])
+    if config.init_hash and not config.init_from:
+        raise UserError("--init-hash says what --init-from was; give --init-from FILE instead")
     precision = config.precision if config.precision != "auto" else ("bf16" if _multiplies_bf16(device) else "fp32")
-    return dataclasses.replace(config, precision=precision, threads=config.threads or len(os.sched_getaffinity(0)))
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    return dataclasses.replace(config, precision=precision, threads=threads)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -202,34 +273,42 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _owned(config: TrainConfig, manifest: Manifest, world: World) -> Iterator[rundir.Attempt]:
-    """Claim the run, store its configuration, and record how this start ended if an exception ends it."""
-    attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
-    try:
+def _owned(
+    config: TrainConfig, manifest: Manifest, device: torch.device, world: World
+) -> Iterator[tuple[TrainConfig, rundir.Attempt | None]]:
+    """The settled configuration and, on rank 0, the claimed run; records how this start ended if an exception ends it."""
+    attempt: rundir.Attempt | None = None
+
+    def begin() -> dict[str, Any]:
+        nonlocal attempt
+        settled = _settled(config, manifest, device, world)
+        attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
         rundir.write_json(config.run / "config.json", {
             "schema": SCHEMA,
-            "id": science_hash(config, manifest.fingerprint),
-            "science": fields_of(config, "science"),
-            "runtime": fields_of(config, "runtime"),
+            "id": science_hash(settled, manifest.fingerprint),
+            "science": fields_of(settled, "science"),
+            "runtime": fields_of(settled, "runtime"),
             "data": {"path": str(config.data.absolute()), "fingerprint": manifest.fingerprint, "classes": manifest.classes,
                      "image_shape": manifest.image_shape, "train": manifest.n("train"), "val": manifest.n("val")},
         })  # fmt: skip
-        yield attempt
-    except Superseded as why:
-        attempt.end("superseded", str(why))
-        raise
+        return fields_of(settled, "science")
+
+    try:
+        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
     except BaseException as error:
-        attempt.end("failed", f"{type(error).__name__}: {error}")
+        if attempt:
+            ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
+            attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
         raise
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that gets the name of the first stop signal; the loop looks at it between steps. A second Ctrl-C kills."""
-    received: list[str] = []
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills."""
+    received: list[int] = []
 
     def note(number: int, _: object) -> None:
-        received.append(signal.Signals(number).name)
+        received.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -242,49 +321,113 @@ def _stop_signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) -> State:
-    torch.manual_seed(config.seed)
-    height, _, channels = manifest.image_shape
-    model = MODELS[config.model](len(manifest.classes), channels, height)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
-    )
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, "max" if config.plateau_on.endswith("accuracy") else "min", factor=config.plateau_factor,
-        patience=config.plateau_patience - 1, threshold=1e-4, threshold_mode="abs", min_lr=config.lr_min, eps=0,
-    )  # as Keras counts: lowered after `patience` epochs without gain, not one later  # fmt: skip
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    return State(model, optimizer, plateau, scaler, torch.zeros(3, dtype=torch.int64, device=device))
+def _set_determinism(config: TrainConfig, device: torch.device) -> None:
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's libraries start
+    torch.use_deterministic_algorithms(config.deterministic)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape
 
 
-def _restore(state: State, run: Path) -> tuple[int, int, Path] | None:
-    """Load the newest good checkpoint of the run's history into `state`; gives it, or None at a first start."""
-    for found in rundir.checkpoints(run):
-        try:
-            state.load(checkpoint.load(found[2]))
-        except (checkpoint.DamagedCheckpoint, OSError) as damage:
-            print(f"warning: {damage}; falling back to the checkpoint before it", file=sys.stderr, flush=True)
-            continue
-        return found
-    return None
+def _staged(manifest: Manifest, config: TrainConfig, world: World) -> Manifest:
+    """The data at --stage, copied there by one process of each node."""
+    if config.stage is None:
+        return manifest
+    if world.local_rank == 0:
+        staged(manifest, config.stage)
+    sum_over_ranks(torch.zeros(1), world)  # all wait here
+    return staged(manifest, config.stage)
 
 
-def train_loader(config: TrainConfig, manifest: Manifest, device: torch.device) -> TrainLoader:
+def train_loader(config: TrainConfig, manifest: Manifest, device: torch.device, world: World = World()) -> TrainLoader:  # noqa: B008
     """The configuration's batches; a set that cannot stay in memory in its present order gets a hint."""
     chosen = {f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)}
     loader = TrainLoader(
-        open_split(manifest, "train"), config.batch_size, config.seed, Augmentation(**chosen), device, config.shard_window
-    )
+        open_split(manifest, "train"), config.batch_size, config.seed, Augmentation(**chosen), device, config.shard_window,
+        config.balanced, bool(config.va_weight), world.rank, world.size,
+    )  # fmt: skip
     size = sum(part.nbytes for part in loader.images.split.images)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory and not config.shard_window:
+    if size > memory and not config.shard_window and world.rank == 0:
         print(
             f"warning: {size / 1e9:.0f} GB of images in {memory / 1e9:.0f} GB of memory are read from storage again and "
             "again; --shard-window 8 reads shards in turn (another order, hence another experiment)",
             file=sys.stderr,
         )
     return loader
+
+
+def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) -> tuple[State, str]:
+    """The state at image 0, and a line on the weights that --init-from brought."""
+    torch.manual_seed(config.seed)
+    model = network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
+    taken = weights.init_from(model, weights.weights_file(config.init_from)) if config.init_from else ""
+    if config.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.precision == "fp64":
+        model = model.double()
+    optimizer = make_optimizer(config, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    sums = torch.zeros(4, dtype=torch.int64, device=device)
+    broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)
+    ema = make_ema(config, model)
+    return State(model, ema, optimizer, make_plateau(config, optimizer), scaler, sums, broken_at, len(manifest.classes)), taken
+
+
+def _objective(config: TrainConfig, manifest: Manifest, device: torch.device) -> Objective:
+    weighted = class_weights(manifest.class_counts("train"), config.class_weights) if config.class_weights else None
+    on_device = None if weighted is None else torch.from_numpy(weighted).to(device)
+    return Objective(len(manifest.classes), config.label_smoothing, on_device, weighted, config.va_weight)
+
+
+def _across_ranks(state: State, config: TrainConfig, world: World, device: torch.device) -> nn.Module:
+    """The network to call: compiled if wanted, and averaging gradients over the ranks if there are several."""
+    net: nn.Module = torch.compile(state.model) if config.compile else state.model  # type: ignore[assignment]
+    if world.size == 1:
+        return net
+    return DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _warm_up(
+    net: nn.Module, state: State, config: TrainConfig, loader: TrainLoader, objective: Objective, world: World
+) -> None:
+    """Two discarded forward and backward passes, so that every start of several ranks sums gradients in the same order.
+
+    DDP arranges its buckets anew after its first step; from three ranks on, a resumed run would else add up in another
+    order than the undisturbed one.
+    """
+    if world.size == 1:
+        return
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    batch, mass = loader.batch(0), Mass(*loader.mass(0, objective.weights_on_host))
+    for _ in range(2):
+        set_mode(net, config.freeze_bn)
+        for k, part in enumerate(parts := batch.parts(config.accumulate)):
+            with _gradients_meet(net, last=k == len(parts) - 1), autocast(config.precision, batch.images.device):
+                outputs = net(_dtyped(part.images, config))
+                objective(_widened(outputs), part, mass)[0].backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.model.load_state_dict(before)
+
+
+def _restore(state: State, run: Path, world: World) -> tuple[int, int, Path] | None:
+    """Load the newest good checkpoint of the run's history into every rank's `state`; gives it, or None at a first start."""
+
+    def newest_good() -> tuple[int, int, str] | None:
+        for number, images_seen, path in rundir.checkpoints(run):
+            try:
+                state.load(checkpoint.load(path), rank=0)
+            except (checkpoint.DamagedCheckpoint, OSError) as damage:
+                print(f"warning: {damage}; falling back to the checkpoint before it", file=sys.stderr, flush=True)
+                continue
+            return number, images_seen, str(path)
+        return None
+
+    found = on_rank_0(world, newest_good)
+    if found and world.rank:
+        state.load(checkpoint.load(Path(found[2])), world.rank)
+    return (found[0], found[1], Path(found[2])) if found else None
 
 
 # ---- in the loop -----------------------------------------------------------------------------------------------------
@@ -296,78 +439,140 @@ def _step_seed(seed: int, images_seen: int, rank: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy; with mixup, of both labels by their shares."""
-    if batch.weights is None or batch.other_labels is None:
-        return cross_entropy(logits, batch.labels)
-    kept = batch.weights * cross_entropy(logits, batch.labels, reduction="none")
-    return (kept + (1 - batch.weights) * cross_entropy(logits, batch.other_labels, reduction="none")).mean()
+def _gradients_meet(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are averaged over the ranks in the backward pass of a step's last part only."""
+    return contextlib.nullcontext() if last or not isinstance(net, DistributedDataParallel) else net.no_sync()
 
 
-def _add_to_sums(sums: torch.Tensor, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Count one batch; stays on the device. Whole numbers, so that no order of additions changes the result."""
-    n = len(labels)
-    scaled = (loss.double().nan_to_num() * (n * 2.0**32)).round().long()
-    sums += torch.stack([torch.full_like(scaled, n), (logits.argmax(1) == labels).sum(), scaled])
+def _dtyped(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    return images.double() if config.precision == "fp64" else images
 
 
-def _finite(loss: torch.Tensor, state: State, batch: Batch, loader: TrainLoader) -> float:
-    """The loss as a number; UserError where it is none, before anything broken is saved."""
-    value = loss.item()
-    if not math.isfinite(value):
-        split = loader.images.split
+def _widened(outputs: torch.Tensor) -> torch.Tensor:
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _add_to_sums(state: State, outputs: torch.Tensor, labels: torch.Tensor, sums: list[torch.Tensor]) -> None:
+    """Count a part of a batch; stays on the device. Whole numbers, so that no order of additions changes the result."""
+    loss, objective = sums
+    n = torch.full_like(state.broken_at, len(labels))
+    classes = int(state.classes)
+    correct = (outputs.detach()[:, :classes].argmax(1) == labels).sum()
+    units = [(value.double().nan_to_num() * 2.0**32).round().long() for value in (loss, objective)]
+    state.sums += torch.stack([n, correct, *units])
+    broken = ~(loss.isfinite() & objective.isfinite())
+    state.broken_at.clamp_(max=torch.where(broken, state.images_seen, NEVER))
+
+
+def _clip(state: State, config: TrainConfig, wanted: bool) -> float | None:
+    """Limit the gradient's norm if the recipe says so; gives the norm where it is `wanted` for the log."""
+    if not (config.clip or wanted):
+        return None
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if config.clip:
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), config.clip, norm)
+    return norm.item() if wanted else None
+
+
+def _stop_if_broken(state: State, loader: TrainLoader, world: World) -> None:
+    """UserError on all ranks where any rank's loss was not a number, before anything broken is saved."""
+    images_seen = int(least_over_ranks(state.broken_at, world))
+    if images_seen < NEVER:
+        split, rows = loader.images.split, loader.rows(images_seen)
         raise UserError(
-            f"loss is {value} at {state.images_seen:,} images seen, in the batch that begins with "
-            f"{split.where(int(batch.rows[0]))}; the last good checkpoint is kept: use a smaller --lr in another --run "
-            "folder, or look at those images"
+            f"loss is not a finite number at {images_seen:,} images seen, in the batch of {split.where(int(rows[0]))}, "
+            f"{split.where(int(rows[1 % len(rows)]))}, ...; the last good checkpoint is kept: use a smaller --lr or --clip 1 "
+            "in another --run folder, or look at those images"
         )
-    return value
+
+
+def _stalled(state: State, config: TrainConfig, epoch_images: int) -> bool:
+    """Whether --early-stop epochs have passed since the best one."""
+    since = state.images_seen // epoch_images - state.best.get("epoch", 0)
+    return bool(config.early_stop and state.best and since >= config.early_stop)
+
+
+@dataclass
+class _Epoch:
+    """What this start has seen of the epoch so far, for the timing row."""
+
+    began: float
+    images_seen: int
+    data_s: float = 0.0
+    grad_norm: float | None = None
 
 
 def _end_epoch(
-    state: State, config: TrainConfig, epoch_images: int, val: Images, began: tuple[float, int]
+    state: State, config: TrainConfig, epoch_images: int, val: Images, seen: _Epoch, log: RunLog, world: World
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Validate, remember the best weights, adjust the learning rate; gives the epoch's metrics and timing rows."""
-    images, correct, loss_units = state.sums.tolist()
+    images, correct, *units = sum_over_ranks(state.sums, world).tolist()
     state.sums.zero_()
-    train_s, trained = time.monotonic() - began[0], state.images_seen - began[1]  # since the epoch began, or this start
-    val_loss, val_accuracy = loss_and_accuracy(predict(state.model, val, config.precision), val.split.columns["labels"])
-    values = {
-        "train_loss": loss_units / 2.0**32 / images, "train_accuracy": correct / images,
-        "val_loss": val_loss, "val_accuracy": val_accuracy,
-    }  # fmt: skip
+    train_s, trained = time.monotonic() - seen.began, state.images_seen - seen.images_seen
+    share_buffers(state.scored, world)
+    outputs, affect = read_outputs(predict(state.scored, val, config.precision, world), state.classes)
+    labels = val.split.columns["labels"]
+
+    def score() -> dict[str, float]:  # rank 0's numbers count: the last bit may differ between kinds of processors
+        val_loss, val_accuracy = loss_and_accuracy(outputs, labels)
+        values = {
+            "train_loss": units[0] / 2.0**32 / images, "train_objective": units[1] / 2.0**32 / images,
+            "train_accuracy": correct / images, "val_loss": val_loss,
+            "val_objective": smoothed_loss(outputs, labels, config.label_smoothing), "val_accuracy": val_accuracy,
+        }  # fmt: skip
+        return values | ({} if affect is None else valence_arousal(affect, affect_of(val.split), "val_"))
+
+    values = on_rank_0(world, score)
+    log.confusion(confusion(labels, outputs.argmax(1), state.classes), state.images_seen)
     value = values[config.best_on] * (1 if config.best_on.endswith("accuracy") else -1)
     lr = state.optimizer.param_groups[0]["lr"]
     epoch = state.images_seen // epoch_images
     improved = not state.best or value > state.best["value"]
     if improved:
-        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.model.state_dict().items()}
-        state.best = {"value": value, "epoch": epoch, "images_seen": state.images_seen, **values, "model": weights}
-    state.plateau.step(values[config.plateau_on])
-    row = {"epoch": epoch, "images_seen": state.images_seen, "lr": lr, **values, "best": improved}
-    return row, {"train_s": train_s, "val_s": time.monotonic() - began[0] - train_s, "images_per_s": trained / train_s}
+        copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.scored.state_dict().items()}
+        state.best = {"value": value, "epoch": epoch, "images_seen": state.images_seen, **values, "model": copied}
+    if config.schedule == "plateau":
+        state.plateau.step(values[config.plateau_on])
+    row = {"epoch": epoch, "images_seen": state.images_seen, "lr": lr, **values, "grad_norm": seen.grad_norm, "best": improved}
+    timing = {"train_s": train_s, "val_s": time.monotonic() - seen.began - train_s, "images_per_s": trained / train_s,
+              "data_share": seen.data_s / train_s}  # fmt: skip
+    return row, timing
 
 
 class _Saver:
-    """Writes checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the time."""
+    """Writes rank 0's checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the
+    time."""
 
-    def __init__(self, attempt: rundir.Attempt, log: RunLog, every_s: float, about: dict[str, Any]) -> None:
-        self.attempt, self.log, self.about = attempt, log, about
+    def __init__(
+        self, attempt: rundir.Attempt | None, log: RunLog, every_s: float, about: dict[str, Any], world: World
+    ) -> None:
+        self.attempt, self.log, self.about, self.world = attempt, log, about, world
         self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
 
     def due(self) -> bool:
-        return time.monotonic() - self.last >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
+        waited = time.monotonic() - self.last
+        return self.attempt is not None and waited >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
 
     def save(self, state: State) -> None:
+        """Called on all ranks together."""
         began = time.monotonic()
-        path = self.attempt.path / f"{state.images_seen:012d}.pt"
-        try:
-            self.log.sync()
-            checkpoint.save(path, {**state.to_dict(), **self.about})
-            if self.attempt.is_newest():
-                self.attempt.prune()
-        except OSError as error:
-            self.log.say(f"warning: no checkpoint at {state.images_seen:,} images ({error}); the one before is kept")
+        sums = sum_over_ranks(state.sums, self.world)
+        if self.attempt:
+            try:
+                self.log.sync()
+                path = self.attempt.path / f"{state.images_seen:012d}.pt"
+                checkpoint.save(path, {**state.to_dict(sums), **self.about})
+                if self.attempt.is_newest():
+                    self.attempt.prune()
+            except OSError as error:
+                self.log.say(f"warning: no checkpoint at {state.images_seen:,} images ({error}); the one before is kept")
         self.last = time.monotonic()
         self.cost_s = self.last - began
 
@@ -384,9 +589,15 @@ def _about(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _publish(attempt: rundir.Attempt, state: State, about: dict[str, Any]) -> None:
-    """Write final.pt, best.pt and the merged metrics into the attempt, then to the top of the run folder."""
-    final = {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
+def _end(
+    attempt: rundir.Attempt, state: State, total: int, config: TrainConfig, epoch_images: int, about: dict[str, Any], stop: int
+) -> None:
+    """Publish what a finished run leaves, or note who stopped it."""
+    stalled = _stalled(state, config, epoch_images)
+    if state.images_seen < total and not stalled:
+        attempt.end("interrupted", f"stopped by {signal.Signals(stop).name}", images_seen=state.images_seen)
+        return
+    final = {name: tensor.cpu() for name, tensor in state.scored.state_dict().items()}
     checkpoint.save(attempt.path / "final.pt", {**about, "images_seen": state.images_seen, "model": final})
     checkpoint.save(attempt.path / "best.pt", {**about, **state.best})
     for name in ("final.pt", "best.pt"):
@@ -394,3 +605,6 @@ def _publish(attempt: rundir.Attempt, state: State, about: dict[str, Any]) -> No
     if attempt.is_newest():
         rows = rundir.rows(attempt.run)
         rundir.write_bytes(attempt.run / "metrics.jsonl", rundir.jsonl(rows))
+    why = f"no gain in {config.best_on} for {config.early_stop} epochs" if stalled else ""
+    best = {k: v for k, v in state.best.items() if k != "model"}
+    attempt.end("finished", why, images_seen=state.images_seen, best=best)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,17 @@ TRAIN_SPEED = ["--epochs", "3", "--batch-size", "30", "--checkpoint-every-s", "0
 
 def command(verb: str, *args: object) -> list[str]:
     return [sys.executable, "-m", f"fer_hpc.{verb}", *map(str, args)]
+
+
+def start_ranks(size: int, verb: str, *args: object, port: int = 0) -> list[subprocess.Popen[str]]:
+    """`size` processes of one command as torchrun would start them; their output is a pipe."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", port))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(size)}
+    local = {"LOCAL_WORLD_SIZE": str(size)}
+    environments = [{**os.environ, **address, **local, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(command(verb, *args), env=environment, **pipes) for environment in environments]  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="session")

@@ -67,4 +67,29 @@ def test_presets_hold_the_reports_recipes() -> None:
     for config in (improved, baseline):
         assert (config.momentum, config.plateau_on, config.plateau_factor) == (0.9, "train_loss", 0.5)
         assert (config.plateau_patience, config.lr_min) == (10, 1e-5)
-    assert set(PRESETS) == {"cnn_baseline", "cnn_improved"}
+    resnet, vgg = preset("resnet_improved", **HERE), preset("vgg", **HERE)
+    assert (resnet.optimizer, resnet.weight_decay, resnet.batch_size, resnet.lr) == ("adamw", 1e-5, 64, 1e-3)
+    assert (resnet.epochs, resnet.label_smoothing, resnet.flip, resnet.early_stop) == (50, 0.1, True, 7)
+    assert (resnet.plateau_on, resnet.plateau_patience, resnet.lr_min, resnet.best_on) == ("val_loss", 5, 1e-6, "val_loss")
+    assert (vgg.batch_size, vgg.lr, vgg.weight_decay, vgg.plateau_on) == (64, 0.01, 1e-4, "val_accuracy")
+    assert (vgg.plateau_factor, vgg.plateau_patience) == (0.75, 5)
+    assert set(PRESETS) == {"cnn_baseline", "cnn_improved", "resnet_baseline", "resnet_improved", "vgg", "fer2013"}
+
+
+def test_a_cosine_run_cannot_grow() -> None:
+    stored = fields_of(preset("fer2013", **HERE), "science")
+    with pytest.raises(UserError, match="--epochs"):
+        continued(preset("fer2013", epochs=200, **HERE), stored)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"balanced": True, "class_weights": 5.0}, "give one of them"),
+        ({"balanced": True, "shard_window": 4}, "--shard-window"),
+        ({"warmup_epochs": 1.0}, "--schedule cosine"),
+    ],
+)
+def test_recipes_that_contradict_themselves_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        preset("cnn_improved", **HERE, **fields)

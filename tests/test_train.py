@@ -146,7 +146,8 @@ def test_other_data_is_refused(fer: Fer, finished_run: Path, tmp_path: Path) -> 
 def test_metrics_hold_no_times_and_timing_holds_them(finished_run: Path) -> None:
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert set(rows[0]) == {"epoch", "images_seen", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "best"}
+    scores = {f"{part}_{name}" for part in ("train", "val") for name in ("loss", "objective", "accuracy")}
+    assert set(rows[0]) == {"epoch", "images_seen", "lr", *scores, "grad_norm", "best"}
     assert all("images_per_s" in row for row in rundir.rows(finished_run, "timing.jsonl"))
 
 

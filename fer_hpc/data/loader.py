@@ -19,7 +19,7 @@ from fer_hpc.data import augment
 from fer_hpc.data.augment import DRAWS, Augmentation
 from fer_hpc.data.shards import Split
 
-_ORDER, _AUGMENT, _SHARDS = 1, 2, 3  # independent streams of one seed
+_ORDER, _AUGMENT, _SHARDS, _CLASSES = 1, 2, 3, 4  # independent streams of one seed
 
 EVAL_CHUNK = 256  # images per evaluation step, fixed: sums and predictions do not depend on the number of ranks
 CACHED = 1 << 20  # floats that are converted and scaled at a time on a CPU: they stay in its cache in between
@@ -31,11 +31,14 @@ class Order:
     """The endless order of a split's rows: one permutation an epoch, concatenated.
 
     `window` 0 permutes all rows. `window` k shuffles the shards and permutes within k of them at a time, so that a set
-    larger than memory is read k shards at a time.
+    larger than memory is read k shards at a time. `balanced` labels [n] give every class the same share of an epoch: an
+    epoch is still n places, in which the images of small classes come several times and those of large ones in turn.
     """
 
-    def __init__(self, starts: NDArray[np.int64], seed: int, window: int = 0) -> None:
-        self.starts, self.n, self.seed, self.window = starts, int(starts[-1]), seed, window
+    def __init__(
+        self, starts: NDArray[np.int64], seed: int, window: int = 0, balanced: NDArray[np.int64] | None = None
+    ) -> None:
+        self.starts, self.n, self.seed, self.window, self.balanced = starts, int(starts[-1]), seed, window, balanced
         self._epochs: dict[int, NDArray[np.int64]] = {}  # the current one, and the next across a border
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -48,8 +51,21 @@ class Order:
                 place = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")  # of each shard in this epoch
                 window = place[np.searchsorted(self.starts, rows, side="right") - 1] // self.window
                 rows = rows[np.argsort(window, kind="stable")]
+            if self.balanced is not None:
+                rows = self._evened(rows, self.balanced, epoch)
             self._epochs = {e: r for e, r in self._epochs.items() if abs(e - epoch) == 1} | {epoch: rows}
         return self._epochs[epoch]
+
+    def _evened(self, rows: NDArray[np.int64], labels: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """The permutation `rows` with its places dealt out to the classes alike, each class's images in their order."""
+        present = np.unique(labels)
+        keys = np.random.Philox(key=[self.seed, _CLASSES << 48 | epoch]).random_raw(self.n)
+        turns = present[np.argsort(keys, kind="stable") % len(present)]  # the class at each place
+        evened = np.empty(self.n, np.int64)
+        for label in present:
+            mine, places = rows[labels[rows] == label], np.flatnonzero(turns == label)
+            evened[places] = mine[np.arange(len(places)) % len(mine)]
+        return evened
 
     def rows(self, start: int, count: int) -> NDArray[np.int64]:
         """Rows at positions [start, start + count)."""
@@ -76,6 +92,20 @@ class Batch:
     rows: NDArray[np.int64]  # [B] rows of the split
     other_labels: torch.Tensor | None = None  # [B] of the images mixed in
     weights: torch.Tensor | None = None  # [B] share of the images that `labels` belongs to
+    affect: torch.Tensor | None = None  # [B, 2] valence and arousal, NaN where unknown; mixed as the images are
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in `count` equal pieces."""
+        if count == 1:
+            return [self]
+        size = len(self.labels) // count
+        cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        optional = ("other_labels", "weights", "affect")
+        return [
+            Batch(self.images[c], self.labels[c], self.rows[c],
+                  **{k: None if (v := getattr(self, k)) is None else v[c] for k in optional})
+            for c in cuts
+        ]  # fmt: skip
 
 
 class Images:
@@ -85,7 +115,7 @@ class Images:
     memory (times the processes that `share` the GPU), else batches go through pinned memory.
     """
 
-    def __init__(self, split: Split, device: torch.device, share: int = 1) -> None:
+    def __init__(self, split: Split, device: torch.device, share: int = 1, affect: bool = False) -> None:
         self.split, self.device = split, device
         size = sum(part.nbytes for part in split.images)
         self.resident = device.type == "cpu" or (
@@ -94,6 +124,7 @@ class Images:
         self._store = device if self.resident else torch.device("cpu")  # where rows are selected
         self.parts = [torch.from_numpy(part).to(self._store) for part in split.images]  # each [n, H, W, C] uint8
         self.labels = torch.from_numpy(split.columns["labels"]).to(device)
+        self.affect = torch.from_numpy(affect_of(split)).to(device) if affect else None
         self._bytes = [torch.empty(0, dtype=torch.uint8)] * 2
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._floats = torch.empty(0)
@@ -143,8 +174,14 @@ class Images:
         per_piece = max(1, CACHED // pixels[0].numel()) if self.device.type == "cpu" else len(rows)
         for floats, part in zip(self._floats.split(per_piece), pixels.split(per_piece), strict=True):
             floats.copy_(part).mul_(1 / 255)
-        labels = self.labels[torch.from_numpy(rows).to(self.device)]
-        return Batch(self._floats.permute(0, 3, 1, 2), labels, rows)
+        index = torch.from_numpy(rows).to(self.device)
+        affect = None if self.affect is None else self.affect[index]
+        return Batch(self._floats.permute(0, 3, 1, 2), self.labels[index], rows, affect=affect)
+
+
+def affect_of(split: Split) -> NDArray[np.float32]:
+    """Valence and arousal [n, 2], NaN where unknown."""
+    return np.stack([split.columns["valence"], split.columns["arousal"]], 1)
 
 
 def _buffer(shape: tuple[int, ...], kind: type) -> torch.Tensor:
@@ -173,31 +210,58 @@ class TrainLoader:
 
     def __init__(
         self, split: Split, batch_size: int, seed: int, augmentation: Augmentation, device: torch.device,
-        window: int = 0, rank: int = 0, size: int = 1, share: int = 1,
+        window: int = 0, balanced: bool = False, affect: bool = False, rank: int = 0, size: int = 1, share: int = 1,
     ) -> None:  # fmt: skip
-        self.images, self.n = Images(split, device, share), len(split)
-        self.order = Order(split.starts, seed, window)
+        self.images, self.n = Images(split, device, share, affect), len(split)
+        self.order = Order(split.starts, seed, window, split.columns["labels"] if balanced else None)
         self.batch_size, self.seed, self.augmentation, self.rank, self.size = batch_size, seed, augmentation, rank, size
 
+    def rows(self, images_seen: int) -> NDArray[np.int64]:
+        """Rows of the global batch that begins after `images_seen` images of the run."""
+        return self.order.rows(images_seen, self.batch_size)
+
     def batch(self, images_seen: int) -> Batch:
-        """This rank's part of the batch that begins after `images_seen` images of the run."""
+        """This rank's part of the global batch."""
         share = self.batch_size // self.size
-        first = self.rank * share
-        batch, u = self._augmented(images_seen, np.arange(first, first + share))
+        mine = np.arange(self.rank * share, (self.rank + 1) * share)
+        batch, u = self._augmented(images_seen, mine)
         if not self.augmentation.mixup:
             return batch
-        offset = augment.partner_offset(draws(self.seed, images_seen, 1)[0], self.batch_size)
         weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(self.images.device)
+        offset = self._partner_offset(images_seen)
         if self.size == 1:  # the partners are in this batch already
-            others, labels = batch.images.roll(-offset, 0), batch.labels.roll(-offset, 0)
+            rolled = None if batch.affect is None else batch.affect.roll(-offset, 0)
+            others = Batch(batch.images.roll(-offset, 0), batch.labels.roll(-offset, 0), batch.rows, affect=rolled)
             images = batch.images
         else:
             images = batch.images.clone()  # the partners come through the same buffer
-            partners, _ = self._augmented(images_seen, np.arange(first + offset, first + offset + share) % self.batch_size)
-            others, labels = partners.images, partners.labels
-        share_kept = weights.view(-1, 1, 1, 1)
-        images.mul_(share_kept).add_(others * (1 - share_kept))
-        return Batch(images, batch.labels, batch.rows, labels, weights)
+            others, _ = self._augmented(images_seen, (mine + offset) % self.batch_size)
+        kept = weights.view(-1, 1, 1, 1)
+        images.mul_(kept).add_(others.images * (1 - kept))
+        affect = batch.affect
+        if affect is not None and others.affect is not None:
+            affect = affect * weights[:, None] + others.affect * (1 - weights[:, None])
+        return Batch(images, batch.labels, batch.rows, others.labels, weights, affect)
+
+    def mass(self, images_seen: int, weights: NDArray[np.float64] | None) -> tuple[float, float]:
+        """(weight of the images by class, known valence and arousal values) of the global batch.
+
+        The order is a pure function, so every rank knows it without asking the others.
+        """
+        if weights is None and self.images.affect is None:
+            return float(self.batch_size), 0.0
+        rows, split = self.rows(images_seen), self.images.split
+        known = None if self.images.affect is None else np.isfinite(affect_of(split)[rows])
+        weighed = np.ones(len(rows)) if weights is None else weights[split.columns["labels"][rows]]
+        if self.augmentation.mixup:
+            kept = augment.mix_weights(self.augmentation, draws(self.seed, images_seen, len(rows))).astype(np.float64)
+            offset = self._partner_offset(images_seen)
+            weighed = kept * weighed + (1 - kept) * np.roll(weighed, -offset)
+            known = None if known is None else known & np.roll(known, -offset, 0)
+        return float(weighed.sum()), 0.0 if known is None else float(known.sum())
+
+    def _partner_offset(self, images_seen: int) -> int:
+        return augment.partner_offset(draws(self.seed, images_seen, 1)[0], self.batch_size)
 
     def _augmented(self, images_seen: int, places: NDArray[np.int64]) -> tuple[Batch, NDArray[np.float64]]:
         """The images at `places` of the global batch, and the random numbers that belong to them."""
@@ -209,7 +273,7 @@ class TrainLoader:
         images = augment.relight(images, a, u)
         if a.erase:
             images = augment.erase(images, a, u)
-        return Batch(images, batch.labels, rows), u
+        return Batch(images, batch.labels, rows, affect=batch.affect), u
 
 
 def eval_chunks(images: Images, rank: int = 0, size: int = 1) -> Iterator[tuple[Batch, int]]:

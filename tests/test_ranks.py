@@ -1,0 +1,146 @@
+"""Training in several processes: the same batches, the same end after kills, and nobody left waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc import rundir
+from tests.conftest import Fer, start_ranks
+from tests.test_train import assert_same_outcome, until_training
+
+COMMON = ["--checkpoint-every-s", "0.3", "--no-tensorboard", "--threads", "1"]
+# Each family with a schedule and the features that keep state of their own.
+CASES = {
+    "cnn_plateau_mixup": ("cnn_baseline", "--batch-size", "36", "--epochs", "3", "--mixup", "0.3", "--flip"),
+    "resnet_cosine_ema": ("resnet_baseline", "--batch-size", "36", "--epochs", "4", "--schedule", "cosine",
+                          "--warmup-epochs", "1", "--ema", "0.9", "--mixup", "0.3", "--accumulate", "3", "--clip", "1"),
+}  # fmt: skip
+
+
+def finish(ranks: list[subprocess.Popen[str]], seconds: float = 240) -> list[int]:
+    try:
+        texts = [rank.communicate(timeout=seconds)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    codes = [rank.returncode for rank in ranks]
+    if any(codes):
+        print("\n".join(texts))
+    return codes
+
+
+def arguments(case: str, shards: Path, run: Path) -> tuple[object, ...]:
+    preset, *flags = CASES[case]
+    return (preset, "--data", shards, "--run", run, *flags, *COMMON)
+
+
+def kill_and_finish(size: int, case: str, shards: Path, folder: Path, kills: int, rng: random.Random) -> None:
+    """Train undisturbed, and again with all ranks killed at random moments; both must end alike."""
+    whole, killed = folder / "whole", folder / "killed"
+    began = time.monotonic()
+    assert finish(start_ranks(size, "train", *arguments(case, shards, whole))) == [0] * size
+    seconds = time.monotonic() - began
+    for attempt in range(1, kills + 1):
+        ranks = start_ranks(size, "train", *arguments(case, shards, killed))
+        until_training(killed, attempt)
+        time.sleep(rng.uniform(0.1, 0.35 * seconds / kills))
+        for rank in ranks:
+            rank.kill()
+        finish(ranks)
+    assert rundir.status(killed)["state"] == "interrupted"
+    assert finish(start_ranks(size, "train", *arguments(case, shards, killed))) == [0] * size
+    assert_same_outcome(killed, whole)
+
+
+@pytest.mark.parametrize(("size", "case"), [(1, "resnet_cosine_ema"), (2, "cnn_plateau_mixup"), (4, "resnet_cosine_ema")])
+def test_killed_ranks_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
+    kill_and_finish(size, case, shards, tmp_path, kills=3, rng=random.Random(size))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_ranks_killed_many_times_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
+    kill_and_finish(size, case, shards, tmp_path, kills=20, rng=random.Random(size))
+
+
+def losses(run: Path) -> list[float]:
+    return [row[key] for row in rundir.rows(run) for key in ("train_loss", "val_loss")]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp64", 1e-9)])
+def test_losses_agree_at_any_world_size(shards: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
+    """Over more than 50 steps, without dropout and with frozen batch norm: nothing else may depend on the ranks."""
+    flags = ("--batch-size", 24, "--epochs", 5, "--freeze-bn", "--precision", precision, "--class-weights", 5, "--mixup", 0.2,
+             "--flip", "--rotate", 10, "--erase", 0.3, "--label-smoothing", 0.1, "--clip", 0.5)  # fmt: skip
+    sizes = (1, 2, 4) if precision == "fp64" else (1, 2)
+    for size in sizes:
+        run = tmp_path / f"{size}"
+        assert (
+            finish(start_ranks(size, "train", "resnet_baseline", "--data", shards, "--run", run, *flags, *COMMON)) == [0] * size
+        )
+        assert rundir.status(run)["images_seen"] >= 50 * 24
+        assert losses(run) == pytest.approx(losses(tmp_path / "1"), abs=tolerance)
+
+
+def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path) -> None:
+    preset, *flags = CASES["cnn_plateau_mixup"]
+    flags[flags.index("--epochs") + 1] = "500"
+    ranks = start_ranks(2, "train", preset, "--data", shards, "--run", tmp_path / "run", *flags, *COMMON)
+    until_training(tmp_path / "run", 1, images_seen=36)
+    ranks[1].kill()
+    began = time.monotonic()
+    assert finish(ranks, 30) == [75, -signal.SIGKILL]
+    assert time.monotonic() - began < 15
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert "lost another rank" in status["why"]
+
+
+def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
+    """Preempted on two ranks, then finished on one: the order of images goes on."""
+    preset, *flags = CASES["cnn_plateau_mixup"]
+    run = tmp_path / "run"
+    call = (preset, "--data", shards, "--run", run, *flags, *COMMON, "--checkpoint-every-s", "1000")
+    ranks = start_ranks(2, "train", *call)
+    until_training(run, 1)
+    time.sleep(1.0)
+    ranks[1].send_signal(signal.SIGUSR1)
+    assert finish(ranks) == [75, 75]
+    status = rundir.status(run)
+    assert (status["state"], status["why"]) == ("interrupted", "stopped by SIGUSR1")
+    saved = rundir.checkpoints(run)[0][1]
+    assert saved == status["images_seen"]
+    assert finish(start_ranks(1, "train", *call)) == [0]
+    assert [row["epoch"] for row in rundir.rows(run)] == [1, 2, 3]
+    assert rundir.environment(run)["parent"]["images_seen"] == saved
+
+
+def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
+    preset, *flags = CASES["resnet_cosine_ema"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fer_hpc.train"]
+    call = [*torchrun, preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON, "--epochs", "1"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert "on 2 x cpu" in done.stderr
+    assert done.stdout.count("finished") == 1
+
+
+def test_an_indivisible_batch_is_said_once(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    ranks = start_ranks(2, "train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 25, *COMMON)
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "--batch-size 25 does not divide by world size 2; use 24 or 26" in errors[0]
+    assert errors[1] == ""
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 50, "--accumulate", 4)
+    assert done.returncode == 2
+    assert "world size 1 times --accumulate 4; use 48 or 52" in done.stderr
