@@ -133,28 +133,43 @@ def evaluate(args: list[str]) -> int:
         r = evaluate(config, world)
         if world.rank:
             return EXIT_FINISHED
-    low, high = r["accuracy_95"]
-    print(
-        f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}"
-        + ("" if r["finished"] else " (run not finished)")
-    )
-    print(f"  accuracy          {r['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   majority class {r['majority_rate']:.4f}")
-    for key, title in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro-F1")):
-        print(f"  {title:<17} {r[key]:.4f}  [{r[key + '_95'][0]:.4f}, {r[key + '_95'][1]:.4f}]")
-    print(f"  loss              {r['loss']:.4f}")
-    for name, c in r["classes"].items():
-        print(f"  recall {name:<10} " + (f"{c['recall']:.4f}  of {c['n']:,}" if c["n"] else "-       no face"))
+    print(_in_words(config, r))
     return EXIT_FINISHED
+
+
+def _in_words(config: EvaluateConfig, r: dict[str, Any]) -> str:
+    low, high = r["accuracy_95"]
+    views = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}[config.tta]
+    unfinished = "" if r["finished"] else " (run not finished)"
+    lines = [f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}{unfinished}{views}"]
+    if r["masked"]:
+        lines.append(f"  classes that only one side knows, left out: {', '.join(r['masked'])}; faces dropped: {r['dropped']:,}")
+    lines.append(f"  accuracy          {r['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   majority class {r['majority_rate']:.4f}")
+    for key, title in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro-F1")):
+        lines.append(f"  {title:<17} {r[key]:.4f}  [{r[key + '_95'][0]:.4f}, {r[key + '_95'][1]:.4f}]")
+    lines.append(f"  loss              {r['loss']:.4f}")
+    for name, c in r["classes"].items():
+        lines.append(f"  recall {name:<10} " + (f"{c['recall']:.4f}  of {c['n']:,}" if c["n"] else "-       no face"))
+    for pair in r["pairs"]:
+        low, high = pair["accuracy_95"]
+        lines.append(f"  {' or '.join(pair['classes']):<22} {pair['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  of {pair['n']:,}")
+    for dimension in ("valence", "arousal"):
+        if f"{dimension}_rmse" in r:
+            scores = (r[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
+            lines.append("  {:<17} RMSE {:.4f}  CCC {:.4f}  sign {:.4f}".format(dimension, *scores))
+    return "\n".join(lines)
 
 
 def _scored_before(config: EvaluateConfig) -> dict[str, Any] | None:
     """The scores of this split if they stand there already, from the same weights and data."""
-    found, weights = rundir.read_json(config.run / f"eval-{config.split}.json"), rundir.outcome(config.run, "best.pt")
+    trained_on = rundir.config(config.run)["data"]["fingerprint"]
+    found = rundir.read_json(config.run / f"eval-{rundir.result_name(config, trained_on)}.json")
+    weights = rundir.outcome(config.run, "best.pt")
     if not found or not weights or rundir.status(config.run)["state"] != "finished":
         return None
     manifest = rundir.read_json((config.data or rundir.data_path(config.run)) / "manifest.json")
     same = manifest and found["data"] == manifest["fingerprint"] and found["weights"] == rundir.sha256(weights)
-    return dict(found) if same else None
+    return dict(found) if same and "pairs" in found else None
 
 
 def report(args: list[str]) -> int:
@@ -229,6 +244,8 @@ def run_command(verb: str, command: Callable[[], int]) -> int:
 
 def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
+    if args[1:2] == ["--"]:  # torchrun passes on the -- that it needs before arguments like --run, a prefix of its own
+        del args[1]
     if not args or args[0] in ("-h", "--help"):
         print("usage: fer-hpc VERB ...   (python -m fer_hpc.VERB is the same)\n")
         for verb, command in VERBS.items():

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
     sys.exit(main(["evaluate", *sys.argv[1:]]))
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.functional import interpolate
 
 from fer_hpc import checkpoint, metrics, rundir
 from fer_hpc.config import EvaluateConfig, UserError
-from fer_hpc.data.loader import EVAL_CHUNK, Images, eval_chunks
+from fer_hpc.data.loader import EVAL_CHUNK, Images, affect_of, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World, gather_in_turn, process_group
 from fer_hpc.models import MODELS
+from fer_hpc.objective import read_outputs
+from fer_hpc.rundir import result_name
 
 ALONE = World()
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,8 +58,9 @@ def network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, 
     return MODELS[science["model"]](classes + (2 if science.get("va_weight") else 0), channels, height)
 
 
-def predict(model: nn.Module, images: Images, precision: str, world: World = ALONE) -> NDArray[np.float32]:
-    """Logits [n, classes] of every image of a split exactly once, in row order, on every rank.
+def predict(model: nn.Module, images: Images, precision: str, world: World = ALONE, tta: str = "none") -> NDArray[np.float32]:
+    """Outputs [n, classes (+ 2)] of every image of a split exactly once, in row order, on every rank; with `tta` the mean
+    over its views.
 
     Ranks take chunks of a fixed size in turn, so the arithmetic, and with it every bit, is the same for any number of
     ranks (with the same threads each).
@@ -63,36 +68,70 @@ def predict(model: nn.Module, images: Images, precision: str, world: World = ALO
     model.eval()
     n = len(images.split)
     chunks = -(-n // EVAL_CHUNK)
-    logits: torch.Tensor | None = None  # [chunks of a rank, EVAL_CHUNK, classes]
-    counted = torch.zeros(-(-chunks // world.size), EVAL_CHUNK, 1)
+
+    def outputs_of(pixels: torch.Tensor) -> torch.Tensor:
+        seen = [model(view).float().cpu() for view in views(pixels.double() if precision == "fp64" else pixels, tta)]
+        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
+
     with torch.inference_mode(), autocast(precision, images.device):
+        width = outputs_of(images.gather(np.zeros(1, np.int64)).images).shape[1]
+        mine = torch.zeros(-(-chunks // world.size), EVAL_CHUNK, width)  # chunks of a rank; the last may be padding
+        counted = torch.zeros(len(mine), EVAL_CHUNK, 1)
         for k, (batch, real) in enumerate(eval_chunks(images, world.rank, world.size)):
-            answer = model(batch.images.double() if precision == "fp64" else batch.images).float().cpu()
-            if logits is None:
-                logits = torch.zeros(len(counted), *answer.shape)
-            logits[k] = answer
+            mine[k] = outputs_of(batch.images)
             counted[k, :real] += 1
-    if logits is None:  # more ranks than chunks
-        logits = torch.zeros(len(counted), EVAL_CHUNK, model(images.gather(np.zeros(1, np.int64)).images).shape[1])
-    everything = gather_in_turn(torch.cat([logits, counted], 2), world).flatten(0, 1)
+    everything = gather_in_turn(torch.cat([mine, counted], 2), world).flatten(0, 1)
     assert everything[:n, -1].eq(1).all() and everything[:, -1].sum() == n, "not every image was scored exactly once"
     return everything[:n, :-1].contiguous().numpy()
 
 
+CROP = 11 / 12  # of the side, in ten_crop: 44 of 48 pixels
+
+
+def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:
+    """The pictures [B, C, H, W] to average over: as they are; also mirrored; four corners and the centre, also mirrored.
+
+    Crops are enlarged to the full size: some networks take only that.
+    """
+    if tta != "ten_crop":
+        yield images
+        if tta == "flip":
+            yield images.flip(3)
+        return
+    size = images.shape[2]
+    side = round(CROP * size)
+    far, middle = size - side, (size - side) // 2
+    for top, left in ((0, 0), (0, far), (far, 0), (far, far), (middle, middle)):
+        crop = images[:, :, top : top + side, left : left + side]
+        whole = interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
+        whole = whole.contiguous(memory_format=torch.channels_last)
+        yield whole
+        yield whole.flip(3)
+
+
 def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
-    """Score the run's best weights; rank 0 writes eval-SPLIT.json, predictions-SPLIT.npz and confusion-SPLIT.png into the
-    run."""
+    """Score the run's best weights; rank 0 writes eval-NAME.json, predictions-NAME.npz and confusion-NAME.png into the run,
+    where NAME is the split and what else is unusual (see `result_name`).
+
+    Another data set goes by class names: classes that one side lacks are masked before the softmax, faces of classes that
+    the run does not know are dropped and counted.
+    """
     stored = rundir.config(config.run)
     weights = _weights(config.run)
     manifest = read_manifest(config.data or rundir.data_path(config.run))
-    trained_on = (list(stored["data"]["classes"]), list(stored["data"]["image_shape"]))
-    if (list(manifest.classes), list(manifest.image_shape)) != trained_on:
+    trained_on, shape = tuple(stored["data"]["classes"]), list(stored["data"]["image_shape"])
+    if list(manifest.image_shape) != shape:
         raise UserError(
-            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces of {', '.join(manifest.classes)}; "
-            f"{config.run} was trained on {trained_on[1]} faces of {', '.join(trained_on[0])}"
+            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces, {config.run} was trained on {shape}; "
+            f"preprocess with --size {shape[0]} --channels {shape[2]}"
+        )
+    classes = tuple(c for c in trained_on if c in manifest.classes)
+    if len(classes) < 2:
+        raise UserError(
+            f"--data {manifest.folder} has the classes {', '.join(manifest.classes)}, {config.run} knows "
+            f"{', '.join(trained_on)}; fewer than two are the same"
         )
     split = open_split(manifest, config.split)
-    about = {"split": config.split, "data": manifest.fingerprint, "weights": rundir.sha256(weights)}
     saved = checkpoint.load(weights)
     best = saved.get("best") or saved  # an unfinished run's checkpoint holds the best weights within
     if "model" not in best or "epoch" not in best:
@@ -100,30 +139,38 @@ def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
     science = stored["science"]
     torch.set_num_threads(science["threads"])
     device = pick_device(config.device, world.local_rank)
-    model = network(science, len(manifest.classes), manifest.image_shape)
+    model = network(science, len(trained_on), manifest.image_shape)
     model.load_state_dict(best["model"])
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(torch.float64 if science["precision"] == "fp64" else torch.float32)
     with process_group(world):
-        logits = predict(model, Images(split, device), science["precision"], world)
-    labels = split.columns["labels"]
+        outputs = predict(model, Images(split, device), science["precision"], world, config.tta)
+    logits, affect = read_outputs(outputs, len(trained_on))
+    names = np.array([classes.index(c) if c in classes else -1 for c in manifest.classes])
+    labels = names[split.columns["labels"]]
+    known = labels >= 0
+    logits, labels = logits[known][:, [trained_on.index(c) for c in classes]], labels[known]
     result = {
-        **about,
-        "epoch": best["epoch"],
-        "finished": weights.name == "best.pt",
-        **metrics.summary(logits, labels, manifest.classes),
-    }
-
+        "split": config.split, "data": manifest.fingerprint, "weights": rundir.sha256(weights), "tta": config.tta,
+        "epoch": best["epoch"], "finished": weights.name == "best.pt",
+        "masked": sorted({*trained_on, *manifest.classes} - set(classes)), "dropped": int((~known).sum()),
+        **metrics.summary(logits, labels, classes),
+    }  # fmt: skip
+    if affect is not None:
+        result |= metrics.valence_arousal(affect, affect_of(split))
     if world.rank:
         return result
-    columns = {name: split.columns[name] for name in ("labels", "source_id", "group", "image_hash")}
-    rundir.write_bytes(
-        config.run / f"predictions-{config.split}.npz", _npz(logits=logits, classes=np.array(manifest.classes), **columns)
-    )
+
     from fer_hpc import plots  # matplotlib, which training does not need
 
-    title = f"{config.run.name}, {config.split}: {result['accuracy']:.1%} of {len(labels):,}"
-    plots.confusion(np.array(result["confusion"]), manifest.classes, title, config.run / f"confusion-{config.split}.png")
-    rundir.write_json(config.run / f"eval-{config.split}.json", result)
+    name = result_name(config, stored["data"]["fingerprint"])
+    columns = {key: split.columns[key][known] for key in ("source_id", "group", "image_hash")}
+    rundir.write_bytes(
+        config.run / f"predictions-{name}.npz", _npz(logits=logits, labels=labels, classes=np.array(classes), **columns)
+    )
+    title = f"{config.run.name}, {name}: {result['accuracy']:.1%} of {len(labels):,}"
+    plots.confusion(np.array(result["confusion"]), classes, title, config.run / f"confusion-{name}.png")
+    rundir.write_json(config.run / f"eval-{name}.json", result)
     return result
 
 

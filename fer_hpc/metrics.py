@@ -104,8 +104,34 @@ def summary(logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str,
             name: {"n": int(k), "recall": _number(r), "precision": _number(p), "f1": _number(f)}
             for name, k, r, p, f in per_class
         },
+        "pairs": pairs(logits, labels, classes),
         "confusion": counts.tolist(),
     }
+
+
+# Expressions that are easily taken for each other.
+SIMILAR = (("Surprise", "Fear"), ("Anger", "Disgust"), ("Sadness", "Neutral"))
+
+
+def pairs(logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """How well similar expressions are told apart: of the faces of either class, the share whose own logit is the larger of
+    the two, with Wilson's interval; and the shares of each that were taken for the other among all classes."""
+    found = []
+    for pair in SIMILAR:
+        if not set(pair) <= set(classes):
+            continue
+        a, b = (classes.index(name) for name in pair)
+        here = (labels == a) | (labels == b)
+        n = int(here.sum())
+        if not n:
+            continue
+        right = np.where(labels[here] == a, 1, -1) * (logits[here, a] - logits[here, b]) > 0
+        taken = [
+            float((logits[labels == i].argmax(1) == j).mean()) if (labels == i).any() else None for i, j in ((a, b), (b, a))
+        ]
+        found.append({"classes": list(pair), "n": n, "accuracy": float(right.mean()),
+                      "accuracy_95": wilson(int(right.sum()), n), "taken_for_the_other": taken})  # fmt: skip
+    return found
 
 
 def _class_mean(values: NDArray[np.float64]) -> float:

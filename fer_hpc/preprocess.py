@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -198,9 +197,9 @@ def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[Pr
     workers = config.workers or len(os.sched_getaffinity(0))
     workers = max(1, min(workers, -(-rows // BLOCK_ROWS)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source, config))
-    start = threading.Thread(target=lambda: [pool.submit(os.getpid) for _ in range(workers)])  # a process each
-    start.start()
     try:
+        for _ in range(workers):  # a process each: they import while the caller goes on
+            pool.submit(os.getpid)
         yield pool
     except BrokenProcessPool:
         raise UserError(
@@ -208,7 +207,6 @@ def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[Pr
             f"--workers (now {workers}): finished shards are kept"
         ) from None
     finally:
-        start.join()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

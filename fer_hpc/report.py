@@ -36,7 +36,7 @@ class Run:
     rows: list[dict[str, Any]]
     seconds: float
     environment: dict[str, Any]
-    scores: dict[str, dict[str, Any]]  # split -> eval-<split>.json
+    scores: dict[str, dict[str, Any]]  # name -> eval-<name>.json; the name is the split, and what else is unusual
 
 
 def report(config: ReportConfig) -> Path:
@@ -52,7 +52,11 @@ def report(config: ReportConfig) -> Path:
     )
     environment.filters.update(percent=lambda v: "–" if v is None else f"{100 * v:.2f}", number=lambda v: f"{v:,}")
     page = environment.get_template("report.html.j2").render(
-        runs=runs, pictures=pictures, tables=_class_tables(runs), splits=SPLITS, when=time.strftime("%Y-%m-%d %H:%M")
+        runs=runs,
+        pictures=pictures,
+        tables=_class_tables(runs),
+        scored=sorted({name for run in runs for name in run.scores}, key=_place),
+        when=time.strftime("%Y-%m-%d %H:%M"),
     )
     rundir.write_bytes(config.out / "index.html", page.encode())
     return config.out / "index.html"
@@ -73,11 +77,17 @@ def find_runs(paths: tuple[Path, ...]) -> list[Path]:
 
 def _read(path: Path) -> Run:
     stored = rundir.config(path)
-    scores = {s: found for s in SPLITS if (found := rundir.read_json(path / f"eval-{s}.json"))}
+    found = {p.stem.removeprefix("eval-"): rundir.read_json(p) for p in path.glob("eval-*.json")}
+    scores = {name: found[name] for name in sorted(found, key=_place) if found[name]}
     seconds = sum(row["train_s"] + row["val_s"] for row in rundir.rows(path, "timing.jsonl"))
     return Run(
         path, path.absolute().name, stored, rundir.status(path), rundir.rows(path), seconds, rundir.environment(path), scores
     )
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Results in the order of the splits, plain ones first."""
+    return SPLITS.index(name.split("-")[0]), name
 
 
 def _draw(run: Run, out: Path) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import threading
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_hpc.config import UserError
+from fer_hpc.config import EvaluateConfig, UserError
 
 HEARTBEAT_S = 5.0
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
@@ -170,6 +171,15 @@ def status(run: Path) -> dict[str, Any]:
     if found["state"] == "running" and not _holder(run, path):
         found = {**found, "state": "interrupted", "why": "its process is gone"}
     return found
+
+
+def result_name(config: EvaluateConfig, trained_on: str) -> str:
+    """What the files of a scoring are called after: the split, the views averaged, and a data set that is not the run's
+    own (`trained_on`: the fingerprint of that)."""
+    name = config.split if config.tta == "none" else f"{config.split}-{config.tta}"
+    if config.data is None or (read_json(config.data / "manifest.json") or {}).get("fingerprint") == trained_on:
+        return name
+    return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
 
 
 def outcome(run: Path, name: str) -> Path | None:

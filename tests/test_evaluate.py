@@ -7,10 +7,13 @@ import socket
 import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.evaluate import views
 from tests.conftest import TRAIN_SPEED, Fer, command
 
 
@@ -70,8 +73,8 @@ def one_rank(fer: Fer, finished_run: Path, five_chunks: Path, tmp_path_factory: 
 @pytest.mark.parametrize("size", [2, 4])
 def test_predictions_are_bit_identical_at_any_world_size(one_rank: Path, five_chunks: Path, tmp_path: Path, size: int) -> None:
     run = shutil.copytree(one_rank, tmp_path / "run")
-    (run / "eval-test.json").unlink()
-    (run / "predictions-test.npz").unlink()
+    (run / "eval-test-on-shards.json").unlink()
+    (run / "predictions-test-on-shards.npz").unlink()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(size)}
@@ -79,7 +82,7 @@ def test_predictions_are_bit_identical_at_any_world_size(one_rank: Path, five_ch
     environments = [{**os.environ, **address, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
     ranks = [subprocess.Popen(arguments, env=environment) for environment in environments]
     assert [rank.wait(120) for rank in ranks] == [0] * size
-    with np.load(run / "predictions-test.npz") as many, np.load(one_rank / "predictions-test.npz") as one:
+    with np.load(run / "predictions-test-on-shards.npz") as many, np.load(one_rank / "predictions-test-on-shards.npz") as one:
         assert many["logits"].shape == (1100, 8)
         assert (many["logits"] == one["logits"]).all()
 
@@ -118,3 +121,66 @@ def test_report_on_nothing_says_what_it_wanted(fer: Fer, tmp_path: Path) -> None
     done = fer("report", tmp_path, "--out", tmp_path / "report")
     assert done.returncode == 2
     assert "no run folder there or below" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 48 pictures in three class folders."""
+    folder = tmp_path_factory.mktemp("three")
+    rng = np.random.default_rng(0)
+    for name in ("happy", "sad", "angry"):
+        (folder / "faces" / name).mkdir(parents=True)
+        for i in range(16):
+            cv2.imwrite(str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (48, 48), np.uint8))
+    assert fer("preprocess", "--source", "folder", "--input", folder / "faces", "--out", folder / "three").returncode == 0
+    return folder / "three"
+
+
+def test_a_set_with_fewer_classes_masks_the_others(fer: Fer, finished_run: Path, three_classes: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    done = fer("evaluate", run, "--split", "train", "--data", three_classes)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "eval-train-on-three.json").read_text())
+    assert list(result["classes"]) == ["Happiness", "Sadness", "Anger"]
+    assert (result["dropped"], len(result["masked"])) == (0, 5)
+    assert "Contempt" in done.stdout
+    assert not (run / "eval-train.json").exists(), "the run's own scores have their own name"
+    with np.load(run / "predictions-train-on-three.npz") as saved:
+        assert saved["logits"].shape == (result["n"], 3)
+        shares = np.exp(saved["logits"] - saved["logits"].max(1, keepdims=True))
+        loss = -np.log((shares / shares.sum(1, keepdims=True))[np.arange(result["n"]), saved["labels"]]).mean()
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)  # renormalised over the three
+
+
+def test_faces_of_classes_the_run_does_not_know_are_dropped_and_counted(
+    fer: Fer, shards: Path, three_classes: Path, tmp_path: Path
+) -> None:
+    flags = ("--epochs", 1, "--batch-size", 8, "--no-tensorboard")
+    assert fer("train", "resnet_baseline", "--data", three_classes, "--run", tmp_path / "run", *flags).returncode == 0
+    done = fer("evaluate", tmp_path / "run", "--split", "val", "--data", shards)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "eval-val-on-shards.json").read_text())
+    counts = read_manifest(shards).content["splits"]["val"]["class_counts"]
+    kept = sum(counts[c] for c in ("Happiness", "Sadness", "Anger"))
+    assert (result["n"], result["dropped"]) == (kept, sum(counts.values()) - kept)
+    assert f"faces dropped: {result['dropped']}" in done.stdout
+
+
+def test_averaged_views_stand_beside_the_single_one(fer: Fer, scored: Path) -> None:
+    for tta, count in (("flip", 2), ("ten_crop", 10)):
+        done = fer("evaluate", scored, "--split", "test", "--tta", tta)
+        assert done.returncode == 0, done.stderr
+        assert f"mean of {count} views" in done.stdout
+        result, single = (json.loads((scored / f"eval-{name}.json").read_text()) for name in (f"test-{tta}", "test"))
+        assert result["loss"] != single["loss"]
+        assert result["n"] == single["n"]
+
+
+def test_a_mirrored_face_and_its_original_score_alike_with_flip() -> None:
+    images = torch.rand(4, 1, 48, 48)
+    both = [torch.stack(list(views(x, "flip"))).sort(0).values for x in (images, images.flip(3))]
+    assert torch.equal(*both)
+    crops = list(views(torch.arange(48.0).expand(1, 1, 48, 48), "ten_crop"))
+    assert len(crops) == 10
+    assert crops[0].mean() < crops[8].mean() < crops[2].mean()  # left, centre, right
+    assert torch.equal(crops[1], crops[0].flip(3))

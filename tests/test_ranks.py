@@ -80,10 +80,10 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp64", 1e-9)])
 def test_losses_agree_at_any_world_size(shards: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
     """Over more than 50 steps, without dropout and with frozen batch norm: nothing else may depend on the ranks."""
-    flags = ("--batch-size", 24, "--epochs", 5, "--freeze-bn", "--precision", precision, "--class-weights", 5, "--mixup", 0.2,
+    flags = ("--batch-size", 24, "--epochs", 6, "--freeze-bn", "--precision", precision, "--class-weights", 5, "--mixup", 0.2,
              "--flip", "--rotate", 10, "--erase", 0.3, "--label-smoothing", 0.1, "--clip", 0.5)  # fmt: skip
-    sizes = (1, 2, 4) if precision == "fp64" else (1, 2)
-    for size in sizes:
+    sizes = (1, 2, 4) if precision == "fp32" else (1, 2)
+    for size in sizes:  # fp64 is slow on a CPU
         run = tmp_path / f"{size}"
         assert (
             finish(start_ranks(size, "train", "resnet_baseline", "--data", shards, "--run", run, *flags, *COMMON)) == [0] * size
@@ -128,7 +128,7 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
 def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["resnet_cosine_ema"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fer_hpc.train"]
-    call = [*torchrun, preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON, "--epochs", "1"]
+    call = [*torchrun, "--", preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON, "--epochs", "1"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert "on 2 x cpu" in done.stderr
