@@ -30,13 +30,18 @@ class _Hashing(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.failed: OSError | None = None  # torch would hide it behind an error of its own
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -45,7 +50,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         with temporary.open("w+b") as f:
             stream = _Hashing(f)
-            torch.save(_canonical(state), cast(IO[bytes], stream))
+            try:
+                torch.save(_canonical(state), cast(IO[bytes], stream))
+            except RuntimeError:
+                raise stream.failed or OSError(f"{temporary} could not be written") from None
             f.seek(-2, os.SEEK_END)  # the archive ends with its comment's length, 0
             if f.read(2) != b"\0\0":
                 raise OSError(f"{temporary}: torch wrote an archive with a comment of its own")

@@ -190,7 +190,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
         # Close: a last checkpoint, from which more epochs may follow, and the weights for everyone else.
         agreement.close()
         _stop_if_broken(state, loader, world)
-        saver.save(state)
+        saver.save(state, last=True)
         if attempt:
             _end(attempt, state, total, config, loader.n, saver.about, stop)
         log.close()
@@ -560,8 +560,8 @@ class _Saver:
         waited = time.monotonic() - self.last
         return self.attempt is not None and waited >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
 
-    def save(self, state: State) -> None:
-        """Called on all ranks together."""
+    def save(self, state: State, last: bool = False) -> None:
+        """Called on all ranks together. Storage that fails costs this checkpoint; the `last` one must be written."""
         began = time.monotonic()
         sums = sum_over_ranks(state.sums, self.world)
         if self.attempt:
@@ -572,9 +572,19 @@ class _Saver:
                 if self.attempt.is_newest():
                     self.attempt.prune()
             except OSError as error:
+                if last:
+                    raise _unwritten(self.attempt.run, state, error) from None
                 self.log.say(f"warning: no checkpoint at {state.images_seen:,} images ({error}); the one before is kept")
         self.last = time.monotonic()
         self.cost_s = self.last - began
+
+
+def _unwritten(run: Path, state: State, error: OSError) -> UserError:
+    kept = max((images for _, images, _ in rundir.checkpoints(run)), default=0)
+    return UserError(
+        f"{run} could not be saved at {state.images_seen:,} images ({error.strerror or error}); the checkpoint at {kept:,} "
+        "images is kept: make room and give the same command again"
+    )
 
 
 # ---- close -----------------------------------------------------------------------------------------------------------
@@ -598,13 +608,15 @@ def _end(
         attempt.end("interrupted", f"stopped by {signal.Signals(stop).name}", images_seen=state.images_seen)
         return
     final = {name: tensor.cpu() for name, tensor in state.scored.state_dict().items()}
-    checkpoint.save(attempt.path / "final.pt", {**about, "images_seen": state.images_seen, "model": final})
-    checkpoint.save(attempt.path / "best.pt", {**about, **state.best})
-    for name in ("final.pt", "best.pt"):
-        attempt.publish(name)
-    if attempt.is_newest():
-        rows = rundir.rows(attempt.run)
-        rundir.write_bytes(attempt.run / "metrics.jsonl", rundir.jsonl(rows))
+    try:
+        checkpoint.save(attempt.path / "final.pt", {**about, "images_seen": state.images_seen, "model": final})
+        checkpoint.save(attempt.path / "best.pt", {**about, **state.best})
+        for name in ("final.pt", "best.pt"):
+            attempt.publish(name)
+        if attempt.is_newest():
+            rundir.write_bytes(attempt.run / "metrics.jsonl", rundir.jsonl(rundir.rows(attempt.run)))
+    except OSError as error:
+        raise _unwritten(attempt.run, state, error) from None
     why = f"no gain in {config.best_on} for {config.early_stop} epochs" if stalled else ""
     best = {k: v for k, v in state.best.items() if k != "model"}
     attempt.end("finished", why, images_seen=state.images_seen, best=best)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer_hpc import rundir
+from fer_hpc import checkpoint, rundir
 from tests.conftest import TRAIN_SPEED, Fer, command
 
 SECONDS = 60
@@ -211,3 +214,101 @@ def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tm
     picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert picture.shape[1] == 12 * 48
     assert picture.std() > 20
+
+
+def test_full_storage_keeps_the_checkpoint_before_and_says_so(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(shards, run)
+    until_training(run, 1, images_seen=30)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    saved = rundir.checkpoints(run)[0]
+    arguments = command("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))  # noqa: E731  a checkpoint has 30 MB
+    full = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False)
+    assert full.returncode == 2
+    assert f"the checkpoint at {saved[1]:,} images is kept: make room" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert rundir.checkpoints(run)[0][1] == saved[1]
+    assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    assert_same_outcome(run, finished_run)
+
+
+def test_early_stop_ends_the_run_and_keeps_the_best(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", 50, "--early-stop", 2, "--lr", 0.0, "--batch-size", 30, "--no-tensorboard", "--freeze-bn")
+    arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", *flags)
+    done = fer("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in rundir.rows(tmp_path / "run")] == [1, 2, 3]  # without learning the first stays the best
+    status = rundir.status(tmp_path / "run")
+    assert (status["best"]["epoch"], status["why"]) == (1, "no gain in val_accuracy for 2 epochs")
+    assert "finished, nothing to do" in fer("train", *arguments).stdout
+
+
+def test_fine_tuning_takes_everything_but_a_head_of_other_classes(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", shards, "--epochs", 1, "--batch-size", 30, "--no-tensorboard", "--lr", 0.0, "--freeze-bn")
+    tuned = tmp_path / "tuned"
+    done = fer("train", "cnn_baseline", "--run", tuned, "--init-from", finished_run, *flags)
+    assert done.returncode == 0, done.stderr
+    science = json.loads((tuned / "config.json").read_text())["science"]
+    assert science["init_hash"] == rundir.sha256(rundir.outcome(finished_run, "best.pt"))
+    before = {k: v for k, v in checkpoint.load(finished_run / "best.pt")["model"].items() if v.is_floating_point()}
+    after = checkpoint.load(tuned / "final.pt")["model"]
+    assert all(torch.equal(after[name], value) for name, value in before.items()), "nothing was learnt at rate 0"
+    with_head = fer("train", "cnn_baseline", "--run", tmp_path / "va", "--init-from", finished_run, "--va-weight", 1, *flags)
+    assert "the last layer is new" in with_head.stderr
+    assert rundir.rows(tmp_path / "va")[0]["val_valence_rmse"] > 0
+    other = fer("train", "resnet_baseline", "--run", tmp_path / "other", "--init-from", finished_run, *flags)
+    assert other.returncode == 2
+    assert "weights of another network" in other.stderr
+
+
+class Stranger:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_a_strangers_pickle_is_refused(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    torch.save({"model": Stranger()}, tmp_path / "stranger.pt")
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--init-from", tmp_path / "stranger.pt")
+    assert done.returncode == 2
+    assert "damaged or no checkpoint of ours" in done.stderr
+
+
+def test_what_tensorboard_shows(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ("--epochs", 2, "--batch-size", 30, "--profile", "--label-smoothing", 0.1)
+    assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *flags).returncode == 0
+    events = EventAccumulator(str(run / "tb"), size_guidance={"images": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {"loss/train", "loss/val", "objective/train", "objective/val", "accuracy/val", "lr", "grad_norm",
+                    "images_per_s", "data_share", "memory_gb", "tflop_per_s"}  # fmt: skip
+    assert "val confusion" in events.Tags()["images"]
+    assert len(events.Scalars("loss/val")) == 2
+    trace = json.loads((run / "attempts" / "0001" / "trace.json").read_text())
+    assert any("convolution" in str(event.get("name")) for event in trace["traceEvents"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--optimizer", "adamw", "--schedule", "cosine", "--warmup-epochs", "0.5", "--ema", "0.9", "--clip", "1"),
+        ("--balanced", "--accumulate", "2", "--deterministic"),
+        pytest.param(("--precision", "fp16", "--epochs", "1"), marks=pytest.mark.long, id="fp16, slow on a CPU"),
+        ("--class-weights", "5", "--label-smoothing", "0.1", "--mixup", "0.2", "--va-weight", "0.5", "--precision", "bf16"),
+    ],
+)
+def test_recipes_resume_bit_identical(fer: Fer, shards: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    common = ("--epochs", 2, "--batch-size", 30, "--no-tensorboard", "--threads", 1, "--checkpoint-every-s", 0.2)
+    arguments = ("resnet_baseline", "--data", shards, *common, *flags)
+    assert fer("train", *arguments, "--run", tmp_path / "whole").returncode == 0
+    process = subprocess.Popen(command("train", *arguments, "--run", tmp_path / "killed"), stderr=subprocess.DEVNULL)
+    until_training(tmp_path / "killed", 1, images_seen=60)
+    process.kill()
+    process.wait()
+    assert fer("train", *arguments, "--run", tmp_path / "killed").returncode == 0
+    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
