@@ -80,6 +80,22 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
     return columns, extra
 
 
+def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, NDArray[np.float32]]]]:
+    """A Keras model file (.h5 of `model.save`): its architecture, and each layer's arrays by their names in it.
+
+    Raises OSError where the file is no HDF5, KeyError where it holds no architecture.
+    """
+    layers: dict[str, dict[str, NDArray[np.float32]]] = {}
+    with h5py.File(path, "r", locking=False) as f:
+        architecture = json.loads(f.attrs["model_config"])
+        for layer, group in f["model_weights"].items():
+            found: list[str] = []
+            group.visit(found.append)
+            arrays = [name for name in found if isinstance(group[name], h5py.Dataset)]
+            layers[layer] = {n.rpartition("/")[2].partition(":")[0]: group[n][()].astype(np.float32) for n in arrays}
+    return architecture, layers
+
+
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Identity of the data, free of paths and file names: what the images, labels and splits are."""
     shards = {split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()}

@@ -9,11 +9,15 @@ from fer_hpc.models.cnn import keras_batch_norm
 
 
 class _Block(nn.Module):
-    """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU (He et al. 2016); the convolutions have biases as in Keras."""
+    """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU (He et al. 2016).
+
+    As in Keras, the convolutions have biases, and one with stride 2 pads an even picture at its right and bottom only.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1)) if stride > 1 else nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 0 if stride > 1 else 1)
         self.bn1 = keras_batch_norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
         self.bn2 = keras_batch_norm(outputs)
@@ -21,7 +25,7 @@ class _Block(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        y = self.bn2(self.conv2(self.bn1(self.conv1(self.pad(x))).relu()))
         return (y + self.shortcut(x)).relu()
 
 
