@@ -31,7 +31,8 @@ def resnet_layers(model: nn.Sequential) -> list[Layer]:
             layers.append((f"{own}_short", "Conv2D", [x], block.shortcut[0]))
             layers.append((f"{own}_short_bn", "BatchNormalization", [f"{own}_short"], block.shortcut[1]))
             short = f"{own}_short_bn"
-        layers += [(f"{own}_bn1", "BatchNormalization", [f"{own}_conv1"], block.bn1), (f"{own}_relu", "ReLU", [f"{own}_bn1"], None),
+        layers += [(f"{own}_bn1", "BatchNormalization", [f"{own}_conv1"], block.bn1),
+                   (f"{own}_relu", "ReLU", [f"{own}_bn1"], None),
                    (f"{own}_conv2", "Conv2D", [f"{own}_relu"], block.conv2),
                    (f"{own}_bn2", "BatchNormalization", [f"{own}_conv2"], block.bn2),
                    (f"{own}_add", "Add", [f"{own}_bn2", short], None)]  # fmt: skip
