@@ -141,6 +141,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
         epoch = _Epoch(time.monotonic(), state.images_seen)
         profile = closing.enter_context(Profile(attempt.path if config.profile and attempt else None))
         while state.images_seen < total and not _stalled(state, config, loader.n):
+            ends_epoch = (state.images_seen + config.batch_size) // loader.n > state.images_seen // loader.n
             began = time.monotonic()
             batch = loader.batch(state.images_seen)
             mass = Mass(*loader.mass(state.images_seen, objective.weights_on_host))
@@ -156,15 +157,12 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                     loss, *sums = objective(_widened(outputs), part, mass)
                     state.scaler.scale(loss * world.size).backward()  # DDP divides by the number of ranks
                 _add_to_sums(state, outputs, part.labels, sums)
-            epoch.grad_norm = _clip(
-                state, config, wanted=(state.images_seen + config.batch_size) % loader.n < config.batch_size
-            )
+            epoch.grad_norm = _clip(state, config, wanted=ends_epoch)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema:
                 state.ema.update_parameters(state.model)
-            before = state.images_seen // loader.n
             state.images_seen += config.batch_size
             profile.step()
 
@@ -173,9 +171,9 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                 log.progress(state.images_seen, state.sums)
             taken_over = attempt is not None and attempt.superseded()
             stop, save, lost, alarm = agreement.exchange([max(signals, default=0), saver.due(), taken_over, broken])
-            if alarm or state.images_seen // loader.n > before:
+            if alarm or ends_epoch:
                 _stop_if_broken(state, loader, world)
-            if state.images_seen // loader.n > before:
+            if ends_epoch:
                 row, timing = _end_epoch(state, config, loader.n, val, epoch, log, world)
                 log.epoch(row, timing | use_of(device, timing["images_per_s"] / world.size * flops))
                 epoch = _Epoch(time.monotonic(), state.images_seen)
