@@ -165,14 +165,31 @@ def staged(manifest: Manifest, folder: Path) -> Manifest:
     return read_manifest(here)
 
 
+class Columns(dict[str, NDArray[Any]]):
+    """A split's columns by name, over all its shards, each read when it is first asked for: training needs the labels,
+    not the 544 bytes of landmarks a face."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__()
+        self.paths = paths
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        parts = []
+        for path in self.paths:
+            with h5py.File(path, "r", locking=False) as f:
+                parts.append(_plain(f[name][()]))
+        self[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self[name]
+
+
 @dataclass(frozen=True)
 class Split:
-    """One split: images memory-mapped shard by shard, the small columns in memory."""
+    """One split: images memory-mapped shard by shard, the columns read when they are asked for."""
 
     name: str
     images: list[NDArray[np.uint8]]  # per shard [n, H, W, C], private mappings of the file
     starts: NDArray[np.int64]  # first row of each shard, and the end: [shards + 1]
-    columns: dict[str, NDArray[Any]]
+    columns: Columns | dict[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -187,7 +204,7 @@ def open_split(manifest: Manifest, split: str) -> Split:
     if not manifest.n(split):
         have = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
         raise UserError(f"{manifest.folder} has no {split} split (it has {have}); give a data folder that holds one")
-    mapped, tables = [], []
+    mapped, paths = [], []
     for entry in manifest.content["splits"][split]["shards"]:
         path = manifest.folder / entry["file"]
         size = path.stat().st_size if path.exists() else -1
@@ -197,18 +214,13 @@ def open_split(manifest: Manifest, split: str) -> Split:
         with h5py.File(path, "r", locking=False) as f:
             images = f["images"]
             offset = images.id.get_offset()  # None for an empty data set
-            tables.append({name: _plain(f[name][()]) for name in (*COLUMNS, "source_id")})
             shape = images.shape
+        paths.append(path)
         mapped.append(np.zeros(shape, np.uint8) if offset is None else np.memmap(path, np.uint8, "c", offset, shape))
     starts = np.cumsum([0, *(len(m) for m in mapped)])
-    columns = {name: _concatenated([t[name] for t in tables]) for name in tables[0]}
-    return Split(split, mapped, starts, columns)
+    return Split(split, mapped, starts, Columns(paths))
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
     """Without h5py's note on the text encoding in the dtype, which numpy's own formats cannot keep."""
     return values.view(np.dtype(values.dtype.str))
-
-
-def _concatenated(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
