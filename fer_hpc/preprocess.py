@@ -70,7 +70,7 @@ def preprocess(config: PreprocessConfig) -> None:
     """Write the shards and their manifest; raises UserError for bad input, having lost nothing that was done."""
     began = time.monotonic()
     (config.out / "parts").mkdir(parents=True, exist_ok=True)
-    with _opened(config) as source:
+    with _opened(config) as source, _workers(config, source) as pool:
         # What is to be done: the same plan in every task, whatever has been done already.
         rows = source.rows()
         if config.columns is not None:
@@ -81,20 +81,20 @@ def preprocess(config: PreprocessConfig) -> None:
         if _all_verified(config.out):
             print(f"{config.out}: {_summary(config.out)}; all shards are there and verified, nothing to do")
             return
-        with _workers(config, source, len(rows.source_id)) as pool:  # they start while the rows are divided
-            split, words, notes = splits.divide(rows, rule)
-            planned = _planned(config, split)
-            mine = planned[config.task :: config.tasks]
+        split, words, notes = splits.divide(rows, rule)
+        planned = _planned(config, split)
+        mine = planned[config.task :: config.tasks]
 
-            # Do it: one stream of blocks through the workers, written shard by shard.
-            for shard in mine:
-                for left_by_a_kill in config.out.glob(f".{shard.name}.h5.*.tmp"):
-                    left_by_a_kill.unlink()
-            todo = [s for s in mine if not _is_done(config.out, s, plan)]
-            progress = Progress(sum(len(s.rows) for s in todo))
-            results = progress.watch(_in_order(pool, (block for s in todo for block in _blocks(config, s.rows))))
-            for shard in todo:
-                _build(config, rows, shard, plan, results)
+        # Do it: one stream of blocks through the workers, written shard by shard.
+        for shard in mine:
+            for left_by_a_kill in config.out.glob(f".{shard.name}.h5.*.tmp"):
+                left_by_a_kill.unlink()
+        todo = [s for s in mine if not _is_done(config.out, s, plan)]
+        progress = Progress(sum(len(s.rows) for s in todo))
+        blocks = ([rows.where[i] for i in block] for s in todo for block in _blocks(config, s.rows))
+        results = progress.watch(_in_order(pool, blocks))
+        for shard in todo:
+            _build(config, rows, shard, plan, results)
 
     # Put it together, once every task's shards are there.
     missing = [s for s in planned if not (config.out / "parts" / f"{s.name}.json").exists()]
@@ -124,7 +124,7 @@ def _blocks(config: PreprocessConfig, rows: NDArray[np.int64]) -> list[NDArray[n
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[NDArray[np.int64]]) -> Iterator[Block]:
+def _in_order(pool: ProcessPoolExecutor, blocks: Iterator[list[Any]]) -> Iterator[Block]:
     """Results in the order of the blocks, with a bounded number of blocks under way."""
     under_way = collections.deque(pool.submit(_read_block, block) for block in itertools.islice(blocks, BLOCKS_AHEAD))
     while under_way:
@@ -193,12 +193,12 @@ _config: PreprocessConfig
 
 
 @contextmanager
-def _workers(config: PreprocessConfig, source: Source, rows: int) -> Iterator[ProcessPoolExecutor]:
+def _workers(config: PreprocessConfig, source: Source) -> Iterator[ProcessPoolExecutor]:
+    """Processes that read faces. They start at once, unless there may be nothing to do: listing a source takes a while."""
     workers = config.workers or len(os.sched_getaffinity(0))
-    workers = max(1, min(workers, -(-rows // BLOCK_ROWS)))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source, config))
     try:
-        for _ in range(workers):  # a process each: they import while the caller goes on
+        for _ in range(0 if (config.out / "manifest.json").exists() else workers):
             pool.submit(os.getpid)
         yield pool
     except BrokenProcessPool:
@@ -226,20 +226,20 @@ class Block:
     reasons: list[str | None]  # per row of the block; None: good
 
 
-def _read_block(numbers: NDArray[np.int64]) -> Block:
+def _read_block(places: list[Any]) -> Block:
     found: list[dict[str, Any]] = []
     reasons: list[str | None] = []
-    for number in numbers.tolist():
+    for where in places:
         try:
-            found.append(_read(number))
+            found.append(_read(where))
             reasons.append(None)
         except faces.Reject as reject:
             reasons.append(str(reject))
     return Block({name: np.stack([f[name] for f in found]) for name in found[0]} if found else {}, reasons)
 
 
-def _read(number: int) -> dict[str, Any]:
-    face = _source.face(number)
+def _read(where: Any) -> dict[str, Any]:
+    face = _source.face(where)
     box = None if face.box is None else faces.widened(face.box)
     if face.landmarks is not None:
         box = faces.landmark_box(face.landmarks)

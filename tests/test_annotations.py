@@ -35,7 +35,7 @@ def test_fer2013_columns_in_any_order(tmp_path: Path, header: str) -> None:
     source = fer_csv(tmp_path, f"{header}\n{line}\n")
     rows = source.rows()
     assert (rows.split, rows.label.tolist()) == (["val"], [CLASSES.index("Happiness")])
-    assert (source.face(0).pixels == 7).all()
+    assert (source.face(source.rows().where[0]).pixels == 7).all()
 
 
 def test_fer2013_gzip_reads_the_same_and_cleans_up(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_fer2013_gzip_reads_the_same_and_cleans_up(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(f"emotion,pixels,Usage\n0,{GRAY},PrivateTest\n".encode()))
     source = Fer2013Csv(packed, tmp_path / "unpacked")
     assert source.rows().split == ["test"]
-    assert (source.face(0).pixels == 7).all()
+    assert (source.face(source.rows().where[0]).pixels == 7).all()
     source.close()
     assert [p.name for p in tmp_path.iterdir()] == ["fer.csv.gz"]
 
@@ -70,7 +70,7 @@ def test_fer2013_bad_pixels_are_rejected_with_the_reason(tmp_path: Path, pixels:
     source = fer_csv(tmp_path, f"emotion,pixels,Usage\n0,{pixels},Training\n")
     source.rows()
     with pytest.raises(Reject, match=reason):
-        source.face(0)
+        source.face(source.rows().where[0])
 
 
 def test_a_broken_gzip_is_one_clear_error(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_affectnet_folder_gives_what_was_drawn(affectnet: Path) -> None:
     rows = source.rows()
     assert rows.source_id[:3] == ["train_set/0", "train_set/1", "train_set/2"]  # in the order of numbers
     assert rows.columns["group"][:7].tolist() == [0, 0, 0, 0, 0, 0, 1]
-    drawn, read = draw_face(17), source.face(17)
+    drawn, read = draw_face(17), source.face(source.rows().where[17])
     assert rows.label[17] == drawn.label
     assert read.valence == pytest.approx(drawn.valence, abs=1e-5)
     assert np.allclose(read.landmarks, drawn.landmarks)

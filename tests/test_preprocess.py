@@ -56,7 +56,7 @@ def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> 
     split = open_split(read_manifest(made), "train")
     for row in (0, len(split) - 1):
         number = rows.source_id.index(split.columns["source_id"][row].decode())
-        face = source.face(number)
+        face = source.face(source.rows().where[number])
         box = faces.landmark_box(face.landmarks)
         reduced = faces.reduction(box, 48)
         image, to_crop, _ = faces.cut(faces.decode(face.encoded, 1, reduced), box, 48, reduced)

@@ -44,7 +44,7 @@ def test_the_reports_csv(tmp_path: Path) -> None:
     line = f'images/1.jpg,4,0.25,-2,"{json.dumps(POINTS)}"'
     source = AffectNetCsv(table(tmp_path, f"image_path,expression,valence,arousal,landmarks\n{line}\n"), None)
     assert source.rows().label.tolist() == [4]
-    face = source.face(0)
+    face = source.face(source.rows().where[0])
     assert np.allclose(face.landmarks, POINTS)
     assert face.valence == 0.25
     assert np.isnan(face.arousal)  # AffectNet's -2: none
@@ -59,14 +59,14 @@ def test_affectnets_own_csv(tmp_path: Path) -> None:
     rows = source.rows()
     assert rows.label.tolist() == [7]
     assert rows.rejects == [("12/b.jpg", "label 9 (uncertain)")]
-    assert np.allclose(source.face(0).landmarks, POINTS)
+    assert np.allclose(source.face(source.rows().where[0]).landmarks, POINTS)
 
 
 def test_the_box_csv(tmp_path: Path) -> None:
     photo(tmp_path / "1.jpg")
     source = AffectNetCsv(table(tmp_path, "image_path,x_min,y_min,x_max,y_max,expression\n1.jpg,10,20,60,70.5,0\n"), None)
     source.rows()
-    assert source.face(0).box == (10, 20, 60, 71)
+    assert source.face(source.rows().where[0]).box == (10, 20, 60, 71)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_bad_landmarks_are_rejected_with_the_reason(tmp_path: Path, landmarks: s
     source = AffectNetCsv(table(tmp_path, f'image_path,expression,landmarks\n1.jpg,1,"{landmarks}"\n'), None)
     source.rows()
     with pytest.raises(Reject, match=reason):
-        source.face(0)
+        source.face(source.rows().where[0])
 
 
 def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
     assert (rows.split[0], rows.split[40], rows.split[80]) == ("train", "val", "test")
     assert rows.label[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
     stored = np.load(tmp_path / "X_val.npy")[5, ..., 0]
-    assert (source.face(45).pixels / 255 == stored).all()
+    assert (source.face(source.rows().where[45]).pixels / 255 == stored).all()
 
 
 def test_arrays_are_not_sent_whole_to_a_worker(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     source = Arrays(tmp_path)
     assert source.rows().rejects == [("train/3", "label is not one-hot")]
     with pytest.raises(Reject, match="outside 0 to 1"):
-        source.face(3)
+        source.face(source.rows().where[3])
     np.save(tmp_path / "y_train.npy", np.array([{}] * 40, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="never unpickled"):
         Arrays(tmp_path)

@@ -47,7 +47,6 @@ class AffectNetFolder:
         if not self.parts:
             what = "no train_set/annotations or val_set/annotations in it" if root.is_dir() else "no such folder"
             raise UserError(f"--input {root}: {what}")
-        self._files: list[tuple[str, str]] = []  # per row: picture, stem of the annotations
 
     def rows(self) -> Rows:
         found = Collector()
@@ -66,8 +65,7 @@ class AffectNetFolder:
             for stem, label in zip(stems, labels, strict=True):
                 if isinstance(label, int) and stem not in pictures:
                     label = "missing image"
-                if found.add(f"{part}/{stem}", label, split):
-                    self._files.append((f"{images}/{pictures[stem]}", f"{folder}/{stem}"))
+                found.add(f"{part}/{stem}", label, split, (f"{images}/{pictures.get(stem)}", f"{folder}/{stem}"))
             for stem in sorted(pictures.keys() - set(stems), key=natural):
                 found.add(f"{part}/{stem}", "no label")
         rows = found.rows(self.root)
@@ -75,8 +73,8 @@ class AffectNetFolder:
             rows.columns.update(read_columns(self.root / "columns.csv", rows.source_id))
         return rows
 
-    def face(self, row: int) -> Face:
-        picture, stem = self._files[row]
+    def face(self, where: tuple[str, str]) -> Face:
+        picture, stem = where
         points = _npy(f"{stem}_lnd.npy")
         values = [_npy(f"{stem}_{kind}.npy") for kind in ("val", "aro")]
         valence, arousal = (float("nan") if v is None or v.size != 1 else affect(v.item()) for v in values)
@@ -176,12 +174,12 @@ class AffectNetCsv:
         for offset, line in self.table:
             if isinstance(line, str):
                 found.add(f"byte {offset}", line)
-            elif found.add(line[self._path], affectnet_label(line["expression"])):
-                self.table.offsets.append(offset)
+            else:
+                found.add(line[self._path], affectnet_label(line["expression"]), where=offset)
         return found.rows(self.table.path, repr(self.table.path.stat().st_size))
 
-    def face(self, row: int) -> Face:
-        line = self.table.line(row)
+    def face(self, where: int) -> Face:
+        line = self.table.line(where)
         valence, arousal = (affect(_number(line.get(n, ""), n)) for n in ("valence", "arousal"))
         landmarks = None if self._points is None else _points(line[self._points])
         box = _box(line) if self._points is None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ class Rows:
     rejects: list[tuple[str, str]] = field(default_factory=list)  # (source_id, reason) of unusable annotations
     fingerprint: str = ""  # changes when the source's list of faces or labels changes
     notes: list[str] = field(default_factory=list)  # what a reader of the manifest should know
+    where: Sequence[Any] = ()  # what the source's `face` needs to find each: a path, an offset, a number
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Source(Protocol):
 
     def rows(self) -> Rows: ...
 
-    def face(self, row: int) -> Face:
-        """Read one face; raises Reject with the reason where it cannot be used."""
+    def face(self, where: Any) -> Face:
+        """Read one face, given its entry of `Rows.where`; raises Reject with the reason where it cannot be used.
+
+        Called in other processes, on a copy of the source that was made before `rows`.
+        """
         ...
 
 
@@ -68,10 +72,11 @@ class Collector:
         self.ids: list[str] = []
         self.labels: list[int] = []
         self.splits: list[str] = []
+        self.where: list[Any] = []
         self.rejects: list[tuple[str, str]] = []
         self._known: set[str] = set()
 
-    def add(self, source_id: str, label: int | str, split: str = "") -> bool:
+    def add(self, source_id: str, label: int | str, split: str = "", where: Any = None) -> None:
         """Take a face in, or list it as rejected: `label` is its class, or the reason why it has none."""
         if source_id in self._known:
             self.rejects.append((source_id, "duplicate id"))
@@ -82,8 +87,7 @@ class Collector:
             self.ids.append(source_id)
             self.labels.append(label)
             self.splits.append(split)
-            return True
-        return False
+            self.where.append(where)
 
     def rows(self, where: Path, extra: str = "", notes: list[str] | None = None) -> Rows:
         """The rows; UserError where there is not one. `extra` joins the fingerprint."""
@@ -95,7 +99,7 @@ class Collector:
             )
             raise UserError(f"--input {where}: no usable faces{why}")
         digest = hashlib.sha256(repr((self.ids, self.labels, self.splits, self.rejects, extra)).encode()).hexdigest()
-        return Rows(self.ids, np.array(self.labels), self.splits, {}, self.rejects, digest, notes or [])
+        return Rows(self.ids, np.array(self.labels), self.splits, {}, self.rejects, digest, notes or [], self.where)
 
 
 AFFECTNET_UNUSED = {8: "none", 9: "uncertain", 10: "no face"}
@@ -142,7 +146,6 @@ class CsvTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.offsets: list[int] = []  # of the lines that `keep` was called for
         with path.open("rb") as f:
             header = f.readline()
             self._start = f.tell()
@@ -168,9 +171,9 @@ class CsvTable:
                     yield offset, dict(zip(self.names, cells, strict=True)) if good else wrong
                 offset += len(line)
 
-    def line(self, row: int) -> dict[str, str]:
+    def line(self, offset: int) -> dict[str, str]:
         with self.path.open("rb") as f:
-            f.seek(self.offsets[row])
+            f.seek(offset)
             return dict(zip(self.names, _cells(f.readline()), strict=True))
 
 

@@ -39,7 +39,6 @@ class Arrays:
         if width not in (7, 8):
             raise UserError(f"--input {folder}: {width} classes, wanted 8 (AffectNet's) or 7 (without Contempt)")
         self.classes: tuple[str, ...] = CLASSES[:width]
-        self._places: list[tuple[str, int]] = []
 
     def _open(self) -> None:
         present = [s for s in ("train", "val", "test") if (self.folder / f"X_{s}.npy").exists()]
@@ -58,13 +57,12 @@ class Arrays:
             labels = np.asarray(y)
             hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
             for i, (label, good) in enumerate(zip(labels.argmax(1).tolist(), hot.tolist(), strict=True)):
-                if found.add(f"{split}/{i}", label if good else "label is not one-hot", split):
-                    self._places.append((split, i))
+                found.add(f"{split}/{i}", label if good else "label is not one-hot", split, (split, i))
         sizes = [(s, x.shape, str(x.dtype)) for s, (x, _) in self._arrays.items()]
         return found.rows(self.folder, repr(sizes))
 
-    def face(self, row: int) -> Face:
-        split, i = self._places[row]
+    def face(self, where: tuple[str, int]) -> Face:
+        split, i = where
         values = np.asarray(self._arrays[split][0][i])
         if values.dtype != np.uint8:
             if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):

@@ -57,12 +57,11 @@ class Fer2013Csv:
                 label = self.classes.index(ORDER[int(line["emotion"])])
             if usage and usage not in USAGE:
                 label = f"Usage {usage[:20]!r}, wanted {', '.join(USAGE)}"
-            if found.add(str(number), label, USAGE.get(usage, "")):
-                self.table.offsets.append(offset)
+            found.add(str(number), label, USAGE.get(usage, ""), offset)
         return found.rows(self.path, sha256(self.table.path))
 
-    def face(self, row: int) -> Face:
-        text = self.table.line(row)["pixels"]
+    def face(self, where: int) -> Face:
+        text = self.table.line(where)["pixels"]
         try:
             pixels = np.array(text.split(), dtype=np.int64)
         except (ValueError, OverflowError):

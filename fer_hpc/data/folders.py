@@ -37,7 +37,6 @@ class ClassFolders:
         self.classes: tuple[str, ...] = classes or tuple(c for c in CLASSES if c in present)
         if not self._folders:
             raise UserError(f"--input {root}: no class folders in it; wanted names such as {', '.join(CLASSES[:4])}")
-        self._files: list[Path] = []
 
     def rows(self) -> Rows:
         files = []
@@ -49,15 +48,14 @@ class ClassFolders:
             label: int | str = self.classes.index(name) if name in self.classes else f"class {name} is not of this data set"
             if not path.resolve().is_relative_to(self.root.resolve()):
                 label = "path leaves the folder"
-            if found.add(source_id, label, split):
-                self._files.append(path)
+            found.add(source_id, label, split, str(path))
         notes = []
         if self._wanted and {s for _, s, _ in self._folders} == {"train", "test"}:
             notes.append("test merges FER2013's PublicTest and PrivateTest: it is not the challenge's test")
-        return found.rows(self.root, repr([p.stat().st_size for p in self._files]), notes)
+        return found.rows(self.root, repr([Path(p).stat().st_size for p in found.where]), notes)
 
-    def face(self, row: int) -> Face:
-        return Face(read_picture(self._files[row]))
+    def face(self, where: str) -> Face:
+        return Face(read_picture(where))
 
 
 def _class_of(folder: Path) -> str:

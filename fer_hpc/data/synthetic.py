@@ -123,10 +123,11 @@ class Synthetic:
         label = np.array([label_of(i, self.seed) for i in range(self.count)])
         columns: dict[str, NDArray[Any]] = {"group": numbers // PHOTOS_PER_PERSON, "synthetic": np.ones(self.count, np.uint8)}
         fingerprint = f"synthetic {VERSION} {self.seed} {self.count}"
-        return Rows([str(i) for i in range(self.count)], label, [""] * self.count, columns, [], fingerprint)
+        ids = [str(i) for i in range(self.count)]
+        return Rows(ids, label, [""] * self.count, columns, [], fingerprint, where=range(self.count))
 
-    def face(self, row: int) -> Face:
-        face = draw_face(row, self.seed)
+    def face(self, where: int) -> Face:
+        face = draw_face(where, self.seed)
         return Face(pixels=face.image, landmarks=face.landmarks, valence=face.valence, arousal=face.arousal)
 
 
