@@ -63,7 +63,7 @@ def test_missing_valence_and_arousal_add_nothing() -> None:
     batch, outputs = batch_of(3, affect=affect), logits_of(3, extra=2)
     plain = Objective(K)(outputs, batch, Mass(3))[0]
     total = Objective(K, va_weight=2.0)(outputs, batch, Mass(3, affect=3))[0]
-    predicted = outputs[:, K:].tanh()
+    predicted = outputs[:, K:].tanh().detach()
     errors = [(predicted[0, 0] - 0.5) ** 2, (predicted[2, 0] + 0.5) ** 2, (predicted[2, 1] - 0.25) ** 2]
     assert (total - plain).item() == pytest.approx(2.0 * float(sum(errors)) / 3)
     gradient = torch.autograd.grad(total, outputs)[0]
