@@ -64,7 +64,7 @@ def train(args: list[str]) -> int:
         print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
         return EXIT_FINISHED
     from fer_hpc.distributed import PeerLost, World
-    from fer_hpc.train import Superseded
+    from fer_hpc.session import Superseded
     from fer_hpc.train import train as run
 
     world = World.detect()

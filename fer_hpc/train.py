@@ -14,13 +14,10 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
     sys.exit(main(["train", *sys.argv[1:]]))
 
 import contextlib
-import ctypes
 import dataclasses
-import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc import checkpoint, rundir, weights
-from fer_hpc.config import SCHEMA, TrainConfig, UserError, continued, fields_of, science_hash, unknown
+from fer_hpc.config import TrainConfig, UserError, continued, fields_of, science_hash, unknown
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import Images, TrainLoader, affect_of
 from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
 from fer_hpc.distributed import (
     Agreement,
-    PeerLost,
     World,
     least_over_ranks,
     noticing_lost_peers,
@@ -53,13 +49,18 @@ from fer_hpc.models import MODELS, SIZES, USUAL
 from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
 from fer_hpc.runlog import Profile, RunLog, environment, training_flops, use_of
+from fer_hpc.session import (
+    Saver,
+    Superseded,
+    keep_freed_memory,
+    owned,
+    set_determinism,
+    step_seed,
+    stop_signals,
+    unwritten,
+)
 
-MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
 NEVER = 2**62  # images_seen of a step that did not happen
-
-
-class Superseded(Exception):
-    """Another start has claimed the run; this one wrote nothing after that which anybody reads."""
 
 
 @dataclass
@@ -82,11 +83,11 @@ class State:
         """The network that is validated and kept: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def to_dict(self, sums: torch.Tensor) -> dict[str, Any]:
-        """What a checkpoint holds; `sums` are those of all ranks."""
+    def to_dict(self, world: World) -> dict[str, Any]:
+        """What a checkpoint holds; called on all ranks together, whose sums it adds up."""
         parts = ("model", "optimizer", "plateau", "scaler", *(("ema",) if self.ema else ()))
         saved = {name: getattr(self, name).state_dict() for name in parts}
-        return {**saved, "sums": sums.cpu(), "images_seen": self.images_seen, "best": self.best}
+        return {**saved, "sums": sum_over_ranks(self.sums, world).cpu(), "images_seen": self.images_seen, "best": self.best}
 
     def load(self, saved: dict[str, Any], rank: int) -> None:
         for name in ("model", "optimizer", "plateau", "scaler", *(("ema",) if self.ema else ())):
@@ -105,13 +106,14 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
     manifest = read_manifest(config.data)
     device = pick_device(config.device, world.local_rank)
     keep_freed_memory()
+    given = config
     with contextlib.ExitStack() as closing:
         closing.enter_context(process_group(world))
-        signals = closing.enter_context(_stop_signals())
-        config, attempt = closing.enter_context(_owned(config, manifest, device, world))
+        signals = closing.enter_context(stop_signals())
+        config, attempt = closing.enter_context(owned(config, lambda: _settled(given, manifest, device, world), world))
         closing.enter_context(noticing_lost_peers(world))
         torch.set_num_threads(config.threads)
-        _set_determinism(config, device)
+        set_determinism(config, device)
 
         # Data.
         here = _staged(manifest, config, world)
@@ -128,7 +130,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
         if attempt:
             attempt.began(environment(world, device) | {"data": str(config.data.absolute())}, parent)
-        saver = _Saver(attempt, log, config.checkpoint_every_s, _about(config, manifest), world)
+        saver, about = Saver(attempt, log, config.checkpoint_every_s), _about(config, manifest)
         where = f", from image {state.images_seen:,} of {total:,}" if parent else taken and f", {taken}"
         number = attempt.number if attempt else 0
         log.say(f"{config.run}: {config.model}, {config.precision} on {world.size} x {device.type}, attempt {number}{where}")
@@ -146,7 +148,7 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
             batch = loader.batch(state.images_seen)
             mass = Mass(*loader.mass(state.images_seen, objective.weights_on_host))
             epoch.data_s += time.monotonic() - began
-            torch.manual_seed(_step_seed(config.seed, state.images_seen, world.rank))
+            torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
             if config.schedule == "cosine":
                 _set_lr(state.optimizer, cosine_lr(config, state.images_seen, loader.n))
             set_mode(net, config.freeze_bn)
@@ -183,14 +185,14 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                 break
             if save and state.images_seen < total:
                 _stop_if_broken(state, loader, world)
-                saver.save(state)
+                saver.save(state.images_seen, state.to_dict(world) | about)
 
         # Close: a last checkpoint, from which more epochs may follow, and the weights for everyone else.
         agreement.close()
         _stop_if_broken(state, loader, world)
-        saver.save(state, last=True)
+        saver.save(state.images_seen, state.to_dict(world) | about, last=True)
         if attempt:
-            _end(attempt, state, total, config, loader.n, saver.about, stop)
+            _end(attempt, state, total, config, loader.n, about, stop)
         log.close()
         if world.size > 1:
             torch.distributed.barrier()  # nobody leaves while rank 0 still writes: a launcher would stop it
@@ -200,20 +202,9 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
 # ---- setup -----------------------------------------------------------------------------------------------------------
 
 
-def keep_freed_memory() -> None:
-    """Let the C library reuse freed buffers instead of returning them to the kernel.
-
-    Activations are tens of megabytes; mapping them anew each step costs more in page faults than the arithmetic
-    (docs/benchmarks.md has the figure). A no-op where the library is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
-
-
-def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, world: World) -> TrainConfig:
-    """The configuration with `auto` values resolved, checked against the data, the ranks and the run it continues."""
+def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, world: World) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration with `auto` values resolved, checked against the data, the ranks and the run it continues; and what
+    the run's config.json says beside it."""
     if config.model not in MODELS:
         raise unknown("model", config.model, list(MODELS))
     for split in ("train", "val"):
@@ -253,12 +244,20 @@ def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, worl
                 f"{config.run} was trained on other data: fingerprint {stored['data']['fingerprint']} "
                 f"({stored['data']['path']}), now {manifest.fingerprint} (--data {config.data}); use another --run folder"
             )
-        return continued(config, stored["science"])
+        settled = continued(config, stored["science"])
+        return settled, _identity(settled, manifest)
     if config.init_hash and not config.init_from:
         raise UserError("--init-hash says what --init-from was; give --init-from FILE instead")
     precision = config.precision if config.precision != "auto" else ("bf16" if _multiplies_bf16(device) else "fp32")
     threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
-    return dataclasses.replace(config, precision=precision, threads=threads)
+    settled = dataclasses.replace(config, precision=precision, threads=threads)
+    return settled, _identity(settled, manifest)
+
+
+def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    data = {"path": str(config.data.absolute()), "fingerprint": manifest.fingerprint, "classes": manifest.classes,
+            "image_shape": manifest.image_shape, "train": manifest.n("train"), "val": manifest.n("val")}  # fmt: skip
+    return {"id": science_hash(config, manifest.fingerprint), "data": data}
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -268,63 +267,6 @@ def _multiplies_bf16(device: torch.device) -> bool:
         flags = Path("/proc/cpuinfo").read_text()
         return " avx512_bf16" in flags or " amx_bf16" in flags
     return False
-
-
-@contextlib.contextmanager
-def _owned(
-    config: TrainConfig, manifest: Manifest, device: torch.device, world: World
-) -> Iterator[tuple[TrainConfig, rundir.Attempt | None]]:
-    """The settled configuration and, on rank 0, the claimed run; records how this start ended if an exception ends it."""
-    attempt: rundir.Attempt | None = None
-
-    def begin() -> dict[str, Any]:
-        nonlocal attempt
-        settled = _settled(config, manifest, device, world)
-        attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
-        rundir.write_json(config.run / "config.json", {
-            "schema": SCHEMA,
-            "id": science_hash(settled, manifest.fingerprint),
-            "science": fields_of(settled, "science"),
-            "runtime": fields_of(settled, "runtime"),
-            "data": {"path": str(config.data.absolute()), "fingerprint": manifest.fingerprint, "classes": manifest.classes,
-                     "image_shape": manifest.image_shape, "train": manifest.n("train"), "val": manifest.n("val")},
-        })  # fmt: skip
-        return fields_of(settled, "science")
-
-    try:
-        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
-    except BaseException as error:
-        if attempt:
-            ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
-            attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
-        raise
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills."""
-    received: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _set_determinism(config: TrainConfig, device: torch.device) -> None:
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's libraries start
-    torch.use_deterministic_algorithms(config.deterministic)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape
 
 
 def _staged(manifest: Manifest, config: TrainConfig, world: World) -> Manifest:
@@ -429,12 +371,6 @@ def _restore(state: State, run: Path, world: World) -> tuple[int, int, Path] | N
 
 
 # ---- in the loop -----------------------------------------------------------------------------------------------------
-
-
-def _step_seed(seed: int, images_seen: int, rank: int) -> int:
-    """Seed of the random numbers inside the model (dropout) for one step."""
-    digest = hashlib.blake2b(f"{seed} {images_seen} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _gradients_meet(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -544,47 +480,6 @@ def _end_epoch(
     return row, timing
 
 
-class _Saver:
-    """Writes rank 0's checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the
-    time."""
-
-    def __init__(
-        self, attempt: rundir.Attempt | None, log: RunLog, every_s: float, about: dict[str, Any], world: World
-    ) -> None:
-        self.attempt, self.log, self.about, self.world = attempt, log, about, world
-        self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
-
-    def due(self) -> bool:
-        waited = time.monotonic() - self.last
-        return self.attempt is not None and waited >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
-
-    def save(self, state: State, last: bool = False) -> None:
-        """Called on all ranks together. Storage that fails costs this checkpoint; the `last` one must be written."""
-        began = time.monotonic()
-        sums = sum_over_ranks(state.sums, self.world)
-        if self.attempt:
-            try:
-                self.log.sync()
-                path = self.attempt.path / f"{state.images_seen:012d}.pt"
-                checkpoint.save(path, {**state.to_dict(sums), **self.about})
-                if self.attempt.is_newest():
-                    self.attempt.prune()
-            except OSError as error:
-                if last:
-                    raise _unwritten(self.attempt.run, state, error) from None
-                self.log.say(f"warning: no checkpoint at {state.images_seen:,} images ({error}); the one before is kept")
-        self.last = time.monotonic()
-        self.cost_s = self.last - began
-
-
-def _unwritten(run: Path, state: State, error: OSError) -> UserError:
-    kept = max((images for _, images, _ in rundir.checkpoints(run)), default=0)
-    return UserError(
-        f"{run} could not be saved at {state.images_seen:,} images ({error.strerror or error}); the checkpoint at {kept:,} "
-        "images is kept: make room and give the same command again"
-    )
-
-
 # ---- close -----------------------------------------------------------------------------------------------------------
 
 
@@ -614,7 +509,7 @@ def _end(
         if attempt.is_newest():
             rundir.write_bytes(attempt.run / "metrics.jsonl", rundir.jsonl(rundir.rows(attempt.run)))
     except OSError as error:
-        raise _unwritten(attempt.run, state, error) from None
+        raise unwritten(attempt.run, state.images_seen, error) from None
     why = f"no gain in {config.best_on} for {config.early_stop} epochs" if stalled else ""
     best = {k: v for k, v in state.best.items() if k != "model"}
     attempt.end("finished", why, images_seen=state.images_seen, best=best)

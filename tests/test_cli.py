@@ -56,7 +56,7 @@ def test_preset_decides_the_defaults_that_help_shows() -> None:
 # Imports point one way: a module may import from its own layer or an earlier one.
 LAYERS = [
     {"config"}, {"rundir", "metrics", "plots"}, {"distributed"},
-    {"data", "models", "checkpoint", "runlog"}, {"objective", "recipe", "weights"},
+    {"data", "models", "checkpoint", "runlog"}, {"objective", "recipe", "weights", "session"},
     {"preprocess", "doctor", "evaluate", "report"}, {"train"}, {"sheet"}, {"cli"},
 ]  # fmt: skip
 NO_TORCH = ("config", "rundir", "metrics", "plots", "distributed", "report", "preprocess", "cli")

@@ -1,0 +1,141 @@
+"""What a training loop needs around it: the right to write its run, stop signals, checkpoints in time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fer_hpc import checkpoint, rundir
+from fer_hpc.config import SCHEMA, TrainConfig, UserError, fields_of
+from fer_hpc.distributed import PeerLost, World, on_rank_0
+from fer_hpc.runlog import RunLog
+
+MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+class Superseded(Exception):
+    """Another start has claimed the run; this one wrote nothing after that which anybody reads."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed buffers instead of returning them to the kernel.
+
+    Activations are tens of megabytes; mapping them anew each step costs more in page faults than the arithmetic
+    (docs/benchmarks.md has the figure). A no-op where the library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
+
+
+@contextlib.contextmanager
+def owned(
+    config: Config, settle: Callable[[], tuple[Config, dict[str, Any]]], world: World
+) -> Iterator[tuple[Config, rundir.Attempt | None]]:
+    """The settled configuration and, on rank 0, the claimed run; records how this start ended if an exception ends it.
+
+    `settle` gives the configuration with `auto` values resolved and what the run's config.json shall say; it runs on rank
+    0, and its UserError is raised on all.
+    """
+    attempt: rundir.Attempt | None = None
+
+    def begin() -> dict[str, Any]:
+        nonlocal attempt
+        settled, about = settle()
+        attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
+        science = fields_of(settled, "science")
+        stored = {"schema": SCHEMA, "science": science, "runtime": fields_of(settled, "runtime"), **about}
+        rundir.write_json(config.run / "config.json", stored)
+        return science
+
+    try:
+        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
+    except BaseException as error:
+        if attempt:
+            ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
+            attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
+        raise
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def set_determinism(config: TrainConfig, device: torch.device) -> None:
+    """What --deterministic asks of torch."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's libraries start
+    torch.use_deterministic_algorithms(config.deterministic)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape
+
+
+def step_seed(seed: int, images_seen: int, rank: int) -> int:
+    """Seed of the random numbers inside the model (dropout) for one step."""
+    digest = hashlib.blake2b(f"{seed} {images_seen} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Saver:
+    """Writes rank 0's checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the
+    time."""
+
+    def __init__(self, attempt: rundir.Attempt | None, log: RunLog, every_s: float) -> None:
+        self.attempt, self.log = attempt, log
+        self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
+
+    def due(self) -> bool:
+        waited = time.monotonic() - self.last
+        return self.attempt is not None and waited >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
+
+    def save(self, images_seen: int, state: dict[str, Any], last: bool = False) -> None:
+        """Write a checkpoint. Storage that fails costs this one; the `last` one must be written."""
+        began = time.monotonic()
+        if self.attempt:
+            try:
+                self.log.sync()
+                checkpoint.save(self.attempt.path / f"{images_seen:012d}.pt", state)
+                if self.attempt.is_newest():
+                    self.attempt.prune()
+            except OSError as error:
+                if last:
+                    raise unwritten(self.attempt.run, images_seen, error) from None
+                self.log.say(f"warning: no checkpoint at {images_seen:,} images ({error}); the one before is kept")
+        self.last = time.monotonic()
+        self.cost_s = self.last - began
+
+
+def unwritten(run: Path, images_seen: int, error: OSError) -> UserError:
+    kept = max((images for _, images, _ in rundir.checkpoints(run)), default=0)
+    return UserError(
+        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); the checkpoint at {kept:,} "
+        "images is kept: make room and give the same command again"
+    )
