@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fer_hpc import checkpoint, rundir
 from tests.conftest import TRAIN_SPEED, Fer, command
 
-SECONDS = 60
+SECONDS = 120
 
 
 def start(shards: Path, run: Path, *flags: object) -> subprocess.Popen[str]:
