@@ -71,15 +71,11 @@ def train(args: list[str]) -> int:
     try:
         status = run(config, world)
     except Superseded as why:
-        print(f"fer-hpc train: {why}", file=sys.stderr)
-        return EXIT_TAKEN_OVER
+        return _leave(world.size, EXIT_TAKEN_OVER, f"fer-hpc train: {why}")
     except PeerLost as why:
-        print(f"fer-hpc train: {why}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        os._exit(EXIT_RUN_AGAIN)  # an orderly exit would wait for the ranks that are gone
-    except UserError:
-        if world.rank:  # rank 0 says it
-            return EXIT_USER_ERROR
-        raise
+        return _leave(world.size, EXIT_RUN_AGAIN, f"fer-hpc train: {why}; the same command goes on from the last checkpoint")
+    except UserError as error:  # rank 0 says it for all
+        return _leave(world.size, EXIT_USER_ERROR, "" if world.rank else f"fer-hpc train: error: {error}")
     if world.rank:
         return EXIT_FINISHED if status["state"] == "finished" else EXIT_RUN_AGAIN
     if status["state"] != "finished":
@@ -89,6 +85,16 @@ def train(args: list[str]) -> int:
     scores = f"val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
     print(f"{config.run}: finished; best epoch {best['epoch']}: {scores}")
     return EXIT_FINISHED
+
+
+def _leave(ranks: int, code: int, why: str) -> int:
+    """End with `code`; of several ranks at once: torch's orderly exit waits for, or trips over, ranks that are gone."""
+    if why:
+        print(why, file=sys.stderr, flush=True)
+    if ranks > 1:
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def sheet(args: list[str]) -> int:

@@ -41,7 +41,7 @@ from fer_hpc.data.annotations import AFFECTNET_UNUSED, Rows, Source, read_column
 from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.fer2013 import FER2013_CLASSES, Fer2013Csv
 from fer_hpc.data.folders import ClassFolders
-from fer_hpc.data.synthetic import Synthetic
+from fer_hpc.data.synthetic import Synthetic, end_with_parent
 from fer_hpc.rundir import read_json, sha256, write_bytes, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
@@ -212,6 +212,7 @@ def _workers(config: PreprocessConfig, source: Source) -> Iterator[ProcessPoolEx
 
 def _start_worker(source: Source, config: PreprocessConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
+    end_with_parent()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     global _source, _config

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -88,6 +90,27 @@ def test_other_options_on_the_same_folder_are_refused(fer: Fer, made: Path, affe
     assert "other options" in done.stderr
 
 
+def processes_of(group: int) -> list[str]:
+    """Living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgid = path.read_text().rpartition(")")[2].split()[:3]
+            if int(pgid) == group and state not in "ZX":
+                found.append(path.parent.name)
+    return found
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether `condition` comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     arguments = ("--source", "synthetic", "--count", 300, "--seed", 5, "--workers", 2)
@@ -98,6 +121,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Pa
         time.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert until(lambda group=process.pid: not processes_of(group)), "workers outlive their parent"
     assert fer("preprocess", *arguments, "--out", killed).returncode == 0
     assert hashes(killed) == hashes(whole)
     assert not list(killed.glob(".*.tmp"))

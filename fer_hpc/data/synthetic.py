@@ -16,11 +16,13 @@ if __name__ == "__main__":
     sys.exit(main(["synthetic", *sys.argv[1:]]))
 
 import csv
+import ctypes
 import os
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,7 @@ def write_affectnet(config: SyntheticConfig) -> str:
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
     workers = config.workers or len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         list(pool.map(_write_block, blocks))
     with (out / "columns.csv").open("w", newline="") as f:
         table = csv.writer(f, lineterminator="\n")
@@ -159,6 +161,14 @@ def write_affectnet(config: SyntheticConfig) -> str:
         table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
     write_json(marker, wanted)
     return f"{out}: drew {count:,} faces in {time.monotonic() - began:.1f} s"
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this worker process when its parent dies, however that happens: no orphans (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    parent = parent_process()
+    if parent and parent.pid != os.getppid():  # it died before that call
+        os._exit(1)
 
 
 def _write_block(block: tuple[Path, int, int, int]) -> None:
