@@ -5,6 +5,7 @@ Arguments are checked here, before torch, h5py or matplotlib is loaded, so that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -13,15 +14,21 @@ from typing import Any, TypeVar
 
 from fer_hpc import __version__, rundir
 from fer_hpc.config import (
+    EXIT_CRASHED,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
     EXIT_TAKEN_OVER,
     EXIT_USER_ERROR,
     PRESETS,
+    CancelConfig,
     DoctorConfig,
     EvaluateConfig,
+    JobConfig,
+    LogsConfig,
+    PipelineConfig,
     PreprocessConfig,
     ReportConfig,
+    StatusConfig,
     SyntheticConfig,
     TrainConfig,
     UserError,
@@ -43,7 +50,7 @@ def synthetic(args: list[str]) -> int:
 
 def preprocess(args: list[str]) -> int:
     """faces -> HDF5 shards"""
-    config = parse(PreprocessConfig, "preprocess", args)
+    config = configure("preprocess", args)
     from fer_hpc.preprocess import preprocess
 
     preprocess(config)
@@ -52,10 +59,7 @@ def preprocess(args: list[str]) -> int:
 
 def train(args: list[str]) -> int:
     """PRESET and shards -> a trained classifier in a run folder"""
-    name, rest = take_preset(args)
-    if name is None and not {"-h", "--help"} & set(rest):
-        raise UserError(f"which preset? python -m fer_hpc.train PRESET --data DIR --run RUN (presets: {', '.join(PRESETS)})")
-    config = parse(TrainConfig, f"train {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    config = configure("train", args)
     if not (config.data / "manifest.json").exists():
         from fer_hpc.data.shards import read_manifest
 
@@ -99,8 +103,7 @@ def _leave(ranks: int, code: int, why: str) -> int:
 
 def sheet(args: list[str]) -> int:
     """train's arguments -> RUN/sheet.png: the first images as the network will see them"""
-    name, rest = take_preset(args)
-    config = parse(TrainConfig, f"sheet {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    config = configure("sheet", args)
     from fer_hpc.sheet import sheet
 
     print(f"sheet: {sheet(config)}")
@@ -126,7 +129,7 @@ def _is_finished(config: TrainConfig) -> bool:
 
 def evaluate(args: list[str]) -> int:
     """a run and a split -> scores, predictions, confusion plot"""
-    config = parse(EvaluateConfig, "evaluate", args)
+    config = configure("evaluate", args)
     rundir.config(config.run)  # says so if it is no run folder, before torch is loaded
     r = _scored_before(config)
     if r:
@@ -187,10 +190,140 @@ def report(args: list[str]) -> int:
     return EXIT_FINISHED
 
 
+def status(args: list[str]) -> int:
+    """what runs, waits, finished, failed, and why"""
+    if all(arg.startswith("-") for arg in args):
+        args = [*args, os.environ.get("FER_RUNS") or "runs"]
+    config = parse(StatusConfig, "status", args)
+    from fer_hpc import cluster
+
+    rows = cluster.status(config.paths)
+    print(cluster.to_json(rows) if config.json else cluster.in_words(rows))
+    return EXIT_FINISHED
+
+
+def logs(args: list[str]) -> int:
+    """the logs of all ranks of a run's newest job"""
+    config = parse(LogsConfig, "logs", args)
+    from fer_hpc import cluster
+
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in cluster.follow_logs(config):
+            print(line, flush=True)
+    return EXIT_FINISHED
+
+
+def cancel(args: list[str]) -> int:
+    """end the jobs of run folders"""
+    config = parse(CancelConfig, "cancel", args)
+    from fer_hpc import cluster
+
+    print("\n".join(cluster.cancel(config.paths)))
+    return EXIT_FINISHED
+
+
+def begin(args: list[str]) -> int:
+    """RANKS VERB ARGS: slurm/launch.sh asks whether the command can start, and where its ranks' logs go"""
+    from fer_hpc import cluster
+
+    ranks, *command = args
+    print(cluster.begin(configure(command[0], command[1:]), int(ranks), command))
+    return EXIT_FINISHED
+
+
+def end(args: list[str]) -> int:
+    """CODE VERB ARGS: slurm/launch.sh asks whether to requeue, after the processes have ended; exit code 0 says yes"""
+    from fer_hpc import cluster
+
+    code, verb, *rest = args
+    again, why = cluster.should_requeue(configure(verb, rest), int(code))
+    print(f"fer-hpc: {why}", flush=True)
+    return EXIT_FINISHED if again else EXIT_CRASHED
+
+
+def job(verb: str, args: list[str]) -> int:
+    """Submit a command as a job; what jobs/*.py do."""
+    if {"-h", "--help"} & set(args):
+        with contextlib.suppress(SystemExit):
+            parse(JobConfig, f"{verb}, submitted", ["--help"])
+        print(f"\nAll other flags are those of fer-hpc {verb}:")
+    resources, rest = split_args(JobConfig, args)
+    return run_command(f"{verb} job", lambda: _submit(parse(JobConfig, "job", resources), verb, rest))
+
+
+def pipeline(args: list[str]) -> int:
+    """Submit preprocessing, trainings, scorings and the report as jobs that wait for each other; what jobs/pipeline.py does."""
+    resources_args, args = split_args(JobConfig, args)
+    own, train_args = split_args(PipelineConfig, args)
+    resources, study = parse(JobConfig, "pipeline job", resources_args), parse(PipelineConfig, "pipeline", own)
+    name, rest = take_preset(train_args)
+    if name is None:
+        raise UserError(f"which preset? python jobs/pipeline.py PRESET --source ... --out DIR (presets: {', '.join(PRESETS)})")
+    from fer_hpc import cluster
+
+    for line in cluster.pipeline(resources, study, name, rest, configure):
+        print(line, flush=True)
+    return EXIT_FINISHED
+
+
+def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
+    from fer_hpc import cluster
+
+    config = configure(verb, args)
+    folder, gpus = cluster.home(config), 0 if verb == "preprocess" else resources.gpus_per_node
+    tasks = config.tasks if isinstance(config, PreprocessConfig) else 1
+    commands = [[verb, *args, *(("--task", str(i)) if tasks > 1 else ())] for i in range(tasks)]
+    print(cluster.layout(resources, config, gpus))
+    if resources.dry_run:
+        print(cluster.dry_run(resources, folder, commands, gpus=gpus))
+        return EXIT_FINISHED
+    jobs = cluster.submit(resources, folder, commands, config, gpus=gpus)
+    if jobs:
+        print(f"job {', '.join(jobs)}    log {folder / 'jobs' / f'{jobs[0]}_0_log.out'}    results {folder}")
+        print(f"fer-hpc status {folder}    fer-hpc logs {folder} --follow    fer-hpc cancel {folder}")
+    return EXIT_FINISHED
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
     "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate, "report": report,
+    "status": status, "logs": logs, "cancel": cancel,
 }  # fmt: skip
+INTERNAL = {"begin": begin, "end": end}
+
+
+def configure(verb: str, args: list[str]) -> Any:
+    """The configuration that a command's arguments mean."""
+    if verb in ("train", "sheet"):
+        name, rest = take_preset(args)
+        if name is None and not {"-h", "--help"} & set(rest):
+            known = ", ".join(PRESETS)
+            raise UserError(f"which preset? python -m fer_hpc.{verb} PRESET --data DIR --run RUN (presets: {known})")
+        return parse(TrainConfig, f"{verb} {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    config_class = {"preprocess": PreprocessConfig, "evaluate": EvaluateConfig, "report": ReportConfig}.get(verb)
+    if config_class is None:
+        raise unknown("verb", verb, list(VERBS))
+    return parse(config_class, verb, args)
+
+
+def split_args(config_class: type[Any], args: list[str]) -> tuple[list[str], list[str]]:
+    """The flags of `config_class`, with their values, and everything else."""
+    switches = {f.name: f.type == "bool" for f in dataclasses.fields(config_class)}
+    several = {f.name: f.type.startswith("tuple") for f in dataclasses.fields(config_class)}
+    own: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(args):
+        name = args[i].partition("=")[0].removeprefix("--").replace("-", "_")
+        mine = args[i].startswith("--") and name.removeprefix("no_") in switches
+        values = 0
+        if mine and not switches[name.removeprefix("no_")] and "=" not in args[i]:
+            values = 1
+            while several[name] and args[i + 1 + values : i + 2 + values] and not args[i + 1 + values].startswith("-"):
+                values += 1
+        (own if mine else rest).extend(args[i : i + 1 + values])
+        i += 1 + values
+    return own, rest
 
 
 def parse(config_class: type[Config], command: str, args: list[str], defaults: dict[str, Any] | None = None) -> Config:
@@ -207,7 +340,7 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
             fallback = tyro.MISSING if f.default is dataclasses.MISSING else f.default
             object.__setattr__(base, f.name, defaults.get(f.name, fallback))
         kwargs["default"] = base
-    positional = config_class in (DoctorConfig, EvaluateConfig, ReportConfig)
+    positional = config_class in (DoctorConfig, EvaluateConfig, ReportConfig, StatusConfig, LogsConfig, CancelConfig)
     about = config_class.__doc__ or ""
     if config_class is TrainConfig:
         about += f" Presets: {', '.join(PRESETS)}."
@@ -261,6 +394,8 @@ def main(args: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"fer-hpc {__version__}")
         return EXIT_FINISHED
+    if args[0] in INTERNAL:
+        return run_command(args[0], lambda: INTERNAL[args[0]](args[1:]))
     if args[0] not in VERBS:
         print(f"fer-hpc: error: {unknown('verb', args[0], list(VERBS))}", file=sys.stderr)
         return EXIT_USER_ERROR

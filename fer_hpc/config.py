@@ -90,6 +90,8 @@ class TrainConfig:
     checkpoint_every_s: float = runtime(0.0)  # seconds between checkpoints; 0: 60, or so that they take 1 % of the time
     tensorboard: bool = runtime(True)  # write event files under RUN/tb
     profile: bool = runtime(False)  # write a torch profiler trace of a few steps into the attempt's folder
+    hang_factor: float = runtime(20.0)  # end the process when a step takes so many times the usual; 0: never
+    hang_floor_s: float = runtime(300.0)  # but not before so many seconds
     stage: Path | None = runtime(None)  # node-local folder that the shards are first copied to and verified in
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class TrainConfig:
             ("class_weights", 0, math.inf), ("va_weight", 0, math.inf), ("ema", 0, 0.999999), ("clip", 0, math.inf),
             ("accumulate", 1, math.inf), ("rotate", 0, 180), ("shift", 0, 1), ("scale", 0, 0.95), ("erase", 0, 1),
             ("brightness", 0, 1), ("contrast", 0, 1), ("gamma", 0, 10), ("mixup", 0, 100), ("shard_window", 0, math.inf),
+            ("hang_factor", 0, math.inf), ("hang_floor_s", 1, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:  # also false for NaN
@@ -188,6 +191,67 @@ class ReportConfig:
     out: Path = Path("report")  # folder for index.html, tables and pictures
 
 
+@dataclass(frozen=True)
+class StatusConfig:
+    """What runs, waits, has finished or failed, and why; from run folders and Slurm."""
+
+    paths: tuple[Path, ...]  # run folders, or folders of run folders; none given: FER_RUNS, else runs
+    json: bool = False  # for programs
+
+
+@dataclass(frozen=True)
+class LogsConfig:
+    """The logs of all ranks of a run's newest job."""
+
+    run: Path  # run folder
+    follow: bool = False  # go on with what is written from now on, until Ctrl-C
+    lines: int = 20  # of each log, to begin with
+
+
+@dataclass(frozen=True)
+class CancelConfig:
+    """End every waiting or running job of run folders, or of a whole pipeline's folder."""
+
+    paths: tuple[Path, ...]  # run folders, or folders of run folders
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Resources of a submitted job; everything else on the line goes to the command."""
+
+    cluster: Literal["slurm", "local", "debug"] = "slurm"  # local: in the background here; debug: here and now
+    nodes: int = 1  # how many
+    gpus_per_node: int = 1  # one process per GPU; 0: one process a job, on CPUs
+    cpus: int = 1  # cores per process
+    mem: str = ""  # per node, as 32G; default: the site's
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time_min: int = 720  # limit in minutes; a run that needs longer saves, is requeued and goes on
+    signal_lead_s: int = 120  # seconds before the limit at which Slurm warns
+    dry_run: bool = False  # show the batch script and the layout, submit nothing
+
+    def __post_init__(self) -> None:
+        for name, low in (("nodes", 1), ("gpus_per_node", 0), ("cpus", 1), ("time_min", 1), ("signal_lead_s", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: wanted at least {low}")
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """preprocess (an array) -> train, once per seed -> evaluate -> report, as jobs that wait for each other."""
+
+    source: Literal["affectnet", "affectnet_csv", "fer2013", "arrays", "folder", "synthetic"]  # form of the input
+    out: Path  # folder for shards/, runs/ and report/
+    input: Path | None = None  # folder or file to read; not needed for synthetic
+    count: int = 0  # synthetic: faces to draw
+    size: int = 0  # height and width of the stored faces; 0: what the preset's network takes
+    channels: int = 0  # 1: gray, 3: RGB; 0: what the preset's network takes
+    tasks: int = 4  # array tasks that share the preprocessing
+    seeds: tuple[int, ...] = (0, 1, 2)  # one training each
+    eval_split: Literal["train", "val", "test"] = "val"  # which faces score the runs
+
+
 # The columns that a preset does not name keep the defaults above. Source of the recipes: the report's tables, but for
 # fer2013, which is ours. What was measured stands in README.md.
 _BASELINE = dict(batch_size=64, lr=0.001, epochs=100, plateau_on="train_loss", plateau_factor=0.5, plateau_patience=10)
@@ -208,6 +272,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         lr_min=0.0, label_smoothing=0.1, ema=0.998, flip=True, rotate=10.0, shift=0.1, scale=0.15,
     ),
 }  # fmt: skip
+
+
+def check_divides(batch_size: int, ranks: int, accumulate: int) -> None:
+    """A UserError unless every rank's share of the batch falls into `accumulate` equal parts."""
+    pieces = ranks * accumulate
+    if batch_size % pieces:
+        lower = batch_size // pieces * pieces
+        near = f"{lower} or {lower + pieces}" if lower else f"{pieces}"
+        parts = f"world size {ranks}" + (f" times --accumulate {accumulate}" if accumulate > 1 else "")
+        raise UserError(f"--batch-size {batch_size} does not divide by {parts}; use {near}")
 
 
 def flag(field: str) -> str:

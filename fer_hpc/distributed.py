@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import subprocess
@@ -40,7 +41,10 @@ class World:
         """From torchrun's variables; else from Slurm's, but only inside a step of several tasks (a batch shell has
         SLURM_PROCID=0 too, and is not a rank); else one process."""
         env = os.environ
-        job = Job(env["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0")) if "SLURM_JOB_ID" in env else None
+        job = None
+        if "SLURM_JOB_ID" in env:
+            end = _number("SLURM_JOB_END_TIME", "0") or math.inf
+            job = Job(env["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0"), end)
         if "WORLD_SIZE" in env or "RANK" in env:
             local_size = _number("LOCAL_WORLD_SIZE", "1")
             return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"), local_size, job)

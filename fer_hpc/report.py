@@ -41,7 +41,7 @@ class Run:
 
 def report(config: ReportConfig) -> Path:
     """Write index.html (self-contained), results.csv and the pictures into `config.out`; gives the page's path."""
-    runs = [_read(path) for path in find_runs(config.runs)]
+    runs = [_read(path) for path in rundir.find_runs(config.runs)]
     config.out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[tuple[str, str]]] = {}
     for run in runs:
@@ -60,19 +60,6 @@ def report(config: ReportConfig) -> Path:
     )
     rundir.write_bytes(config.out / "index.html", page.encode())
     return config.out / "index.html"
-
-
-def find_runs(paths: tuple[Path, ...]) -> list[Path]:
-    """The run folders among `paths` and below them, in order."""
-    found: list[Path] = []
-    for path in paths:
-        here = [path] if (path / "config.json").exists() else sorted(p.parent for p in path.glob("**/config.json"))
-        if not here:
-            raise UserError(
-                f"{path}: no run folder there or below ({'no config.json in it' if path.is_dir() else 'no such folder'})"
-            )
-        found += [p for p in here if p not in found]
-    return found
 
 
 def _read(path: Path) -> Run:

@@ -35,6 +35,7 @@ from typing import Any
 from fer_hpc.config import EvaluateConfig, UserError
 
 HEARTBEAT_S = 5.0
+MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
 
 
@@ -98,6 +99,19 @@ def config(run: Path) -> dict[str, Any]:
         what = "has no config.json" if run.is_dir() else "does not exist"
         raise UserError(f"{run} is not a run folder: it {what}; give the folder that --run named at training")
     return stored
+
+
+def find_runs(paths: tuple[Path, ...]) -> list[Path]:
+    """The run folders among `paths` and below them, in order."""
+    found: list[Path] = []
+    for path in paths:
+        here = [path] if (path / "config.json").exists() else sorted(p.parent for p in path.glob("**/config.json"))
+        if not here:
+            raise UserError(
+                f"{path}: no run folder there or below ({'no config.json in it' if path.is_dir() else 'no such folder'})"
+            )
+        found += [p for p in here if p not in found]
+    return found
 
 
 def chain(run: Path) -> Iterator[tuple[int, float]]:
@@ -173,6 +187,26 @@ def status(run: Path) -> dict[str, Any]:
     return found
 
 
+def no_gain(run: Path) -> str:
+    """Why a scheduler does not start this run again."""
+    return (
+        f"{run}: {MAX_STARTS} starts in a row gained no image, so the job is not requeued; see their logs in {run / 'logs'}, "
+        "mend the cause (a time limit below the start-up time?), and submit again"
+    )
+
+
+def starts_without_gain(run: Path) -> int:
+    """How many starts in a row, up to the newest, left no checkpoint beyond the one they began with."""
+    count, reached = 0, max((images for _, images, _ in checkpoints(run)), default=0)
+    for number in reversed(attempts(run)):
+        environment = read_json(attempt_path(run, number) / "environment.json")
+        parent = environment["parent"] if environment else None
+        if environment and (parent["images_seen"] if parent else 0) < reached:
+            break
+        count += 1
+    return count
+
+
 def result_name(config: EvaluateConfig, trained_on: str) -> str:
     """What the files of a scoring are called after: the split, the views averaged, and a data set that is not the run's
     own (`trained_on`: the fingerprint of that)."""
@@ -199,6 +233,7 @@ class Job:
 
     id: str
     restarts: int = 0
+    end: float = math.inf  # when it will be ended, seconds since 1970
 
 
 def _place() -> str:

@@ -53,7 +53,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             # purge_step: points that an earlier start wrote after its last checkpoint are hidden, not overlaid
-            self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen or None)
+            self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen + 1)
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)

@@ -22,6 +22,7 @@ from fer_hpc.distributed import PeerLost, World, on_rank_0
 from fer_hpc.runlog import RunLog
 
 MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
+MARGIN_S = 10.0  # between the last checkpoint and the job's end, for ending the processes and requeueing
 Config = TypeVar("Config", bound=TrainConfig)
 
 
@@ -56,6 +57,8 @@ def owned(
         nonlocal attempt
         settled, about = settle()
         attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
+        if world.job and world.job.restarts and rundir.starts_without_gain(config.run) > rundir.MAX_STARTS:  # with this one
+            raise UserError(rundir.no_gain(config.run))
         science = fields_of(settled, "science")
         stored = {"schema": SCHEMA, "science": science, "runtime": fields_of(settled, "runtime"), **about}
         rundir.write_json(config.run / "config.json", stored)
@@ -68,6 +71,14 @@ def owned(
             ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
             attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
         raise
+
+
+END_IS_NEAR = 1000  # a stop that no signal asked for
+
+
+def stopped_by(stop: int) -> str:
+    """Who asked to stop, in words."""
+    return "stopped before its job's end" if stop == END_IS_NEAR else f"stopped by {signal.Signals(stop).name}"
 
 
 @contextlib.contextmanager
@@ -108,13 +119,19 @@ class Saver:
     """Writes rank 0's checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the
     time."""
 
-    def __init__(self, attempt: rundir.Attempt | None, log: RunLog, every_s: float) -> None:
-        self.attempt, self.log = attempt, log
+    def __init__(self, attempt: rundir.Attempt | None, log: RunLog, every_s: float, job: rundir.Job | None = None) -> None:
+        self.attempt, self.log, self.job = attempt, log, job
         self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
 
     def due(self) -> bool:
         waited = time.monotonic() - self.last
         return self.attempt is not None and waited >= (self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE))
+
+    def end_is_near(self, step_s: float) -> int:
+        """END_IS_NEAR once the job's end is closer than two saves and two turns of the loop, of at most `step_s`; else 0."""
+        if self.attempt is None or self.job is None:
+            return 0
+        return END_IS_NEAR if time.time() > self.job.end - 2 * (self.cost_s + step_s) - MARGIN_S else 0
 
     def save(self, images_seen: int, state: dict[str, Any], last: bool = False) -> None:
         """Write a checkpoint. Storage that fails costs this one; the `last` one must be written."""

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
 import contextlib
 import dataclasses
 import os
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc import checkpoint, rundir, weights
-from fer_hpc.config import TrainConfig, UserError, continued, fields_of, science_hash, unknown
+from fer_hpc.config import TrainConfig, UserError, check_divides, continued, fields_of, science_hash, unknown
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import Images, TrainLoader, affect_of
 from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
@@ -57,9 +56,12 @@ from fer_hpc.session import (
     set_determinism,
     step_seed,
     stop_signals,
+    stopped_by,
     unwritten,
 )
+from fer_hpc.watchdog import Watchdog
 
+OWN = ("attempts", "tb", "logs", "jobs", "sheet.png")  # what may lie in a run folder before its first start
 NEVER = 2**62  # images_seen of a step that did not happen
 
 
@@ -117,20 +119,23 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
 
         # Data.
         here = _staged(manifest, config, world)
+        hung = lambda why: attempt.end("interrupted", why) if attempt else None  # noqa: E731
+        watch = closing.enter_context(Watchdog(config.hang_factor, config.hang_floor_s, world.rank, hung))
         loader = train_loader(config, here, device, world)
         val = Images(open_split(here, "val"), device)
         total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # images; every batch is full
 
         # Model, and where it stood.
-        state, taken = _fresh_state(config, manifest, device)
+        state = _fresh_state(config, manifest, device)
         objective = _objective(config, manifest, device)
         net = _across_ranks(state, config, world, device)
         _warm_up(net, state, config, loader, objective, world)
         parent = _restore(state, config.run, world)
+        taken = _begin_with(state, config.init_from) if config.init_from and not parent else ""
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
         if attempt:
             attempt.began(environment(world, device) | {"data": str(config.data.absolute())}, parent)
-        saver, about = Saver(attempt, log, config.checkpoint_every_s), _about(config, manifest)
+        saver, about = Saver(attempt, log, config.checkpoint_every_s, world.job), _about(config, manifest)
         where = f", from image {state.images_seen:,} of {total:,}" if parent else taken and f", {taken}"
         number = attempt.number if attempt else 0
         log.say(f"{config.run}: {config.model}, {config.precision} on {world.size} x {device.type}, attempt {number}{where}")
@@ -167,16 +172,19 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                 state.ema.update_parameters(state.model)
             state.images_seen += config.batch_size
             profile.step()
+            watch.step(state.images_seen)
 
             broken = (device.type == "cpu" or log.due()) and bool(state.broken_at < NEVER)  # asking a GPU makes it wait
             if log.due() and not broken:
                 log.progress(state.images_seen, state.sums)
             taken_over = attempt is not None and attempt.superseded()
-            stop, save, lost, alarm = agreement.exchange([max(signals, default=0), saver.due(), taken_over, broken])
+            asked = max(signals, default=saver.end_is_near(watch.longest_s))
+            stop, save, lost, alarm = agreement.exchange([asked, saver.due(), taken_over, broken])
             if alarm or ends_epoch:
                 _stop_if_broken(state, loader, world)
             if ends_epoch:
-                row, timing = _end_epoch(state, config, loader.n, val, epoch, log, world)
+                with watch.phase("validation"):
+                    row, timing = _end_epoch(state, config, loader.n, val, epoch, log, world)
                 log.epoch(row, timing | use_of(device, timing["images_per_s"] / world.size * flops))
                 epoch = _Epoch(time.monotonic(), state.images_seen)
             if lost:
@@ -185,7 +193,8 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                 break
             if save and state.images_seen < total:
                 _stop_if_broken(state, loader, world)
-                saver.save(state.images_seen, state.to_dict(world) | about)
+                with watch.phase("saving"):
+                    saver.save(state.images_seen, state.to_dict(world) | about)
 
         # Close: a last checkpoint, from which more epochs may follow, and the weights for everyone else.
         agreement.close()
@@ -221,19 +230,14 @@ def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, worl
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
         )
-    pieces = world.size * config.accumulate
-    if config.batch_size % pieces:
-        lower = config.batch_size // pieces * pieces
-        near = f"{lower} or {lower + pieces}" if lower else f"{pieces}"
-        parts = f"world size {world.size}" + (f" times --accumulate {config.accumulate}" if config.accumulate > 1 else "")
-        raise UserError(f"--batch-size {config.batch_size} does not divide by {parts}; use {near}")
+    check_divides(config.batch_size, world.size, config.accumulate)
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
-    if config.init_from:
-        config = dataclasses.replace(config, init_hash=rundir.sha256(weights.weights_file(config.init_from)))
     stored = rundir.read_json(config.run / "config.json")
+    if config.init_from and (stored is None or config.init_from.exists()):  # a run that goes on does not need it any more
+        config = dataclasses.replace(config, init_hash=rundir.sha256(weights.weights_file(config.init_from)))
     if stored is None and config.run.is_dir():
-        strangers = [p.name for p in config.run.iterdir() if p.name not in ("attempts", "tb", "sheet.png") and p.name[0] != "."]
+        strangers = [p.name for p in config.run.iterdir() if p.name not in OWN and p.name[0] != "."]
         if strangers:
             raise UserError(
                 f"--run {config.run} holds other things ({', '.join(sorted(strangers)[:3])}, ...); give a new folder"
@@ -297,11 +301,10 @@ def train_loader(config: TrainConfig, manifest: Manifest, device: torch.device, 
     return loader
 
 
-def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) -> tuple[State, str]:
-    """The state at image 0, and a line on the weights that --init-from brought."""
+def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) -> State:
+    """The state at image 0."""
     torch.manual_seed(config.seed)
     model = network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
-    taken = weights.init_from(model, weights.weights_file(config.init_from)) if config.init_from else ""
     if config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -312,7 +315,15 @@ def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) 
     sums = torch.zeros(4, dtype=torch.int64, device=device)
     broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)
     ema = make_ema(config, model)
-    return State(model, ema, optimizer, make_plateau(config, optimizer), scaler, sums, broken_at, len(manifest.classes)), taken
+    return State(model, ema, optimizer, make_plateau(config, optimizer), scaler, sums, broken_at, len(manifest.classes))
+
+
+def _begin_with(state: State, path: Path) -> str:
+    """Start from the weights that --init-from means; gives a line on what was taken."""
+    taken = weights.init_from(state.model, weights.weights_file(path))
+    if state.ema:
+        state.ema.module.load_state_dict(state.model.state_dict())
+    return taken
 
 
 def _objective(config: TrainConfig, manifest: Manifest, device: torch.device) -> Objective:
@@ -498,7 +509,7 @@ def _end(
     """Publish what a finished run leaves, or note who stopped it."""
     stalled = _stalled(state, config, epoch_images)
     if state.images_seen < total and not stalled:
-        attempt.end("interrupted", f"stopped by {signal.Signals(stop).name}", images_seen=state.images_seen)
+        attempt.end("interrupted", stopped_by(stop), images_seen=state.images_seen)
         return
     final = {name: tensor.cpu() for name, tensor in state.scored.state_dict().items()}
     try:

@@ -1,0 +1,8 @@
+"""Submit `fer-hpc train` as a job: python jobs/train.py ARGS --cluster slurm|local|debug [--dry-run]"""
+
+import sys
+
+from fer_hpc.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("train", sys.argv[1:]))
