@@ -7,7 +7,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=./env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 . "$here/env.sh"
 
 verb=$1 name=''
@@ -49,7 +49,8 @@ if [ ${#task[@]} -eq 0 ]; then # a script's defaults; what the user gave stands 
         set -- "$run" "$@"
         ;;
     preprocess)
-        set -- --source "$FER_SOURCE" --input "$FER_INPUT" --out "$FER_DATA" "$@"
+        set -- --out "$FER_DATA" "$@"
+        case " $* " in *' --source'*) ;; *) set -- --source "$FER_SOURCE" --input "$FER_INPUT" "$@" ;; esac
         if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
             first=${SLURM_ARRAY_TASK_MIN:?} # --array=1-8 counts from 1
             set -- "$@" --task "$((SLURM_ARRAY_TASK_ID - first))" --tasks "$SLURM_ARRAY_TASK_COUNT"

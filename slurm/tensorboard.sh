@@ -10,7 +10,7 @@
 for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
     [ ! -e "$here/env.sh" ] || break
 done
-# shellcheck source=./env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 . "$here/env.sh" || exit 2
 case ${1:--} in -*) ;; *) FER_RUNS=$1 && shift ;; esac
 port=$((20000 + 7 * ${SLURM_JOB_ID:-1} % 12000)) # the same after a requeue

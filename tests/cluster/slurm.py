@@ -323,8 +323,8 @@ def main() -> None:
     began = time.monotonic()
     with Cluster() as cluster:
         print(f"up in {time.monotonic() - began:.1f} s; export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # not before: daemons inherit it
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import Cluster, lacking
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes, up for all tests; skips where Slurm cannot be started."""
+    why = lacking()
+    if why:
+        pytest.skip(f"no Slurm here: {why}")
+    with Cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def site(cluster: Cluster, tmp_path: Path) -> Path:
+    """A folder to submit from, as a person's checkout is: it has slurm/, and gets the logs."""
+    (tmp_path / "slurm").symlink_to(Path(__file__).parents[2] / "slurm")
+    return tmp_path

@@ -1,0 +1,230 @@
+"""On a real Slurm: every script, arrays, dependencies, several nodes, and every way to lose a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc import rundir
+from tests.cluster.slurm import Cluster, until
+from tests.conftest import start_ranks
+from tests.test_ranks import finish
+from tests.test_train import assert_same_outcome
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
+LONG = (*TINY, "--epochs", 60, "--no-tensorboard")  # about 25 s: long enough to be lost on the way
+PYTHON = {"FER_PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Undisturbed runs of LONG without Slurm, by number of ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    for size in (1, 2):
+        run = ("--data", shards, "--run", folder / str(size))
+        assert finish(start_ranks(size, "train", "cnn_baseline", *run, *LONG)) == [0] * size
+    return {size: folder / str(size) for size in (1, 2)}
+
+
+def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
+    """Wait until start number `attempt` of a run has saved a checkpoint beyond `images`."""
+    until(lambda: any(n >= attempt and seen >= images for n, seen, _ in rundir.checkpoints(run)), 90,
+          f"a checkpoint of attempt {attempt} beyond {images} images in {run}")  # fmt: skip
+
+
+def logs(site: Path) -> str:
+    return "\n".join(f"== {p.name}\n{p.read_text()}" for p in sorted(site.glob("**/*.log")))
+
+
+def train(cluster: Cluster, site: Path, shards: Path, run: Path, *sbatch: object) -> str:
+    return cluster.sbatch(
+        *sbatch, "slurm/train_cnn.sh", "cnn_baseline", "--data", shards, "--run", run, *LONG, cwd=site, **PYTHON
+    )
+
+
+def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> None:
+    """preprocess as an array, then training by 2 nodes x 2 ranks, then scoring, each waiting for the one before."""
+    env = {**PYTHON, "FER_DATA": site / "my shards", "FER_RUNS": site / "runs"}
+    arguments = ("--source", "synthetic", "--count", 240)
+    made = cluster.sbatch("--array=1-3", "slurm/preprocess.sh", *arguments, cwd=site, **env)
+    flags = ("--epochs", 2, *TINY)
+    nodes = ("--nodes=2", "--gres=gpu:2")
+    trained = cluster.sbatch(f"--dependency=afterok:{made}", *nodes, "slurm/train_cnn.sh", *flags, cwd=site, **env)
+    scored = cluster.sbatch(
+        f"--dependency=afterok:{trained}", "slurm/evaluate.sh", site / "runs" / "cnn_improved", cwd=site, **env
+    )
+    gan = cluster.sbatch("slurm/train_gan.sh", cwd=site, **env)
+    board = cluster.sbatch("slurm/tensorboard.sh", cwd=site, **env)
+    for job in (made, trained, scored):
+        assert cluster.wait(job) == "COMPLETED", logs(site)
+    run = site / "runs" / "cnn_improved"
+    environment = rundir.environment(run)
+    assert environment["world_size"] == 4
+    assert environment["job"]["id"] == trained
+    assert sorted(p.name for p in (run / "logs").glob(f"{trained}-*")) == [f"{trained}-{rank}.log" for rank in range(4)]
+    assert (run / "eval-val.json").exists()
+    assert "accuracy" in (site / f"fer-evaluate-{scored}.log").read_text()
+    assert json.loads((site / "my shards" / "manifest.json").read_text())["source"]["rows"] == 240
+    cluster.wait(gan)
+    assert "train_gan" in (site / f"fer-gan-{gan}.log").read_text()
+
+    log = site / f"fer-tensorboard-{board}.log"
+    until(
+        lambda: log.exists() and "http://localhost" in log.read_text() and "Press CTRL+C" in log.read_text(), 60, "TensorBoard"
+    )
+    assert "ssh -N -L" in log.read_text()
+    cluster.ask("scontrol", "requeue", board)
+    until(lambda: log.read_text().count("ssh -N -L") == 2, 60, "TensorBoard after a requeue")
+    cluster.ask("scancel", board)
+
+
+def test_signal_time_limit_and_preemption(cluster: Cluster, site: Path, shards: Path, whole: dict[int, Path]) -> None:
+    """Three jobs are lost in three ways, at once; each is requeued by itself and ends as the undisturbed run did."""
+    runs = {name: site / "runs" / name for name in ("signal", "limit", "preempted")}
+    signalled = train(cluster, site, shards, runs["signal"], "-w", "n1", "--gres=gpu:1")
+    limited = train(cluster, site, shards, runs["limit"], "-w", "n2", "--gres=gpu:1", "--time=1")
+    preempted = train(cluster, site, shards, runs["preempted"], "-w", "n3", "--gres=gpu:4", "-p", "scavenge")
+    until_saved(runs["signal"])
+    cluster.ask("scancel", "--batch", "--signal=USR1", signalled)
+    until_saved(runs["preempted"])
+    urgent = cluster.sbatch("-w", "n3", "--gres=gpu:4", "-p", "main", "--wrap", "sleep 1", cwd=site)
+    assert cluster.wait(urgent) == "COMPLETED"
+    for name, job in (("signal", signalled), ("preempted", preempted), ("limit", limited)):
+        assert cluster.wait(job, seconds=240) == "COMPLETED", logs(site)
+        assert_same_outcome(runs[name], whole[1])
+    for name in ("signal", "preempted"):
+        assert len(rundir.attempts(runs[name])) >= 2, name
+    if len(rundir.attempts(runs["limit"])) > 1:  # a fast machine needs no second start
+        first = rundir.read_json(runs["limit"] / "attempts" / "0001" / "status.json")
+        assert first["why"] == "stopped before its job's end"
+
+
+def test_a_killed_node(cluster: Cluster, site: Path, shards: Path, whole: dict[int, Path]) -> None:
+    """One of two nodes loses power. The survivor does not wait for it; the job goes on elsewhere, or on fewer nodes."""
+    run, smaller = site / "runs" / "killed", site / "runs" / "smaller"
+    job = train(cluster, site, shards, run, "-w", "n2,n3", "-x", "n1", "--nodes=2", "--gres=gpu:1")
+    other = train(cluster, site, shards, smaller, "-w", "n1,n3", "--nodes=2", "--gres=gpu:1")
+    try:
+        until_saved(run)
+        until_saved(smaller)
+        cluster.update(job, NodeList="", ExcNodeList="")
+        cluster.kill_node("n3")
+        began = time.monotonic()
+        until(lambda: cluster.state(other) == "PENDING", 60, "requeue of the job that lost a node")
+        assert time.monotonic() - began < 45
+        cluster.ask("scancel", other)
+        again = train(cluster, site, shards, smaller, "-w", "n1", "--nodes=1", "--gres=gpu:1")  # with what is left
+        assert cluster.wait(again, seconds=180) == "COMPLETED", logs(site)
+        rows, undisturbed = rundir.rows(smaller), rundir.rows(whole[1])
+        assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in undisturbed]
+    finally:
+        cluster.start_node("n3")
+    assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
+    assert len(rundir.attempts(run)) >= 2
+    assert_same_outcome(run, whole[2])
+
+
+def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, whole: dict[int, Path]) -> None:
+    """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
+    run = site / "runs" / "split"
+    job = train(cluster, site, shards, run, "--gres=gpu:1", "-w", "n2")
+    until_saved(run)
+    cluster.update(job, NodeList="")
+    cluster.cut("n2")
+    try:
+        until_saved(run, attempt=2)
+        first = run / "attempts" / "0001" / "status.json"
+        until(lambda: rundir.read_json(first)["state"] == "superseded", 60, "the isolated writer sees that it was replaced")
+    finally:
+        cluster.join("n2")
+    assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
+    assert_same_outcome(run, whole[1])
+    until(lambda: cluster.idle() == 3, 60, "the isolated node is back")
+
+
+def fer(cluster: Cluster, *args: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], env=cluster.env, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_submitted_job_is_shown_requeued_and_cancelled(
+    cluster: Cluster, site: Path, shards: Path, whole: dict[int, Path]
+) -> None:
+    run, endless = site / "runs" / "submitted", site / "runs" / "endless"
+    began = time.monotonic()
+    said = fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *LONG, "--nodes", 2)
+    assert time.monotonic() - began < 20, "submitting does not wait"
+    job = said.split("\njob ")[1].split()[0]
+    fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", endless, *TINY, "--epochs", 9999)
+    until_saved(run)
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    until_saved(run, attempt=2)
+    rows = {
+        Path(row["folder"]).name: row
+        for row in json.loads(fer(cluster, "-m", "fer_hpc.cli", "status", site / "runs", "--json"))
+    }
+    assert rows["submitted"]["state"] == "running"
+    assert rows["submitted"]["jobs"][-1] == {"job": job, "state": "RUNNING", "reason": ""}
+    assert "attempt 2" in fer(cluster, "-m", "fer_hpc.cli", "logs", run, "--lines", 200)
+    assert cluster.wait(job) == "COMPLETED", logs(site)
+    assert_same_outcome(run, whole[2])
+    assert "cancelled job" in fer(cluster, "-m", "fer_hpc.cli", "cancel", site / "runs")
+    until(lambda: "running" not in fer(cluster, "-m", "fer_hpc.cli", "status", endless), 30, "the cancelled run's end")
+    assert len(rundir.attempts(endless)) == 1, "a cancelled job is not requeued"
+
+
+def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
+    out = site / "study"
+    said = fer(cluster, ROOT / "jobs" / "pipeline.py", "cnn_baseline", "--source", "synthetic", "--count", 240, "--out", out,
+               "--tasks", 2, "--seeds", 0, 1, "--epochs", 1, *TINY)  # fmt: skip
+    page = out / "report" / "index.html"
+    until(page.exists, 180, f"the pipeline's page\n{said}\n{logs(site)}")
+    assert sorted(p.name for p in (out / "runs").iterdir()) == ["cnn_baseline-seed0", "cnn_baseline-seed1"]
+    assert all((run / "eval-val.json").exists() for run in (out / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--partition", "nosuch"), "partitions here: main"),
+        (("--gpus-per-node", "8"), "sbatch refused --nodes 1 --gpus-per-node 8"),
+        (("--gpus-per-node", "2", "--nodes", "3", "--batch-size", "32"), "does not divide by world size 6; use 30 or 36"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scheduled_is_said_at_submission(
+    cluster: Cluster, site: Path, shards: Path, flags: tuple[str, ...], message: str
+) -> None:
+    run = site / "run"
+    assert message in fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *flags, code=2)
+
+
+def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(cluster: Cluster, site: Path) -> None:
+    job = cluster.sbatch("slurm/train_vgg.sh", cwd=site, **PYTHON, FER_DATA=site / "nowhere", FER_RUNS=site / "runs")
+    assert cluster.wait(job) == "FAILED"
+    first = (site / f"fer-vgg-{job}.log").read_text().splitlines()[0]
+    assert first.startswith(f"fer-hpc begin: error: --data {site / 'nowhere'} is not there on n")
+
+
+def test_nothing_is_left_behind(cluster: Cluster) -> None:
+    """After all of the above no process of a job is alive."""
+    until(lambda: not cluster.ask("squeue", "-h", "-t", "RUNNING,COMPLETING").strip(), 30, "all jobs ended")
+    base = str(cluster.base)
+    commands = [p.read_bytes().replace(b"\0", b" ").decode() for p in Path("/proc").glob("[0-9]*/cmdline") if _readable(p)]
+    assert not [c for c in commands if "fer_hpc" in c and base in c]
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(path.read_bytes()) and int(path.parent.name) != os.getpid()
+    except OSError:
+        return False

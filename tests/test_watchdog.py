@@ -1,0 +1,84 @@
+"""Runs that end by themselves: before their job's end, when they hang, and when starting again helps nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fer_hpc import rundir
+from tests.conftest import command, start_ranks
+from tests.test_ranks import COMMON, finish
+from tests.test_train import assert_same_outcome, until_training
+
+ENDLESS = ("cnn_baseline", "--batch-size", "36", "--epochs", "500")
+
+
+def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start_ranks(2, "train", *ENDLESS, "--data", shards, "--run", run, *COMMON, "--hang-floor-s", 4)
+    until_training(run, 1, images_seen=72)
+    ranks[1].send_signal(signal.SIGSTOP)
+    said = ranks[0].communicate(timeout=60)[1]
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == 75
+    assert re.search(r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", said), said
+    assert "train.py" in said, "the stack shows where"
+    status = rundir.status(run)
+    assert status["state"] == "interrupted"
+    assert "rank 0 hangs in step" in status["why"]
+
+
+def test_code_that_holds_the_interpreter_is_ended_too(tmp_path: Path) -> None:
+    """A hang inside C code that never lets another thread run: the timer below Python ends the process."""
+    script = (
+        "import time, re, fer_hpc.watchdog as w\n"
+        "w.CHECK_S, w.SECOND_CHANCE_S = 0.1, 1.0\n"
+        "with w.Watchdog(5, 1, 0, print) as watch:\n"
+        "    for i in range(5): watch.step(i); time.sleep(0.1)\n"
+        "    re.match('(a+)+$', 'a' * 60 + 'b')\n"  # backtracks for years
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "re/__init__.py" in done.stderr
+
+
+def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(shards: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ("--batch-size", "36", "--epochs", "6", "--data", str(shards), *COMMON)
+    assert finish(start_ranks(1, "train", "cnn_baseline", *flags, "--run", whole)) == [0]
+    for restart in range(20):
+        job = {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_END_TIME": str(int(time.time()) + 20)}
+        done = subprocess.run(command("train", "cnn_baseline", *flags, "--run", parts), env={**os.environ, **job},
+                              capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+        if done.returncode == 0:
+            break
+        assert done.returncode == 75, done.stderr
+        assert "stopped before its job's end" in done.stdout
+    assert restart >= 1, "the end was never near"
+    assert_same_outcome(parts, whole)
+
+
+def test_three_restarts_without_a_gained_image_are_enough(shards: Path, tmp_path: Path) -> None:
+    """A time limit below the start-up time: the scheduler's fourth start says so; a person's start is let through."""
+    run = tmp_path / "run"
+    flags = ("--batch-size", "36", "--epochs", "1", "--data", str(shards), "--run", str(run), *COMMON)
+    for restart in range(5):
+        job = {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_END_TIME": str(int(time.time()))}
+        done = subprocess.run(command("train", "cnn_baseline", *flags), env={**os.environ, **job},
+                              capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+        if done.returncode != 75:
+            break
+        for file in (run / "attempts").glob("*/*.pt"):  # the one step it had time for was not saved
+            file.unlink()
+    assert done.returncode == 2
+    assert restart == 3
+    assert "3 starts in a row gained no image" in done.stderr
+    assert rundir.status(run)["state"] == "failed"
+    assert finish(start_ranks(1, "train", "cnn_baseline", *flags)) == [0]
