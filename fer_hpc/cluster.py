@@ -229,7 +229,8 @@ def _launched(command: list[str]) -> str:
     """The batch script's command: launch.sh, told what it starts and, behind --, how submitit wants it started."""
     if not LAUNCH.exists():
         raise UserError(f"{LAUNCH} is missing; jobs are submitted from a checkout (pip install -e .)")
-    return f"{shlex.join([str(LAUNCH), *command])} -- {shlex.quote(sys.executable)}"
+    # exec: the batch shell, which gets the warning signal, becomes launch.sh, which traps it
+    return f"exec {shlex.join([str(LAUNCH), *command])} -- {shlex.quote(sys.executable)}"
 
 
 def _why_not(job: JobConfig, error: str, gpus: int) -> str:

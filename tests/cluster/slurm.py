@@ -10,7 +10,6 @@ slurmd, slurm-client, slurmdbd, munge, mariadb-server-core, mariadb-client-core,
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -299,18 +298,15 @@ class Cluster:
         states = set(self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").split())
         return ",".join(sorted(states))
 
-    def restarts(self, job: str) -> int:
-        shown = json.loads(self.ask("squeue", "--json", "-j", job) or '{"jobs": []}')["jobs"]
-        return max((entry.get("restart_cnt", 0) for entry in shown), default=0)
+    def nodes_of(self, job: str) -> list[str]:
+        """Names of the nodes that a running job has."""
+        return self.ask("scontrol", "show", "hostnames", self.ask("squeue", "-h", "-j", job, "-o", "%N").strip()).split()
 
     def wait(self, job: str, *states: str, seconds: float = 120) -> str:
         """Wait until the job is in one of `states` (default: ended)."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
         until(lambda: self.state(job) in wanted, seconds, f"job {job} is {self.state(job)}, wanted {' or '.join(wanted)}")
         return self.state(job)
-
-    def update(self, job: str, **fields: str) -> None:
-        self._run("scontrol", "update", f"jobid={job}", *(f"{k}={v}" for k, v in fields.items()))
 
 
 def _listens(host: str, port: int) -> bool:
