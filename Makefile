@@ -24,7 +24,7 @@ demo: .venv/.installed
 	@echo 'Your own faces:    .venv/bin/fer-hpc preprocess --source affectnet --input FOLDER --out SHARDS'
 	@echo '                   .venv/bin/fer-hpc preprocess --source fer2013 --input fer2013.csv --out SHARDS'
 	@echo '                   .venv/bin/fer-hpc train cnn_improved --data SHARDS --run runs/first'
-	@echo 'On a cluster:      put the train line into a batch script that is requeued; a run killed at any moment goes on'
+	@echo 'On a cluster:      sbatch slurm/train_cnn.sh    (see docs/cluster.md)'
 
 DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 
@@ -32,7 +32,7 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m 'not long'
+	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadfile
 
 test-long: .venv/.installed
 	.venv/bin/python -m pytest

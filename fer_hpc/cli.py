@@ -75,7 +75,8 @@ def train(args: list[str]) -> int:
     try:
         status = run(config, world)
     except Superseded as why:
-        return _leave(world.size, EXIT_TAKEN_OVER, f"fer-hpc train: {why}")
+        # Within a job 0: srun answers any other code by killing the step of this number, which is the new start's by now.
+        return _leave(world.size, EXIT_FINISHED if world.job else EXIT_TAKEN_OVER, f"fer-hpc train: {why}")
     except PeerLost as why:
         return _leave(world.size, EXIT_RUN_AGAIN, f"fer-hpc train: {why}; the same command goes on from the last checkpoint")
     except UserError as error:  # rank 0 says it for all
@@ -386,7 +387,7 @@ def main(args: list[str] | None = None) -> int:
     if args[1:2] == ["--"]:  # torchrun passes on the -- that it needs before arguments like --run, a prefix of its own
         del args[1]
     if not args or args[0] in ("-h", "--help"):
-        print("usage: fer-hpc VERB ...   (python -m fer_hpc.VERB is the same)\n")
+        print("usage: fer-hpc VERB ...   (python -m fer_hpc.VERB is the same for all that compute)\n")
         for verb, command in VERBS.items():
             print(f"  {verb:<12}{command.__doc__}")
         print("\nfer-hpc VERB --help lists the flags of one.")

@@ -143,11 +143,18 @@ class Command:
 
 def _as_torchrun_would() -> None:
     """Tell the ranks of a local job about each other."""
-    env = os.environ
-    for ours, theirs in (("RANK", "GLOBALRANK"), ("LOCAL_RANK", "LOCALRANK"), ("WORLD_SIZE", "NTASKS")):
-        env[ours] = env[f"SUBMITIT_LOCAL_{theirs}"]
-    env["LOCAL_WORLD_SIZE"] = env["WORLD_SIZE"]
-    env["MASTER_ADDR"], env["MASTER_PORT"] = "127.0.0.1", str(20_000 + 7 * int(env["SUBMITIT_LOCAL_JOB_ID"]) % 12_000)
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    size, port = job.num_tasks, 20_000 + 7 * int(job.job_id) % 12_000
+    known = {
+        "RANK": job.global_rank,
+        "LOCAL_RANK": job.local_rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in known.items()}, MASTER_ADDR="127.0.0.1")
 
 
 def parameters(job: JobConfig, name: str, after: Sequence[str], gpus: int) -> dict[str, Any]:

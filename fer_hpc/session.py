@@ -57,11 +57,11 @@ def owned(
         nonlocal attempt
         settled, about = settle()
         attempt = rundir.claim(config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True))
-        if world.job and world.job.restarts and rundir.starts_without_gain(config.run) > rundir.MAX_STARTS:  # with this one
-            raise UserError(rundir.no_gain(config.run))
         science = fields_of(settled, "science")
         stored = {"schema": SCHEMA, "science": science, "runtime": fields_of(settled, "runtime"), **about}
         rundir.write_json(config.run / "config.json", stored)
+        if world.job and world.job.restarts and rundir.starts_without_gain(config.run) > rundir.MAX_STARTS:  # with this one
+            raise UserError(rundir.no_gain(config.run))
         return science
 
     try:

@@ -61,7 +61,7 @@ from fer_hpc.session import (
 )
 from fer_hpc.watchdog import Watchdog
 
-OWN = ("attempts", "tb", "logs", "jobs", "sheet.png")  # what may lie in a run folder before its first start
+OWN = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")  # what may lie in a run folder before its first start
 NEVER = 2**62  # images_seen of a step that did not happen
 
 

@@ -98,9 +98,11 @@ fi
 
 # srun's code alone says little: it was seen to be 0 after a node had died. The run folder knows.
 if "${fer_python[@]}" -m fer_hpc.cli end "$code" "$verb" "$@"; then
-    case $(squeue -h -j "$job" -o %T) in
-    RUNNING) scontrol requeue "$job" || echo "job $job could not be requeued: submit the same command again" >&2 ;;
-    *) echo "job $job is being ended by somebody else; it is not requeued" ;;
+    # Not where it is being cancelled, nor where it was started anew while this node was cut off.
+    now=$(squeue -h -j "$job" -o %T || true)/$(scontrol show -o job "$job" | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
+    case $now in
+    RUNNING/"${SLURM_RESTART_COUNT:-0}") scontrol requeue "$job" || echo "job $job could not be requeued: submit again" >&2 ;;
+    *) echo "job $job is not this script's any more (it is $now for Slurm): not requeued" ;;
     esac
 fi
 exit "$code"

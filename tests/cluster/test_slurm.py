@@ -21,16 +21,17 @@ from tests.test_train import assert_same_outcome
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
-LONG = (*TINY, "--epochs", 30, "--no-tensorboard")  # about 20 s on a core: long enough to be lost on the way
+SHORT = (*TINY, "--epochs", 12, "--no-tensorboard")  # about 10 s on a core: long enough to be lost on the way
+LONG = (*TINY, "--epochs", 30, "--no-tensorboard")  # long enough for another start beside it
 PYTHON = {"FER_PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Undisturbed runs of LONG without Slurm, by number of ranks."""
+    """Undisturbed runs of SHORT without Slurm, by number of ranks."""
     folder = tmp_path_factory.mktemp("whole")
     started = [
-        start_ranks(size, "train", "cnn_baseline", "--data", shards, "--run", folder / str(size), *LONG) for size in (1, 2)
+        start_ranks(size, "train", "cnn_baseline", "--data", shards, "--run", folder / str(size), *SHORT) for size in (1, 2)
     ]
     assert finish([rank for ranks in started for rank in ranks]) == [0, 0, 0]
     return {size: folder / str(size) for size in (1, 2)}
@@ -46,10 +47,9 @@ def logs(site: Path) -> str:
     return "\n".join(f"== {p.name}\n{p.read_text()}" for p in sorted(site.glob("**/*.log")))
 
 
-def train(cluster: Cluster, site: Path, shards: Path, run: Path, *sbatch: object) -> str:
-    return cluster.sbatch(
-        *sbatch, "slurm/train_cnn.sh", "cnn_baseline", "--data", shards, "--run", run, *LONG, cwd=site, **PYTHON
-    )
+def train(cluster: Cluster, site: Path, shards: Path, run: Path, *sbatch: object, flags: tuple[object, ...] = SHORT) -> str:
+    call = ("slurm/train_cnn.sh", "cnn_baseline", "--data", shards, "--run", run, *flags)
+    return cluster.sbatch(*sbatch, *call, cwd=site, **PYTHON)
 
 
 def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> None:
@@ -191,10 +191,11 @@ def ended(run: Path) -> bool:
     return (rundir.read_json(run / "attempts" / "0001" / "status.json") or {}).get("state") == "interrupted"
 
 
-def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, whole: dict[int, Path]) -> None:
+def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path) -> None:
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
-    run = site / "runs" / "split"
-    job = train(cluster, site, shards, run, "--gres=gpu:1")
+    run, whole = site / "runs" / "split", site / "runs" / "whole"
+    assert finish(start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *LONG)) == [0]
+    job = train(cluster, site, shards, run, "--gres=gpu:1", flags=LONG)
     until_saved(run)
     (node,) = cluster.nodes_of(job)
     cluster.cut(node)
@@ -206,7 +207,8 @@ def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, w
     finally:
         cluster.join(node)
     assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
-    assert_same_outcome(run, whole[1])
+    assert_same_outcome(run, whole)
+    assert len(rundir.attempts(run)) == 2, "the loser did not disturb the winner"
     cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
     until(lambda: cluster.idle() == 3, 60, "the isolated node is back")
 
@@ -224,12 +226,14 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
 ) -> None:
     run, endless = site / "runs" / "submitted", site / "runs" / "endless"
     began = time.monotonic()
-    said = fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *LONG, "--nodes", 2)
+    said = fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *SHORT, "--nodes", 2)
     assert time.monotonic() - began < 20, "submitting does not wait"
     job = said.split("\njob ")[1].split()[0]
     fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", endless, *TINY, "--epochs", 9999)
     until_saved(run)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    until_saved(endless)
+    assert "cancelled job" in fer(cluster, "-m", "fer_hpc.cli", "cancel", endless)
     until_saved(run, attempt=2)
     rows = {
         Path(row["folder"]).name: row
@@ -240,7 +244,6 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
     assert "attempt 2" in fer(cluster, "-m", "fer_hpc.cli", "logs", run, "--lines", 200)
     assert cluster.wait(job) == "COMPLETED", logs(site)
     assert_same_outcome(run, whole[2])
-    assert "cancelled job" in fer(cluster, "-m", "fer_hpc.cli", "cancel", site / "runs")
     until(lambda: "running" not in fer(cluster, "-m", "fer_hpc.cli", "status", endless), 30, "the cancelled run's end")
     assert len(rundir.attempts(endless)) == 1, "a cancelled job is not requeued"
 

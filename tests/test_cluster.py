@@ -1,0 +1,171 @@
+"""Jobs without a scheduler: what would be submitted, who is started again, and the same jobs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc import cluster, rundir
+from fer_hpc.cli import configure
+from fer_hpc.config import TrainConfig
+from tests.conftest import Fer
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("--epochs", "1", "--batch-size", "36", "--threads", "1", "--no-tensorboard")
+
+
+def run_job(script: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, str(ROOT / "jobs" / f"{script}.py"), *map(str, args)]
+    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **env})
+
+
+def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my run; rm -rf $HOME"
+    done = run_job("train", "cnn_improved", "--data", shards, "--run", run, "--nodes", 2, "--gpus-per-node", 4, "--partition",
+                   "gpu", "--account", "a'b", "--mem", "64G", "--time-min", 90, "--dry-run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, script = done.stdout.split("\n", 1)
+    assert head == (
+        "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; 90 min, signal 120 s before"
+    )
+    launch = ROOT / "slurm" / "launch.sh"
+    assert (
+        script
+        == f"""#!/bin/bash
+
+# Parameters
+#SBATCH --account='a'"'"'b'
+#SBATCH --cpus-per-gpu=1
+#SBATCH --gres=gpu:4
+#SBATCH --job-name=fer-train
+#SBATCH --mem=64G
+#SBATCH --nodes=2
+#SBATCH --open-mode=append
+#SBATCH --output='{run}/jobs/%j_0_log.out'
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --time=90
+#SBATCH --wckey=submitit
+
+# setup
+export FER_PYTHON={sys.executable}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+exec {launch} train cnn_improved --data {shards} --run '{run}' -- {sys.executable} -u -m submitit.core._submit '{run}/jobs'
+
+"""
+    )
+    assert not run.exists(), "nothing was submitted or written"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--batch-size", "100", "--nodes", "3"), "--batch-size 100 does not divide by world size 3; use 99 or 102"),
+        (("--data", "/nowhere"), "--data /nowhere is not there on"),
+        (("--nodes", "0"), "--nodes 0: wanted at least 1"),
+    ],
+)
+def test_mistakes_are_said_before_submission(shards: Path, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
+    done = run_job("train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", "--cluster", "local", *args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_slurm_it_says_where_to_go(shards: Path, tmp_path: Path) -> None:
+    done = run_job("train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", PATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "no sbatch on the PATH here" in done.stderr
+
+
+def test_a_local_job_runs_in_the_background_and_is_listed(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    done = run_job("train", "cnn_baseline", "--data", shards, "--run", run, *QUICK, "--cluster", "local", "--gpus-per-node", 2)
+    assert done.returncode == 0, done.stderr
+    end = time.monotonic() + 120
+    while rundir.status(run)["state"] != "finished" and time.monotonic() < end:
+        time.sleep(0.2)
+    assert rundir.environment(run)["world_size"] == 2
+    listed = fer("cli", "status", tmp_path / "runs").stdout
+    assert re.search(r"runs/one  finished +1 of 1  best val 0\.\d{4}", listed), listed
+    assert "finished; best epoch 1" in fer("cli", "logs", run).stdout
+
+
+def test_a_debug_job_runs_here_and_now(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = run_job("train", "cnn_baseline", "--data", shards, "--run", run, *QUICK, "--cluster", "debug")
+    assert done.returncode == 0, done.stderr
+    assert rundir.status(run)["state"] == "finished"
+
+
+def made(run: Path, *starts: tuple[int, str, int]) -> Path:
+    """A run folder whose starts began at an image, ended in a state, and left a checkpoint."""
+    parent = None
+    for number, (images_seen, state, saved) in enumerate(starts, 1):
+        folder = rundir.attempt_path(run, number)
+        folder.mkdir(parents=True)
+        rundir.write_json(folder / "environment.json", {"parent": parent})
+        rundir.write_json(folder / "status.json", {"state": state, "why": "x"})
+        rundir.write_json(folder / "owner.json", {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0})
+        os.utime(folder, (0, 0))  # its heartbeat stopped long ago
+        assert parent is None or parent["images_seen"] == images_seen
+        if saved > images_seen:
+            (folder / f"{saved:012d}.pt").touch()
+            parent = {"attempt": number, "images_seen": saved}
+    return run
+
+
+@pytest.mark.parametrize(
+    ("starts", "code", "again"),
+    [
+        ([(0, "interrupted", 36)], 75, True),
+        ([(0, "interrupted", 36)], 0, True),  # srun said 0 though a node had died
+        ([(0, "running", 36)], 137, True),  # killed before it could say anything
+        ([(0, "finished", 36)], 0, False),
+        ([(0, "failed", 36)], 1, False),
+        ([(0, "superseded", 36)], 4, False),
+        ([(0, "interrupted", 36)], 2, False),  # a mistake to mend
+        ([(0, "interrupted", 36), (36, "interrupted", 36), (36, "interrupted", 36)], 75, True),
+        ([(0, "interrupted", 36), *[(36, "interrupted", 36)] * 3], 75, False),
+        ([*[(0, "interrupted", 0)] * 3], 75, False),
+        ([*[(0, "interrupted", 0)] * 2, (0, "interrupted", 36)], 75, True),
+    ],
+)
+def test_who_is_started_again(tmp_path: Path, starts: list[tuple[int, str, int]], code: int, again: bool) -> None:
+    config = configure("train", ["cnn_baseline", "--data", "x", "--run", str(made(tmp_path / "run", *starts))])
+    assert isinstance(config, TrainConfig)
+    assert cluster.should_requeue(config, code)[0] is again
+
+
+def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    env |= {"FER_PYTHON": sys.executable, "FER_DATA": str(shards), "FER_RUNS": str(tmp_path / "runs")}
+    call = ["bash", str(ROOT / "slurm" / "train_cnn.sh"), "cnn_baseline", *QUICK]
+    done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rundir.status(tmp_path / "runs" / "cnn_baseline")["state"] == "finished"
+
+
+def test_scripts_pass_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here")
+    scripts = sorted(map(str, (ROOT / "slurm").glob("*.sh")))
+    done = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert len(scripts) >= 9
+
+
+def test_status_as_json_is_empty_where_nothing_ran(fer: Fer, tmp_path: Path) -> None:
+    assert json.loads(fer("cli", "status", tmp_path, "--json").stdout) == []
+    assert fer("cli", "status", tmp_path / "nowhere").returncode == 2
