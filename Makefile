@@ -32,7 +32,7 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadfile
+	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadgroup
 
 test-long: .venv/.installed
 	.venv/bin/python -m pytest
