@@ -32,7 +32,7 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadgroup
+	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/.installed
 	.venv/bin/python -m pytest

@@ -19,8 +19,6 @@ from tests.conftest import start_ranks
 from tests.test_ranks import finish
 from tests.test_train import assert_same_outcome
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, one worker
-
 ROOT = Path(__file__).parents[2]
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
 SHORT = (*TINY, "--epochs", 12, "--no-tensorboard")  # about 10 s on a core: long enough to be lost on the way
