@@ -228,7 +228,7 @@ class JobConfig:
     account: str | None = None
     qos: str | None = None
     time_min: int = 720  # limit in minutes; a run that needs longer saves, is requeued and goes on
-    signal_lead_s: int = 120  # seconds before the limit at which Slurm warns
+    signal_lead_s: int = 30  # seconds before the limit at which Slurm warns
     dry_run: bool = False  # show the batch script and the layout, submit nothing
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
 #SBATCH --array=0-3
 #SBATCH --cpus-per-task=2 --mem=2G
 #SBATCH --time=4:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@120
+#SBATCH --requeue --open-mode=append --signal=B:USR1@30
 #SBATCH --output=%x-%A_%a.log
 # Raw faces -> shards, by as many tasks as --array names: `sbatch slurm/preprocess.sh --source fer2013 --input fer2013.csv`.
 

@@ -4,7 +4,7 @@
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-gpu=1
 #SBATCH --time=12:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@120
+#SBATCH --requeue --open-mode=append --signal=B:USR1@30
 #SBATCH --output=%x-%j.log
 # Trains the improved CNN; `sbatch slurm/train_cnn.sh cnn_baseline` the other. --array=0-2 trains one seed each.
 

@@ -34,7 +34,7 @@ def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(shards: Path, 
     assert done.returncode == 0, done.stderr
     head, script = done.stdout.split("\n", 1)
     assert head == (
-        "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; 90 min, signal 120 s before"
+        "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; 90 min, signal 30 s before"
     )
     launch = ROOT / "slurm" / "launch.sh"
     assert (
@@ -52,7 +52,7 @@ def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(shards: Path, 
 #SBATCH --output='{run}/jobs/%j_0_log.out'
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:USR1@30
 #SBATCH --time=90
 #SBATCH --wckey=submitit
 

@@ -108,7 +108,8 @@ def test_a_signal_and_a_preemption(cluster: Cluster, site: Path, shards: Path, w
 def test_a_time_limit(cluster: Cluster, site: Path, shards: Path) -> None:
     """A training of more than two minutes under a limit of one: it stops itself in time, is requeued, and ends alike."""
     flags = ("cnn_baseline", "--data", shards, *TINY, "--epochs", 160, "--no-tensorboard")
-    job = cluster.sbatch("--time=1", "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON)
+    early = ("--time=1", "--signal=B:USR1@1")  # Slurm's own warning would come first under so short a limit
+    job = cluster.sbatch(*early, "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON)
     assert finish(start_ranks(1, "train", *flags, "--run", site / "whole"), 400) == [0]
     assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
     ends = [rundir.read_json(p / "status.json") for p in sorted((site / "limited" / "attempts").iterdir())]
