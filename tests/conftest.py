@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN_SPEED = ["--epochs", "3", "--batch-size", "30", "--checkpoint-every-s", "0.2", "--no-tensorboard", "--threads", "1"]
@@ -19,22 +19,13 @@ def command(verb: str, *args: object) -> list[str]:
     return [sys.executable, "-m", f"fer_hpc.{verb}", *map(str, args)]
 
 
-def start_ranks(size: int, verb: str, *args: object, port: int = 0) -> list[subprocess.Popen[str]]:
-    """`size` processes of one command as torchrun would start them; their output is a pipe."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", port))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(size)}
-    local = {"LOCAL_WORLD_SIZE": str(size)}
-    environments = [{**os.environ, **address, **local, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command(verb, *args), env=environment, **pipes) for environment in environments]  # type: ignore[call-overload]
-
-
 @pytest.fixture(scope="session")
 def fer() -> Fer:
-    """Runs `python -m fer_hpc.VERB ARGS`; gives exit code, stdout and stderr."""
+    """Runs `python -m fer_hpc.VERB ARGS` (forked where torch would be loaded); gives exit code, stdout and stderr."""
 
     def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        if verb in ("train", "evaluate"):
+            return processes.run(verb, *args, timeout=timeout)
         return subprocess.run(command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -14,7 +11,8 @@ import torch
 
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.evaluate import views
-from tests.conftest import TRAIN_SPEED, Fer, command
+from tests.conftest import TRAIN_SPEED, Fer
+from tests.processes import start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +73,7 @@ def test_predictions_are_bit_identical_at_any_world_size(one_rank: Path, five_ch
     run = shutil.copytree(one_rank, tmp_path / "run")
     (run / "eval-test-on-shards.json").unlink()
     (run / "predictions-test-on-shards.npz").unlink()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1]), "WORLD_SIZE": str(size)}
-    arguments = command("evaluate", run, "--split", "test", "--data", five_chunks)
-    environments = [{**os.environ, **address, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
-    ranks = [subprocess.Popen(arguments, env=environment) for environment in environments]
+    ranks = start_ranks(size, "evaluate", run, "--split", "test", "--data", five_chunks)
     assert [rank.wait(120) for rank in ranks] == [0] * size
     with np.load(run / "predictions-test-on-shards.npz") as many, np.load(one_rank / "predictions-test-on-shards.npz") as one:
         assert many["logits"].shape == (1100, 8)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fer_hpc import rundir
-from tests.conftest import Fer, start_ranks
+from tests.conftest import Fer
+from tests.processes import Started, start_ranks
 from tests.test_train import assert_same_outcome, until_training
 
 COMMON = ["--checkpoint-every-s", "0.3", "--no-tensorboard", "--threads", "1"]
@@ -26,13 +27,13 @@ CASES = {
 }  # fmt: skip
 
 
-def finish(ranks: list[subprocess.Popen[str]], seconds: float = 240) -> list[int]:
+def finish(ranks: list[Started], seconds: float = 240) -> list[int]:
     try:
         texts = [rank.communicate(timeout=seconds)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    codes = [rank.returncode for rank in ranks]
+    codes = [rank.wait() for rank in ranks]
     if any(codes):
         print("\n".join(texts))
     return codes

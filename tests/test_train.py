@@ -15,13 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fer_hpc import checkpoint, rundir
 from tests.conftest import TRAIN_SPEED, Fer, command
+from tests.processes import Started
 
 SECONDS = 120
 
 
-def start(shards: Path, run: Path, *flags: object) -> subprocess.Popen[str]:
-    arguments = command("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(shards: Path, run: Path, *flags: object) -> Started:
+    return Started("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
 
 
 def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
@@ -306,7 +306,7 @@ def test_recipes_resume_bit_identical(fer: Fer, shards: Path, tmp_path: Path, fl
     common = ("--epochs", 2, "--batch-size", 30, "--no-tensorboard", "--threads", 1, "--checkpoint-every-s", 0.2)
     arguments = ("resnet_baseline", "--data", shards, *common, *flags)
     assert fer("train", *arguments, "--run", tmp_path / "whole").returncode == 0
-    process = subprocess.Popen(command("train", *arguments, "--run", tmp_path / "killed"), stderr=subprocess.DEVNULL)
+    process = Started("train", *arguments, "--run", tmp_path / "killed")
     until_training(tmp_path / "killed", 1, images_seen=60)
     process.kill()
     process.wait()

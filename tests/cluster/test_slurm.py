@@ -15,7 +15,7 @@ import pytest
 
 from fer_hpc import rundir
 from tests.cluster.slurm import Cluster, until
-from tests.conftest import start_ranks
+from tests.processes import start_ranks
 from tests.test_ranks import finish
 from tests.test_train import assert_same_outcome
 
