@@ -192,6 +192,42 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """Train every batch size x learning rate x seed, and say which is best on average over the seeds. Run again, it goes on;
+    with more values, it runs only what is new. The metric is --best-on (val_accuracy), at each trial's best epoch."""
+
+    data: Path  # folder of shards
+    out: Path  # folder for trials/, results.csv, summary.json, best.json and heatmap.png
+    batch_sizes: tuple[int, ...] = (64, 128, 256)  # images per step
+    lrs: tuple[float, ...] = (0.001, 0.005, 0.01)  # learning rates at the start
+    seeds: tuple[int, ...] = (0, 1, 2)  # a configuration's score is its mean over these
+    workers_per_trial: int = 1  # processes of one trial; several train it with DDP
+    gpus_per_worker: float | None = None  # below 1, trials share a GPU; default: 1 where there are GPUs, else 0
+    scheduler: Literal["fifo", "asha"] = "fifo"  # asha: only the better configurations are trained to the end, all their seeds
+    asha_keep: int = 3  # asha: at each halt one configuration in so many goes on, but at least two
+    asha_first: int = 0  # asha: epochs before the first halt; the next come after --asha-keep times as many; 0: a ninth of all
+    at_once: int = 0  # trials at a time; 0: as many as there is room for
+    retries: int = 2  # new starts of a trial whose process has died
+    collect: bool = False  # train nothing, only write the tables from what is there
+
+    def __post_init__(self) -> None:
+        for name, low in (("workers_per_trial", 1), ("asha_keep", 2), ("asha_first", 0), ("at_once", 0), ("retries", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{flag(name)} {getattr(self, name)}: wanted at least {low}")
+        for name in ("batch_sizes", "lrs", "seeds"):
+            if not getattr(self, name):
+                raise UserError(f"{flag(name)}: wanted at least one value")
+        share = self.gpus_per_worker
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"--gpus-per-worker {share:g}: wanted 0 (no GPU) to 1; a process uses one GPU, a trial several processes")
+        if share and share < 1 and self.workers_per_trial > 1:
+            raise UserError(
+                f"--gpus-per-worker {share:g} with --workers-per-trial {self.workers_per_trial}: processes of one trial cannot "
+                "share a GPU (NCCL refuses it); use --gpus-per-worker 1, or --workers-per-trial 1"
+            )
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """What runs, waits, has finished or failed, and why; from run folders and Slurm."""
 

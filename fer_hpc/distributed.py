@@ -40,11 +40,7 @@ class World:
     def detect() -> World:
         """From torchrun's variables; else from Slurm's, but only inside a step of several tasks (a batch shell has
         SLURM_PROCID=0 too, and is not a rank); else one process."""
-        env = os.environ
-        job = None
-        if "SLURM_JOB_ID" in env:
-            end = _number("SLURM_JOB_END_TIME", "0") or math.inf
-            job = Job(env["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0"), end)
+        env, job = os.environ, this_job()
         if "WORLD_SIZE" in env or "RANK" in env:
             local_size = _number("LOCAL_WORLD_SIZE", "1")
             return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"), local_size, job)
@@ -53,6 +49,14 @@ class World:
             local_size = per_node[min(_number("SLURM_NODEID", "0"), len(per_node) - 1)]
             return World(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), local_size, job)
         return World(job=job)
+
+
+def this_job() -> Job | None:
+    """The scheduler's job that this process runs in."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    end = _number("SLURM_JOB_END_TIME", "0") or math.inf
+    return Job(os.environ["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0"), end)
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -88,6 +92,9 @@ def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():  # by Ray, which also ends it
+        yield
+        return
     try:
         _rendezvous()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 RESAMPLES = 2000  # of the bootstrap
 
@@ -57,6 +59,15 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     p, middle = correct / n, (correct + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of a mean; None for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    half = float(stdtrit(n - 1, 0.5 + level / 2) * np.std(values, ddof=1) / np.sqrt(n))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def recalls(counts: NDArray[Any]) -> NDArray[np.float64]:

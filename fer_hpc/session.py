@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,18 +74,25 @@ def owned(
         raise
 
 
-END_IS_NEAR = 1000  # a stop that no signal asked for
+END_IS_NEAR, HALTED = 1000, 1001  # stops that no signal asked for
 
 
 def stopped_by(stop: int) -> str:
     """Who asked to stop, in words."""
-    return "stopped before its job's end" if stop == END_IS_NEAR else f"stopped by {signal.Signals(stop).name}"
+    own = {END_IS_NEAR: "stopped before its job's end", HALTED: "halted, as a sweep asked"}
+    return own.get(stop) or f"stopped by {signal.Signals(stop).name}"
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills."""
+    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills.
+
+    It stays empty in a thread (Ray's workers run trials in one): only the main thread may handle signals.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def note(number: int, _: object) -> None:
         received.append(number)

@@ -49,6 +49,7 @@ from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
 from fer_hpc.runlog import Profile, RunLog, environment, training_flops, use_of
 from fer_hpc.session import (
+    HALTED,
     Saver,
     Superseded,
     keep_freed_memory,
@@ -98,8 +99,10 @@ class State:
         self.images_seen, self.best = saved["images_seen"], saved["best"]
 
 
-def train(config: TrainConfig, world: World) -> dict[str, Any]:
+def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, Any]:
     """Train to the end, or until a signal asks to stop; gives the run's status ({"state": "finished" | "interrupted"}).
+
+    `halt_after` epochs (0: never) it stops as well, saved like any interrupted run; the next start goes on from there.
 
     Raises UserError for what the user can mend, Superseded where another start has taken the run over, PeerLost where
     another rank has died.
@@ -187,6 +190,8 @@ def train(config: TrainConfig, world: World) -> dict[str, Any]:
                     row, timing = _end_epoch(state, config, loader.n, val, epoch, log, world)
                 log.epoch(row, timing | use_of(device, timing["images_per_s"] / world.size * flops))
                 epoch = _Epoch(time.monotonic(), state.images_seen)
+                if halt_after and row["epoch"] >= halt_after:
+                    stop = stop or HALTED
             if lost:
                 raise Superseded(f"{config.run}: another start has taken this run over; this one stops")
             if stop:
