@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fer_hpc import __version__, rundir
@@ -29,6 +30,7 @@ from fer_hpc.config import (
     PreprocessConfig,
     ReportConfig,
     StatusConfig,
+    SweepConfig,
     SyntheticConfig,
     TrainConfig,
     UserError,
@@ -100,6 +102,31 @@ def _leave(ranks: int, code: int, why: str) -> int:
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def tune(args: list[str]) -> int:
+    """every batch size x learning rate x seed under Ray Tune -> which is best on average"""
+    if {"-h", "--help"} & set(args):
+        return _help_of_two(SweepConfig, "tune [PRESET]", "train")
+    sweep, name, base = configure("tune", args)
+    if sweep.collect:
+        from fer_hpc.sweep import collect
+
+        print(collect(sweep.out))
+        return EXIT_FINISHED
+    from fer_hpc.sweep import check, grid
+
+    check(sweep, grid(sweep, base))  # says what is wrong before ray is loaded
+    from fer_hpc.tune import tune as run
+
+    return run(sweep, name, base)
+
+
+def _help_of_two(config_class: type[Any], command: str, verb: str) -> int:
+    with contextlib.suppress(SystemExit):
+        parse(config_class, command, ["--help"])
+    print(f"\nAll other flags are those of fer-hpc {verb}; see fer-hpc {verb} --help.")
+    return EXIT_FINISHED
 
 
 def sheet(args: list[str]) -> int:
@@ -287,7 +314,8 @@ def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
-    "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate, "report": report,
+    "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate,
+    "tune": tune, "report": report,
     "status": status, "logs": logs, "cancel": cancel,
 }  # fmt: skip
 INTERNAL = {"begin": begin, "end": end}
@@ -297,14 +325,50 @@ def configure(verb: str, args: list[str]) -> Any:
     """The configuration that a command's arguments mean."""
     if verb in ("train", "sheet"):
         name, rest = take_preset(args)
+        if any(arg.partition("=")[0] == "--from-sweep" for arg in rest):
+            return _winner(name, rest, verb)
         if name is None and not {"-h", "--help"} & set(rest):
             known = ", ".join(PRESETS)
-            raise UserError(f"which preset? python -m fer_hpc.{verb} PRESET --data DIR --run RUN (presets: {known})")
+            how = f"python -m fer_hpc.{verb} PRESET --data DIR --run RUN"
+            raise UserError(f"which preset? {how} (presets: {known}), or --from-sweep DIR for a sweep's winner")
         return parse(TrainConfig, f"{verb} {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    if verb == "tune":
+        own, rest = split_args(SweepConfig, args)
+        return _sweep(parse(SweepConfig, "tune", own), rest)
     config_class = {"preprocess": PreprocessConfig, "evaluate": EvaluateConfig, "report": ReportConfig}.get(verb)
     if config_class is None:
         raise unknown("verb", verb, list(VERBS))
     return parse(config_class, verb, args)
+
+
+def _winner(name: str | None, args: list[str], verb: str) -> TrainConfig:
+    """The configuration that was best in a sweep, with further flags on top; the sweep's --data unless another is given."""
+    i = next(i for i, arg in enumerate(args) if arg.partition("=")[0] == "--from-sweep")
+    folder = args[i].partition("=")[2] or "".join(args[i + 1 : i + 2])
+    rest = args[:i] + args[i + (1 if "=" in args[i] else 2) :]
+    if name is not None:
+        raise UserError(f"{name} with --from-sweep: the sweep says which preset; leave one of them out")
+    from fer_hpc.sweep import best_of
+
+    best = best_of(Path(folder))
+    defaults = {"data": Path(best["data"])} | {k: v for k, v in best["science"].items() if k != "init_hash"}
+    return parse(TrainConfig, f"{verb} --from-sweep {folder}", rest, defaults)
+
+
+def _sweep(sweep: SweepConfig, args: list[str]) -> tuple[SweepConfig, str, TrainConfig]:
+    """The sweep, its preset's name, and what its trials share."""
+    name, rest = take_preset(args)
+    for given in (arg.partition("=")[0] for arg in rest):
+        if given in ("--batch-size", "--lr", "--seed"):
+            raise UserError(f"{given} is what a sweep varies; give {given}s with one or more values")
+        if given in ("--run", "--from-sweep"):
+            raise UserError(f"{given} belongs to train; a sweep makes a run folder for each trial under --out")
+    name = name or "cnn_improved"
+    shared = ["--data", str(sweep.data), "--run", str(sweep.out / "trials")]
+    base = parse(TrainConfig, f"tune {name}", [*shared, *rest], {"threads": 1, **PRESETS[name]})
+    if not base.threads:
+        raise UserError("--threads 0: a sweep's trials share the cores; say how many each process gets, as --threads 1")
+    return sweep, name, base
 
 
 def split_args(config_class: type[Any], args: list[str]) -> tuple[list[str], list[str]]:
@@ -320,7 +384,12 @@ def split_args(config_class: type[Any], args: list[str]) -> tuple[list[str], lis
         values = 0
         if mine and not switches[name.removeprefix("no_")] and "=" not in args[i]:
             values = 1
-            while several[name] and args[i + 1 + values : i + 2 + values] and not args[i + 1 + values].startswith("-"):
+            while (
+                several[name]
+                and args[i + 1 + values : i + 2 + values]
+                and not args[i + 1 + values].startswith("-")
+                and args[i + 1 + values] not in PRESETS
+            ):
                 values += 1
         (own if mine else rest).extend(args[i : i + 1 + values])
         i += 1 + values

@@ -219,7 +219,9 @@ class SweepConfig:
                 raise UserError(f"{flag(name)}: wanted at least one value")
         share = self.gpus_per_worker
         if share is not None and not 0 <= share <= 1:
-            raise UserError(f"--gpus-per-worker {share:g}: wanted 0 (no GPU) to 1; a process uses one GPU, a trial several processes")
+            raise UserError(
+                f"--gpus-per-worker {share:g}: wanted 0 (no GPU) to 1; a process uses one GPU, a trial several processes"
+            )
         if share and share < 1 and self.workers_per_trial > 1:
             raise UserError(
                 f"--gpus-per-worker {share:g} with --workers-per-trial {self.workers_per_trial}: processes of one trial cannot "

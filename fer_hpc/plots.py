@@ -52,7 +52,9 @@ def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path:
     _save(figure, path)
 
 
-def heat_map(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], path: Path) -> None:
+def heat_map(
+    values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], path: Path
+) -> None:
     """A table of numbers as colours; values [rows, columns], NaN stays white; `titles` of rows, columns and the whole."""
     figure, axes = plt.subplots(figsize=(2.2 + 1.1 * len(columns), 1.6 + 0.8 * len(rows)), layout="constrained")
     picture = axes.imshow(values, cmap="viridis", aspect="auto")
@@ -61,7 +63,7 @@ def heat_map(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], 
     axes.set(ylabel=titles[0], xlabel=titles[1], title=titles[2])
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            dark = picture.norm(value) < 0.6
+            dark = value < np.nanmean(values)
             axes.text(j, i, f"{value:.4f}", ha="center", va="center", color="white" if dark else "black")
     figure.colorbar(picture, shrink=0.8)
     _save(figure, path)

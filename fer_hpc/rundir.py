@@ -35,6 +35,7 @@ from typing import Any
 from fer_hpc.config import EvaluateConfig, UserError
 
 HEARTBEAT_S = 5.0
+HALTED = "halted, as the sweep asked"
 MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
 

@@ -79,7 +79,7 @@ END_IS_NEAR, HALTED = 1000, 1001  # stops that no signal asked for
 
 def stopped_by(stop: int) -> str:
     """Who asked to stop, in words."""
-    own = {END_IS_NEAR: "stopped before its job's end", HALTED: "halted, as a sweep asked"}
+    own = {END_IS_NEAR: "stopped before its job's end", HALTED: rundir.HALTED}
     return own.get(stop) or f"stopped by {signal.Signals(stop).name}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,14 +37,15 @@ class Trial:
 
 
 def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
-    """The trials asked for, the seeds of a configuration together; `base` is what they share. A UserError for what cannot run."""
+    """The trials asked for, the seeds of a configuration together; `base` is what all share. A UserError if one cannot run."""
     manifest = rundir.read_json(sweep.data / "manifest.json")
     if manifest is None:
         raise UserError(f"--data {sweep.data} holds no shards (no manifest.json); preprocess first")
     if base.best_on.startswith("train"):
         raise UserError(f"--best-on {base.best_on}: a sweep chooses on val; use val_accuracy or val_loss")
     found = []
-    for batch_size, lr, seed in itertools.product(*(dict.fromkeys(v) for v in (sweep.batch_sizes, sweep.lrs, sweep.seeds))):
+    values = (dict.fromkeys(sweep.batch_sizes), dict.fromkeys(sweep.lrs), dict.fromkeys(sweep.seeds))
+    for batch_size, lr, seed in itertools.product(*values):
         check_divides(batch_size, sweep.workers_per_trial, base.accumulate)
         config = dataclasses.replace(base, batch_size=batch_size, lr=lr, seed=seed)
         name = f"b{batch_size}-lr{lr:g}-seed{seed}-{science_hash(config, manifest['fingerprint'])[:8]}"
@@ -54,27 +54,40 @@ def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
     return found
 
 
-def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
-    """Begin the folder, or add trials to it; a UserError where it holds another sweep."""
-    shared = {k: v for k, v in fields_of(trials[0].config, "science").items() if k not in SWEPT}
-    fingerprint = json.loads((sweep.data / "manifest.json").read_text())["fingerprint"]
+def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
+    """What all trials have in common, as sweep.json says it."""
+    science = {k: v for k, v in fields_of(trials[0].config, "science").items() if k not in SWEPT}
+    return {"metric": trials[0].config.best_on, "science": science,
+            "fingerprint": rundir.read_json(sweep.data / "manifest.json")["fingerprint"]}  # fmt: skip
+
+
+def check(sweep: SweepConfig, trials: list[Trial]) -> None:
+    """A UserError where --out holds something else than this sweep."""
+    shared = _shared(sweep, trials)
+    science, fingerprint = shared["science"], shared["fingerprint"]
     stored = rundir.read_json(sweep.out / "sweep.json")
     if stored is None and sweep.out.is_dir() and any(p for p in sweep.out.iterdir() if p.name not in ("jobs", "logs")):
         raise UserError(f"--out {sweep.out} holds other things and no sweep.json; give a new folder")
     if stored:
-        changed = [(k, stored["science"].get(k, v), v) for k, v in shared.items() if stored["science"].get(k, v) != v]
+        changed = [(k, stored["science"].get(k, v), v) for k, v in science.items() if stored["science"].get(k, v) != v]
         if stored["fingerprint"] != fingerprint:
-            raise UserError(f"{sweep.out} is a sweep over other data (fingerprint {stored['fingerprint']}, now {fingerprint} in --data "
-                            f"{sweep.data}); give another --out")  # fmt: skip
+            raise UserError(
+                f"{sweep.out} is a sweep over other data (fingerprint {stored['fingerprint']}, now {fingerprint} in "
+                f"--data {sweep.data}); give another --out"
+            )
         if changed:
             now = ", ".join(f"{said(k, then)} (now {said(k, v)})" for k, then, v in changed)
             raise UserError(f"{sweep.out} was begun with {now}: that would be another sweep; give another --out")
+
+
+def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
+    """Begin the folder, or add trials to it; a UserError where it holds another sweep."""
+    check(sweep, trials)
+    stored = rundir.read_json(sweep.out / "sweep.json")
     listed = {t.name: {k: getattr(t.config, k) for k in SWEPT} for t in trials}
     sweep.out.mkdir(parents=True, exist_ok=True)
-    rundir.write_json(sweep.out / "sweep.json", {
-        "preset": preset, "metric": trials[0].config.best_on, "science": shared, "fingerprint": fingerprint,
-        "data": str(sweep.data.absolute()), "trials": (stored["trials"] if stored else {}) | listed,
-    })  # fmt: skip
+    all_ = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
+    rundir.write_json(sweep.out / "sweep.json", all_ | {"trials": (stored["trials"] if stored else {}) | listed})
 
 
 def note_failure(out: Path, name: str, why: str) -> None:
@@ -84,10 +97,14 @@ def note_failure(out: Path, name: str, why: str) -> None:
         rundir.write_json(out / "failures.json", {k: v for k, v in {**found, name: why}.items() if v})
 
 
-def state_of(run: Path) -> tuple[str, str]:
-    """(state, why) of a trial's run: new, running, interrupted, finished or failed."""
-    status = rundir.status(run)
-    return status["state"], status["why"]
+def state_of(out: Path, name: str) -> tuple[str, str]:
+    """(state, why) of a trial: new, running, interrupted, halted (perhaps for good), finished, failed."""
+    status = rundir.status(out / "trials" / name)
+    state, why = status["state"], status["why"]
+    died = (rundir.read_json(out / "failures.json") or {}).get(name)
+    if state == "interrupted" and why == rundir.HALTED:
+        return "halted", ""
+    return ("failed", died) if died and state not in ("finished", "running") else (state, why)
 
 
 # ---- successive halving ------------------------------------------------------------------------------------------------
@@ -113,10 +130,66 @@ def value_at(run: Path, metric: str, epoch: int) -> float | None:
     return max(_sign(metric) * row[metric] for row in rows if row["epoch"] <= epoch)
 
 
-def chosen(scores: dict[Setting, float], keep: int) -> list[Setting]:
-    """The configurations that go on from a halt: of those that have reached it, the best one in `keep`, but at least two."""
+def chosen(scores: dict[Setting, float], keep: int, at_least: int) -> list[Setting]:
+    """The configurations that go on from a halt: of those that have reached it, the best one in `keep`."""
     best_first = sorted(scores, key=lambda setting: (-scores[setting], setting))
-    return best_first[: max(2, len(best_first) // keep)]
+    return best_first[: max(at_least, len(best_first) // keep)]
+
+
+class Plan:
+    """Which trial runs next, and for how many epochs: asynchronous successive halving (Li et al. 2020) of whole configurations.
+
+    A configuration goes on from a halt only by the mean over its seeds, and then with all of them. With a single halt, the
+    end, it is the grid in its order. Begun anew from the run folders, it decides the same.
+    """
+
+    def __init__(self, sweep: SweepConfig, trials: list[Trial]) -> None:
+        self.keep, self.halts, self.trials = sweep.asha_keep, halts(sweep, trials[0].config.epochs), trials
+        self.running: set[str] = set()
+        self.failed: set[str] = set()
+        self.values: dict[str, list[float]] = {}  # by trial, at each halt that it has reached
+        for trial in trials:
+            self._look(trial)
+
+    def next(self) -> tuple[Trial, int] | None:
+        """A trial and the epoch it shall halt at; None while there is nothing to do (`over` says whether for good)."""
+        for k, halt in reversed(list(enumerate(self.halts))):
+            going_on = self._going_on(k)
+            for trial in self.trials:
+                free = trial.name not in self.running | self.failed
+                if free and len(self.values[trial.name]) == k and trial.setting in going_on:
+                    self.running.add(trial.name)
+                    return trial, halt
+        return None
+
+    @property
+    def over(self) -> bool:
+        return not self.running
+
+    def ended(self, trial: Trial, failed: bool) -> None:
+        """Take note that a trial's process has ended."""
+        self.running.discard(trial.name)
+        self._look(trial)
+        if failed:
+            self.failed.add(trial.name)
+
+    def _look(self, trial: Trial) -> None:
+        found = (value_at(trial.config.run, trial.config.best_on, halt) for halt in self.halts)
+        self.values[trial.name] = list(itertools.takewhile(lambda value: value is not None, found))  # type: ignore[arg-type]
+
+    def _going_on(self, k: int) -> set[Setting]:
+        """The configurations that may train beyond halt k - 1."""
+        settings = {trial.setting for trial in self.trials}
+        if k == 0:
+            return settings
+        there: dict[Setting, float] = {}
+        for setting in settings:
+            seeds = [self.values[t.name] for t in self.trials if t.setting == setting]
+            if all(len(values) >= k for values in seeds):
+                there[setting] = sum(values[k - 1] for values in seeds) / len(seeds)
+        broken = {t.setting for t in self.trials if t.name in self.failed}
+        to_come = self._going_on(k - 1) - set(there) - broken
+        return set(chosen(there, self.keep, at_least=0 if to_come else 2))
 
 
 def _sign(metric: str) -> int:
@@ -144,7 +217,9 @@ def collect(out: Path) -> str:
     seeds = sorted({row["seed"] for row in trials})
     settings = [_setting(pair, [row for row in trials if (row["batch_size"], row["lr"]) == pair], metric, seeds)
                 for pair in dict.fromkeys((row["batch_size"], row["lr"]) for row in trials)]  # fmt: skip
-    ranked = sorted((s for s in settings if s["complete"]), key=lambda s: (-_sign(metric) * s["mean"], s["batch_size"], s["lr"]))
+    ranked = sorted(
+        (s for s in settings if s["complete"]), key=lambda s: (-_sign(metric) * s["mean"], s["batch_size"], s["lr"])
+    )
     pair = _difference(ranked[0], ranked[1], metric) if len(ranked) > 1 else None
     rest = [s for s in settings if not s["complete"]]
     about = {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")} | {
@@ -166,13 +241,12 @@ def collect(out: Path) -> str:
 
 def _row(out: Path, name: str, swept: dict[str, Any], metric: str) -> dict[str, Any]:
     run = out / "trials" / name
-    state, why = state_of(run)
-    died = (rundir.read_json(out / "failures.json") or {}).get(name)
-    if died and state not in ("finished", "running"):
-        state, why = "failed", died
+    state, why = state_of(out, name)
     rows, times = rundir.rows(run), rundir.rows(run, "timing.jsonl")
     best = max(rows, key=lambda row: _sign(metric) * row[metric], default=None)
-    numbers = {key: best[key] if best else None for key in ("epoch", "val_accuracy", "val_loss", "train_accuracy", "train_loss")}
+    numbers = {
+        key: best[key] if best else None for key in ("epoch", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
+    }
     return {
         "trial": name, **swept, "state": state, "why": why.replace("\n", " "), "epochs": rows[-1]["epoch"] if rows else 0,
         "best_epoch": numbers.pop("epoch"), **numbers, "seconds": round(sum(row["train_s"] + row["val_s"] for row in times), 1),
@@ -211,18 +285,26 @@ def _draw(plots: Any, out: Path, metric: str, ranked: list[dict[str, Any]], abou
     plots.heat_map(table.to_numpy(float), [str(b) for b in batch_sizes], [f"{lr:g}" for lr in lrs], axes, out / "heatmap.png")
 
 
-def _in_words(about: dict[str, Any], ranked: list[dict[str, Any]], rest: list[dict[str, Any]], pair: dict[str, Any] | None) -> str:
+def _in_words(
+    about: dict[str, Any], ranked: list[dict[str, Any]], rest: list[dict[str, Any]], pair: dict[str, Any] | None
+) -> str:
     head = f"{about['preset']}, {about['epochs']} epochs, {about['finished']} of {about['trials']} trials finished; "
     lines = [head + f"{about['metric']} of the best epoch, mean and 95 % interval over seeds {_listed(about['seeds'])}"]
     lines.append(f"{'rank':>4} {'batch size':>10} {'lr':>8} {'mean':>8}   {'95 % interval':<19}  seeds")
     for place, s in enumerate(ranked, 1):
         values = " ".join(f"{value:.4f}" for value in s["values"].values())
-        lines.append(f"{place:>4} {s['batch_size']:>10} {s['lr']:>8g} {s['mean']:>8.4f}   {_interval(s['interval_95']):<19}  {values}")
+        lines.append(
+            f"{place:>4} {s['batch_size']:>10} {s['lr']:>8g} {s['mean']:>8.4f}   {_interval(s['interval_95']):<19}  {values}"
+        )
     for s in rest:
-        lines.append(f"   - {s['batch_size']:>10} {s['lr']:>8g} {'':>8}   not ranked: {len(s['values'])} of {len(about['seeds'])} seeds "
-                     f"finished ({', '.join(s['states'])}, at least {s['epochs']} epochs)")  # fmt: skip
+        lines.append(
+            f"   - {s['batch_size']:>10} {s['lr']:>8g} {'':>8}   not ranked: {len(s['values'])} of {len(about['seeds'])} seeds "
+            f"finished ({', '.join(s['states'])}; {s['epochs']} epochs)"
+        )
     if pair:
-        lines.append(f"best minus second, paired by seed: {pair['mean']:+.4f} {_interval(pair['interval_95'])}: {pair['verdict']}")
+        lines.append(
+            f"best minus second, paired by seed: {pair['mean']:+.4f} {_interval(pair['interval_95'])}: {pair['verdict']}"
+        )
     lines += [f"failed: {failed['trial']}: {failed['why']}" for failed in about["failed"]]
     return "\n".join(line.rstrip() for line in lines)
 
