@@ -109,13 +109,17 @@ def tune(args: list[str]) -> int:
     if {"-h", "--help"} & set(args):
         return _help_of_two(SweepConfig, "tune [PRESET]", "train")
     sweep, name, base = configure("tune", args)
-    if sweep.collect:
-        from fer_hpc.sweep import collect
+    from fer_hpc.distributed import node_of_step
+    from fer_hpc.sweep import check, collect, grid
 
+    if sweep.collect:
         print(collect(sweep.out))
         return EXIT_FINISHED
-    from fer_hpc.sweep import check, grid
+    node = node_of_step()
+    if node and node.index:
+        from fer_hpc.ray_nodes import serve
 
+        return serve(node)
     check(sweep, grid(sweep, base))  # says what is wrong before ray is loaded
     from fer_hpc.tune import tune as run
 
@@ -255,7 +259,13 @@ def begin(args: list[str]) -> int:
     from fer_hpc import cluster
 
     ranks, *command = args
-    print(cluster.begin(configure(command[0], command[1:]), int(ranks), command))
+    config = configure(command[0], command[1:])
+    if command[0] == "tune":
+        from fer_hpc.sweep import check, grid
+
+        check(config[0], grid(config[0], config[2]))
+        config = config[0]
+    print(cluster.begin(config, int(ranks), command))
     return EXIT_FINISHED
 
 
@@ -264,7 +274,8 @@ def end(args: list[str]) -> int:
     from fer_hpc import cluster
 
     code, verb, *rest = args
-    again, why = cluster.should_requeue(configure(verb, rest), int(code))
+    config = configure(verb, rest)
+    again, why = cluster.should_requeue(config[0] if verb == "tune" else config, int(code))
     print(f"fer-hpc: {why}", flush=True)
     return EXIT_FINISHED if again else EXIT_CRASHED
 
@@ -290,6 +301,21 @@ def pipeline(args: list[str]) -> int:
     from fer_hpc import cluster
 
     for line in cluster.pipeline(resources, study, name, rest, configure):
+        print(line, flush=True)
+    return EXIT_FINISHED
+
+
+def sweep_array(args: list[str]) -> int:
+    """Submit a sweep's trials as the tasks of an array, without Ray; what jobs/sweep.py does."""
+    if {"-h", "--help"} & set(args):
+        with contextlib.suppress(SystemExit):
+            parse(JobConfig, "sweep, submitted", ["--help"])
+        return _help_of_two(SweepConfig, "sweep [PRESET], submitted", "train")
+    resources_args, rest = split_args(JobConfig, args)
+    resources, (sweep, name, base) = parse(JobConfig, "sweep job", resources_args), configure("tune", rest)
+    from fer_hpc import cluster
+
+    for line in cluster.sweep(resources, sweep, name, base, rest):
         print(line, flush=True)
     return EXIT_FINISHED
 
@@ -332,6 +358,10 @@ def configure(verb: str, args: list[str]) -> Any:
             how = f"python -m fer_hpc.{verb} PRESET --data DIR --run RUN"
             raise UserError(f"which preset? {how} (presets: {known}), or --from-sweep DIR for a sweep's winner")
         return parse(TrainConfig, f"{verb} {name or 'PRESET'}", rest, PRESETS.get(name or "", {}))
+    if verb == "trial":
+        from fer_hpc.sweep import trial_of_array
+
+        return trial_of_array(Path(args[0]), Path(args[1]))
     if verb == "tune":
         own, rest = split_args(SweepConfig, args)
         return _sweep(parse(SweepConfig, "tune", own), rest)

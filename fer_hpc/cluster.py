@@ -30,20 +30,23 @@ from fer_hpc.config import (
     PipelineConfig,
     PreprocessConfig,
     ReportConfig,
+    SweepConfig,
     TrainConfig,
     UserError,
+    changed_from,
     check_divides,
     continued,
+    said,
 )  # fmt: skip
 
 LAUNCH = Path(__file__).parents[1] / "slurm" / "launch.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-Config = TrainConfig | EvaluateConfig | PreprocessConfig | ReportConfig
+Config = TrainConfig | EvaluateConfig | PreprocessConfig | ReportConfig | SweepConfig
 
 
 def home(config: Config) -> Path:
     """The folder that a command's results, logs and job records go to."""
-    return config.out if isinstance(config, PreprocessConfig | ReportConfig) else config.run
+    return config.out if isinstance(config, PreprocessConfig | ReportConfig | SweepConfig) else config.run
 
 
 # ---- around one job, asked by launch.sh ------------------------------------------------------------------------------
@@ -157,11 +160,12 @@ def _as_torchrun_would() -> None:
     os.environ.update({name: str(value) for name, value in known.items()}, MASTER_ADDR="127.0.0.1")
 
 
-def parameters(job: JobConfig, name: str, after: Sequence[str], gpus: int) -> dict[str, Any]:
-    """submitit's words for the resources of a job that starts when the jobs `after` have succeeded."""
+def parameters(job: JobConfig, name: str, after: Sequence[str], gpus: int, whatever: bool = False) -> dict[str, Any]:
+    """submitit's words for the resources of a job that starts when the jobs `after` have succeeded, or, `whatever` became of
+    them, ended."""
     more: dict[str, Any] = {"signal": f"B:USR1@{job.signal_lead_s}", "requeue": True}
     if after:
-        more |= {"dependency": "afterok:" + ":".join(after), "kill-on-invalid-dep": "yes"}
+        more |= {"dependency": ("afterany:" if whatever else "afterok:") + ":".join(after), "kill-on-invalid-dep": "yes"}
     if gpus:
         more |= {"gres": f"gpu:{gpus}", "cpus-per-gpu": job.cpus}
     wanted: dict[str, Any] = {
@@ -180,11 +184,14 @@ def submit(
     config: Config | None,
     after: Sequence[str] = (),
     gpus: int = 0,
+    launched: list[str] | None = None,
+    whatever: bool = False,
 ) -> list[str]:
     """Submit one job, or an array of several `commands`, whose results go to `folder`; gives their ids.
 
     Each command is [verb, arguments...]. `config` is what the first of them means, checked now; None where its input is
-    only made by the jobs `after`. Returns at once, but for `--cluster debug`, which runs here and now.
+    only made by the jobs `after`. `launched` is what slurm/launch.sh is told instead of the first command. Returns at once,
+    but for `--cluster debug`, which runs here and now.
     """
     from submitit import DebugExecutor, LocalExecutor
     from submitit.core.utils import FailedJobError
@@ -209,9 +216,9 @@ def submit(
         for each in made if list(after) == ["wait"] else []:
             each.wait()
         return [each.job_id for each in made]
-    slurm = _slurm_executor(logs, commands[0])
+    slurm = _slurm_executor(logs, launched or commands[0])
     try:
-        slurm.update_parameters(**parameters(job, name, after, gpus), array_parallelism=len(calls))
+        slurm.update_parameters(**parameters(job, name, after, gpus, whatever), array_parallelism=len(calls))
         if len(calls) == 1:
             made = [slurm.submit(calls[0])]
         else:
@@ -288,15 +295,15 @@ def pipeline(
 
     def stage(folder: Path, commands: list[list[str]], after: list[str], gpus: int = 0, known: bool = False) -> list[str]:
         config = configure(commands[0][0], commands[0][1:])
-        said.append(f"{folder}: {layout(job, config, gpus)}")
+        lines.append(f"{folder}: {layout(job, config, gpus)}")
         if job.dry_run:
-            said.append(dry_run(job, folder, commands, after, gpus))
+            lines.append(dry_run(job, folder, commands, after, gpus))
             return [f"JOB-OF-{commands[0][0].upper()}-{folder.name}"]
         ids = submit(job, folder, commands, config if known else None, after, gpus)
-        said.append(f"  job {', '.join(ids)}" + (f", after {', '.join(after)}" if after and after != ["wait"] else ""))
+        lines.append(f"  job {', '.join(ids)}" + (f", after {', '.join(after)}" if after and after != ["wait"] else ""))
         return ids if job.cluster == "slurm" else []
 
-    said: list[str] = []
+    lines: list[str] = []
     wait = [] if job.cluster == "slurm" else ["wait"]  # elsewhere each stage is waited for
     made = stage(shards, [["preprocess", *make, "--task", str(i)] for i in range(study.tasks)], wait, known=True)
     made = list(dict.fromkeys(each.partition("_")[0] for each in made))  # all tasks of the array
@@ -306,8 +313,50 @@ def pipeline(
         scored += stage(run, [["evaluate", str(run), "--split", study.eval_split]], trained or wait, min(job.gpus_per_node, 1))
     report = ["report", str(out / "runs"), "--out", str(out / "report")]
     stage(out / "report", [report], scored or wait)
-    yield from said
+    yield from lines
     yield f"page: {out / 'report' / 'index.html'}    fer-hpc status {out}    fer-hpc cancel {out}"
+
+
+def sweep(job: JobConfig, config: SweepConfig, preset: str, base: TrainConfig, args: list[str]) -> Iterator[str]:
+    """Submit a sweep's unfinished trials as one array, and a job after it that writes the tables; gives a line on each."""
+    from fer_hpc.sweep import grid, prepare, state_of
+
+    if config.scheduler != "fifo":
+        raise UserError(f"--scheduler {config.scheduler} decides while trials run, which an array cannot; use fer_hpc.tune")
+    trials = grid(config, base)
+    for trial in trials:
+        layout(job, trial.config, job.gpus_per_node)
+    todo = [trial for trial in trials if state_of(config.out, trial.name)[0] != "finished"]
+    own = {"batch_size", "lr", "seed", "run", "data"}
+    flags = [said_flag for name, value in changed_from(preset, base).items() if name not in own
+             for said_flag in said(name, value).split(" ", 1)]  # fmt: skip
+    commands = [
+        ["train", preset, "--data", str(t.config.data), "--run", str(t.config.run), "--batch-size", str(t.config.batch_size),
+         "--lr", str(t.config.lr), "--seed", str(t.config.seed), *flags]
+        for t in todo
+    ]  # fmt: skip
+    out = config.out.absolute()
+    yield f"{out}: {len(trials)} trials, {len(trials) - len(todo)} finished; {layout(job, trials[0].config, job.gpus_per_node)}"
+    tables = ["tune", *args, "--collect"]
+    if job.dry_run:
+        if commands:
+            yield dry_run(job, out, commands, gpus=job.gpus_per_node)
+        return
+    prepare(config, preset, trials)
+    made: list[str] = []
+    if commands:
+        listed = out / "jobs" / f"array-{time.time_ns()}.json"
+        listed.parent.mkdir(exist_ok=True)
+        rundir.write_json(listed, [t.name for t in todo])
+        launched = ["trial", str(out), str(listed)]
+        made = submit(
+            job, out, commands, todo[0].config, ["wait"] if job.cluster == "local" else (), job.gpus_per_node, launched
+        )
+        yield f"  job {', '.join(made)}"
+    array = list(dict.fromkeys(each.partition("_")[0] for each in made)) if job.cluster == "slurm" else []
+    ids = submit(job, out, [tables], None, array or (["wait"] if job.cluster == "local" else ()), 0, whatever=True)
+    yield f"  job {', '.join(ids)}, the tables" + (f", after {', '.join(array)}" if array else "")
+    yield f"fer-hpc status {out}    fer-hpc cancel {out}    results {out / 'summary.json'}"
 
 
 # ---- what became of it -----------------------------------------------------------------------------------------------

@@ -340,6 +340,12 @@ def preset(name: str, **fields: Any) -> TrainConfig:
     return TrainConfig(**{**PRESETS[name], **fields})
 
 
+def changed_from(name: str, config: TrainConfig) -> dict[str, Any]:
+    """The fields of `config` that are not what preset `name` says."""
+    usual = preset(name, data=config.data, run=config.run)
+    return {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != getattr(usual, f.name)}
+
+
 def fields_of(config: TrainConfig, kind: str) -> dict[str, Any]:
     """The `science` or `runtime` fields as JSON-ready values."""
     return {
@@ -349,14 +355,18 @@ def fields_of(config: TrainConfig, kind: str) -> dict[str, Any]:
     }
 
 
+def said_of(config: TrainConfig) -> dict[str, Any]:
+    """The science fields that are not at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    return {name: value for name, value in fields_of(config, "science").items() if value != defaults[name]}
+
+
 def science_hash(config: TrainConfig, data_fingerprint: str) -> str:
     """Identity of the numbers a run will give: 12 hex digits over the non-default science fields and the data.
 
     Defaults are left out so that a field added later, at its default, does not orphan older runs.
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    said = {name: value for name, value in fields_of(config, "science").items() if value != defaults[name]}
-    text = json.dumps({"schema": SCHEMA, "data": data_fingerprint, **said}, sort_keys=True)
+    text = json.dumps({"schema": SCHEMA, "data": data_fingerprint, **said_of(config)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -59,6 +59,27 @@ def this_job() -> Job | None:
     return Job(os.environ["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0"), end)
 
 
+@dataclass(frozen=True)
+class StepNode:
+    """This node's place in a Slurm step that has one task on each node."""
+
+    index: int
+    count: int
+    head: str  # name of the first node
+    port: int  # the first of two that are the job's own there
+    gpus: int
+
+
+def node_of_step() -> StepNode | None:
+    """Where this process stands among the nodes of its Slurm step; None outside one (a batch shell is outside)."""
+    env = os.environ
+    if not env.get("SLURM_STEP_ID", "").isdecimal():
+        return None
+    _rendezvous()
+    count, gpus = _number("SLURM_STEP_NUM_TASKS", "1"), _number("SLURM_GPUS_ON_NODE", "0")
+    return StepNode(_number("SLURM_PROCID"), count, env["MASTER_ADDR"], _number("MASTER_PORT"), gpus)
+
+
 def _tasks_per_node(text: str) -> list[int]:
     """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
@@ -148,6 +169,19 @@ def _broadcast(data: bytes) -> bytes:
         body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     dist.broadcast(body, 0)
     return body.numpy().tobytes()
+
+
+def told_by_all(mine: Any, world: World) -> list[Any]:
+    """Everyone's `mine`, a JSON value of at most 1,000 bytes, in the order of ranks."""
+    if world.size == 1:
+        return [mine]
+    import torch
+    import torch.distributed as dist
+
+    text = torch.tensor(list(json.dumps(mine).encode().ljust(1000)), dtype=torch.uint8)
+    texts = [torch.empty_like(text) for _ in range(world.size)]
+    dist.all_gather(texts, text)
+    return [json.loads(each.numpy().tobytes()) for each in texts]
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:

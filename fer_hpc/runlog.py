@@ -46,6 +46,7 @@ class RunLog:
         self._told = self._began
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
+        self._hparams_end = None
         if attempt is None:
             return
         self._files = {name: (attempt.path / name).open("a") for name in ("metrics.jsonl", "timing.jsonl")}
@@ -84,6 +85,14 @@ class RunLog:
         if self._tensorboard:
             self._tensorboard.add_images("first batch", images[:64].float().cpu(), 0)
 
+    def hparams(self, values: dict[str, Any]) -> None:
+        """Give this run a line in TensorBoard's HParams table; in its own events, where add_hparams would make a second run."""
+        if self._tensorboard:
+            from torch.utils.tensorboard.summary import hparams
+
+            _, start, self._hparams_end = hparams(values, {})
+            self._tensorboard._get_file_writer().add_summary(start)
+
     def confusion(self, counts: NDArray[np.int64], images_seen: int) -> None:
         """Show an epoch's confusion matrix, rows (true classes) as shares; white is 1."""
         if self._tensorboard:
@@ -119,6 +128,8 @@ class RunLog:
         if self._bar:
             self._bar.stop()
         if self._tensorboard:
+            if self._hparams_end:
+                self._tensorboard._get_file_writer().add_summary(self._hparams_end)
             self._tensorboard.close()
         for file in self._files.values():
             file.close()
@@ -167,6 +178,12 @@ def use_of(device: torch.device, flops_per_s: float) -> dict[str, float]:
     name = torch.cuda.get_device_name(device)
     peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
     return found | ({"mfu": flops_per_s / peak} if peak else {})
+
+
+def place(world: World, device: torch.device) -> dict[str, Any]:
+    """Where a rank works: host, its number there, device, and the GPUs that the process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"host": socket.gethostname(), "local_rank": world.local_rank, "device": str(device), "gpus_visible": visible}
 
 
 def environment(world: World, device: torch.device) -> dict[str, Any]:

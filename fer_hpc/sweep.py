@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,16 @@ def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
     science = {k: v for k, v in fields_of(trials[0].config, "science").items() if k not in SWEPT}
     return {"metric": trials[0].config.best_on, "science": science,
             "fingerprint": rundir.read_json(sweep.data / "manifest.json")["fingerprint"]}  # fmt: skip
+
+
+def trial_of_array(out: Path, listed: Path) -> TrainConfig:
+    """What the present task of a Slurm array trains; `listed` is a JSON file of trials' names, in the array's order."""
+    names, stored = rundir.read_json(listed), rundir.read_json(out / "sweep.json")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+    if names is None or stored is None:
+        raise UserError(f"{out} is not a sweep's folder, or {listed} is gone; submit the sweep again")
+    name = names[int(task)]
+    return TrainConfig(data=Path(stored["data"]), run=out / "trials" / name, **stored["science"], **stored["trials"][name])
 
 
 def check(sweep: SweepConfig, trials: list[Trial]) -> None:

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc import checkpoint, rundir, weights
-from fer_hpc.config import TrainConfig, UserError, check_divides, continued, fields_of, science_hash, unknown
+from fer_hpc.config import TrainConfig, UserError, check_divides, continued, fields_of, said_of, science_hash, unknown
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import Images, TrainLoader, affect_of
 from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
@@ -41,13 +41,14 @@ from fer_hpc.distributed import (
     process_group,
     share_buffers,
     sum_over_ranks,
+    told_by_all,
 )
 from fer_hpc.evaluate import autocast, network, pick_device, predict
 from fer_hpc.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
 from fer_hpc.models import MODELS, SIZES, USUAL
 from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
-from fer_hpc.runlog import Profile, RunLog, environment, training_flops, use_of
+from fer_hpc.runlog import Profile, RunLog, environment, place, training_flops, use_of
 from fer_hpc.session import (
     HALTED,
     Saver,
@@ -136,13 +137,15 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         parent = _restore(state, config.run, world)
         taken = _begin_with(state, config.init_from) if config.init_from and not parent else ""
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
+        ranks = told_by_all(place(world, device), world)
         if attempt:
-            attempt.began(environment(world, device) | {"data": str(config.data.absolute())}, parent)
+            attempt.began(environment(world, device) | {"ranks": ranks, "data": str(config.data.absolute())}, parent)
         saver, about = Saver(attempt, log, config.checkpoint_every_s, world.job), _about(config, manifest)
         where = f", from image {state.images_seen:,} of {total:,}" if parent else taken and f", {taken}"
         number = attempt.number if attempt else 0
         log.say(f"{config.run}: {config.model}, {config.precision} on {world.size} x {device.type}, attempt {number}{where}")
         flops = training_flops(state.model, _dtyped(val.gather(np.zeros(1, np.int64)).images, config)) if attempt else 0.0
+        log.hparams({"batch_size": config.batch_size, "lr": config.lr, "seed": config.seed} | said_of(config))
         if not parent:
             log.sample(loader.batch(0).images)
 

@@ -20,6 +20,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from ray.tune.search import Searcher
 
 from fer_hpc import rundir
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, SweepConfig, TrainConfig, UserError
+from fer_hpc.distributed import node_of_step
+from fer_hpc.ray_nodes import START_S, head
 from fer_hpc.sweep import Plan, Trial, collect, grid, note_failure, prepare, state_of, value_at
 
 
@@ -64,14 +67,16 @@ def _finished(out: Path, trials: list[Trial]) -> int:
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[None]:
-    """Connected to the cluster of RAY_ADDRESS, or to one of our own, which nobody else can reach or join."""
+    """Connected to the cluster of RAY_ADDRESS, to one over the nodes of a Slurm step, or to one on this machine alone."""
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    address, node = os.environ.get("RAY_ADDRESS"), node_of_step()
+    if address or node:
+        with head(node) if node and not address else contextlib.nullcontext(address) as known:
+            _connect(lambda: ray.init(known, **quiet), node.count if node and not address else 1)
+            try:
+                yield
+            finally:
+                ray.shutdown()
         return
     folder = tempfile.mkdtemp(prefix="fer-ray-", dir="/tmp")  # sockets below it need a short path
     cores, store = len(os.sched_getaffinity(0)), 80 * 2**20  # no data travels through Ray's store
@@ -81,6 +86,22 @@ def _cluster() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(init: Callable[[], object], nodes: int) -> None:
+    """Wait until Ray answers and has so many nodes."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            if not ray.is_initialized():
+                init()
+            if sum(node["Alive"] for node in ray.nodes()) >= nodes:
+                return
+        except ConnectionError:
+            pass
+        if time.monotonic() > deadline:
+            raise UserError(f"Ray did not come up on {nodes} node(s) within {START_S:.0f} s; see its logs under /tmp/fer-ray-*")
+        time.sleep(0.5)
 
 
 def _room(sweep: SweepConfig, base: TrainConfig, nodes: list[dict[str, Any]]) -> tuple[int, dict[str, float]]:

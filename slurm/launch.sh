@@ -26,8 +26,8 @@ set -- ${args[@]+"${args[@]}"}
 
 if [ ${#task[@]} -eq 0 ]; then # a script's defaults; what the user gave stands behind them and wins
     case $verb in
-    train | train_gan)
-        if [ "$verb" = train ]; then
+    train | train_gan | tune)
+        if [ "$verb" != train_gan ]; then
             name=$1
             shift
             case ${1:--} in -*) ;; *) name=$1 && shift ;; esac # sbatch slurm/train_cnn.sh cnn_baseline
@@ -36,11 +36,13 @@ if [ ${#task[@]} -eq 0 ]; then # a script's defaults; what the user gave stands 
         [ ! -d "$data/${FER_FACES:-48x48x1}" ] || data=$data/${FER_FACES:-48x48x1}
         defaults=(${name:+"$name"} --data "$data")
         [ -z "$FER_SCRATCH" ] || defaults+=(--stage "$FER_SCRATCH")
-        if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # sbatch --array=0-2: one seed each
+        if [ "$verb" = tune ]; then
+            set -- "${defaults[@]}" --out "$FER_RUNS/sweep-$name" "$@"
+        elif [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # sbatch --array=0-2: one seed each
             run=$run-seed$SLURM_ARRAY_TASK_ID
             defaults+=(--seed "$SLURM_ARRAY_TASK_ID")
         fi
-        set -- "${defaults[@]}" --run "$run" "$@"
+        [ "$verb" = tune ] || set -- "${defaults[@]}" --run "$run" "$@"
         ;;
     evaluate)
         run=$FER_RUNS/$1
@@ -67,7 +69,7 @@ fi
 
 job=$SLURM_JOB_ID # an array's task by both numbers: one of its tasks has the bare number of the whole array
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-case $verb in train | train_gan | evaluate) tasks=${SLURM_GPUS_ON_NODE:-1} ;; *) tasks=1 ;; esac
+case $verb in train | train_gan | evaluate | trial) tasks=${SLURM_GPUS_ON_NODE:-1} ;; *) tasks=1 ;; esac
 
 # What every rank must know, asked here because a container may lack Slurm's programs.
 if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(date -d "$(squeue -h -j "$job" -o %e)" +%s); then
@@ -75,6 +77,10 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(date -d "$(squeue -h -j "$job" -o %
 fi
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + 7 * SLURM_JOB_ID % 12000))
+if [ "$verb" = tune ]; then # its Ray listens on the network: only who has the job's token may talk to it
+    RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | base64 | tr -d '=+/')
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+fi
 
 # Mistakes are said once, here, before any rank starts.
 logs=$("${fer_python[@]}" -m fer_hpc.cli begin "$((tasks * SLURM_JOB_NUM_NODES))" "$verb" "$@")

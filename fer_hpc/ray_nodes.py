@@ -1,0 +1,105 @@
+"""Ray over the nodes of a Slurm step that has one task on each; loads no ray.
+
+The first task starts Ray's head and goes on as the sweep, the others start a worker node and wait. Their connection to the
+first, the lifeline, ends with it, however it ends; then they stop their part of Ray, so nothing outlives the job. Ports and
+folders are the job's own: jobs share nodes. The token in RAY_AUTH_TOKEN (from slurm/launch.sh) keeps others out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
+from fer_hpc.distributed import StepNode
+
+START_S = 120.0  # within which all nodes must be there
+
+
+@contextlib.contextmanager
+def head(node: StepNode) -> Iterator[str]:
+    """Ray's head, with all other nodes' connections; gives its address."""
+    with socket.create_server(("", node.port + 1)) as lifeline, _ray(node, "--head", f"--port={node.port}"):
+        lifeline.settimeout(START_S)
+        held = []
+        try:
+            for _ in range(node.count - 1):
+                held.append(lifeline.accept()[0])
+        except TimeoutError:
+            raise UserError(
+                f"only {len(held) + 1} of the job's {node.count} nodes came to Ray within {START_S:.0f} s; see the others' logs"
+            ) from None
+        yield f"{_own_address(node)}:{node.port}"
+        for connection in held:
+            connection.close()
+
+
+def serve(node: StepNode) -> int:
+    """A worker node of Ray until the first node's process ends; gives the exit code."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the first node decides when it is over
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            lifeline = socket.create_connection((node.head, node.port + 1), timeout=5)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"Ray's head on {node.head} was not there within {START_S:.0f} s: {error}") from None
+            time.sleep(0.5)
+    with lifeline, _ray(node, f"--address={socket.gethostbyname(node.head)}:{node.port}") as ray:
+        lifeline.settimeout(1.0)
+        while ray.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                try:
+                    if not lifeline.recv(1):
+                        return EXIT_FINISHED
+                except ConnectionError:
+                    return EXIT_FINISHED
+        print(f"Ray ended by itself on {socket.gethostname()} with code {ray.returncode}", file=sys.stderr)
+        return EXIT_CRASHED
+
+
+@contextlib.contextmanager
+def _ray(node: StepNode, *which: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`ray start` as a child, in a session of its own: Slurm's signals to the task are not for it."""
+    folder = tempfile.mkdtemp(prefix=f"fer-ray-{node.index}-", dir="/tmp")  # sockets below it need a short path
+    call = [
+        sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *which, "--block",
+        f"--node-ip-address={_own_address(node)}", f"--temp-dir={folder}", "--object-store-memory=80000000",
+        f"--num-cpus={len(os.sched_getaffinity(0))}", f"--num-gpus={node.gpus}", "--include-dashboard=false",
+        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
+    ]  # fmt: skip
+    with Path(folder, "ray-start.log").open("wb") as log:
+        process = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.terminate()  # ends its children in order
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_address(node: StepNode) -> str:
+    """This node's address as the others reach it; Debian maps a host's own name to 127.0.1.1."""
+    if node.index:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((node.head, node.port))  # sends nothing, but chooses the interface
+            return str(s.getsockname()[0])
+    found = socket.gethostbyname(socket.gethostname())
+    if found.startswith("127.") and node.count > 1:
+        found = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True).stdout.split()[0]
+    return found

@@ -1,0 +1,160 @@
+"""Sweeps on a real Ray: the same numbers as outside it, and nothing that a kill can take away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fer_hpc import rundir
+from tests.conftest import Fer, command
+from tests.test_train import assert_same_outcome
+
+SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-every-s", "0.3", "--no-tensorboard")
+
+
+def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
+    return command("tune", *SHORT, "--data", shards, "--out", out, *flags)
+
+
+def done(call: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **env})
+
+
+def trial(out: Path, start: str) -> Path:
+    (found,) = (out / "trials").glob(f"{start}-*")
+    return found
+
+
+def until(what: object, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ray_processes(mark: str) -> list[str]:
+    """Command lines of living processes that mention `mark` or are a trial of Ray."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in line and str(os.getpid()) not in path.parts:
+                found.append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two learning rates by two seeds, and a learning rate that breaks."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    ended = done(sweep(shards, out, "--lrs", 0.01, 0.003, 1e30, "--seeds", 0, 1))
+    assert ended.returncode == 3, ended.stderr + ended.stdout
+    assert "failed: b36-lr1e+30-seed0" in ended.stdout
+    assert "loss is not a finite number" in ended.stdout
+    assert not list(Path("/tmp").glob("fer-ray-*/session_latest/sockets/raylet")) or ray_processes("fer-ray-")
+    return out
+
+
+def test_a_broken_trial_stops_nothing_and_is_in_the_table(swept: Path) -> None:
+    table = pd.read_csv(swept / "results.csv").set_index(["lr", "seed"])
+    assert list(table["state"]) == ["finished"] * 4 + ["failed"] * 2
+    assert table.loc[(1e30, 0), "why"].startswith("UserError: loss is not a finite number")
+    summary = json.loads((swept / "summary.json").read_text())
+    assert {s["lr"] for s in summary["ranked"]} == {0.01, 0.003}
+    for setting in summary["ranked"]:
+        for seed, value in setting["values"].items():
+            run = trial(swept, f"b36-lr{setting['lr']:g}-seed{seed}")
+            assert value == max(row["val_accuracy"] for row in rundir.rows(run))
+
+
+def test_the_winner_comes_out_the_same_outside_ray(fer: Fer, swept: Path, tmp_path: Path) -> None:
+    again = fer("train", "--from-sweep", swept, "--run", tmp_path / "run", "--seed", 1, "--no-tensorboard")
+    assert again.returncode == 0, again.stderr
+    best = json.loads((swept / "best.json").read_text())
+    assert_same_outcome(tmp_path / "run", trial(swept, f"b36-lr{best['lr']:g}-seed1"))
+
+
+def test_more_seeds_run_only_what_is_new_also_in_another_place(shards: Path, swept: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(swept, tmp_path / "moved")
+    before = trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns
+    ended = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
+    assert ended.returncode == 0, ended.stderr
+    assert "3 trials in" in ended.stdout
+    assert "2 finished before" in ended.stdout
+    assert rundir.attempts(trial(moved, "b36-lr0.01-seed0")) == [1]
+    assert trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns == before
+    assert rundir.status(trial(moved, "b36-lr0.01-seed2"))["state"] == "finished"
+
+
+def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = sweep(shards, out, "--lrs", 0.01, 0.003, "--seeds", 0, 1, "--epochs", 3)
+    running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(lambda: list(out.glob("trials/b36-lr0.01-seed0-*/attempts/0001/0*.pt")))
+    victim = trial(out, "b36-lr0.01-seed0")
+    os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
+    until(lambda: (victim / "attempts/0002/environment.json").exists())
+    assert rundir.read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
+    until(lambda: list(out.glob("trials/b36-lr0.003-seed*/attempts/0001/0*.pt")))
+    running.send_signal(signal.SIGTERM)  # as Ctrl-C
+    text = running.communicate(timeout=60)[0]
+    assert running.returncode == 75, text
+    assert "the same command goes on from there" in text
+    assert not ray_processes(str(out)), "no process is left"
+    ended = done(call)
+    assert ended.returncode == 0, ended.stderr
+    for start in ("b36-lr0.01-seed0", "b36-lr0.01-seed1", "b36-lr0.003-seed0", "b36-lr0.003-seed1"):
+        assert_same_outcome(trial(out, start), trial(swept, start))
+
+
+@pytest.fixture
+def four_gpus() -> Iterator[str]:
+    """A Ray that believes in four GPUs."""
+    folder = tempfile.mkdtemp(prefix="fer-gpus-", dir="/tmp")
+    ray = str(Path(sys.executable).with_name("ray"))
+    quiet = ("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=80000000")
+    port = 20_000 + os.getpid() % 10_000
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    start = (ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--num-gpus=4", "--node-ip-address=127.0.0.1", *quiet)
+    subprocess.run([*start, "--block"] if False else start, check=True, capture_output=True, env=environment, timeout=60)
+    yield f"127.0.0.1:{port}"
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if folder.encode() in line.read_bytes():
+                os.kill(int(line.parts[2]), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path: Path) -> None:
+    """Two trials of two workers fill four GPUs, each worker its own; eight small trials fit on four; five workers do not."""
+    ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
+    wide = done(sweep(shards, tmp_path / "wide", "--lrs", 0.01, "--seeds", 0, 1, "--workers-per-trial", 2), **ray)
+    assert wide.returncode == 0, wide.stdout + wide.stderr
+    assert "up to 2 at a time" in wide.stdout
+    used = []
+    for run in (tmp_path / "wide" / "trials").iterdir():
+        ranks = rundir.environment(run)["ranks"]
+        assert [rank["local_rank"] for rank in ranks] == [0, 1]
+        assert len({rank["gpus_visible"] for rank in ranks}) == 1, "both workers see the trial's GPUs"
+        used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
+    assert [len(gpus) for gpus in used] == [2, 2]
+    small = done(sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--gpus-per-worker", 0.5), **ray)
+    assert small.returncode == 0, small.stdout + small.stderr
+    assert "up to 8 at a time" in small.stdout
+    assert {rundir.environment(run)["ranks"][0]["gpus_visible"] for run in (tmp_path / "small" / "trials").iterdir()} == {"0"}
+    much = done(sweep(shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5), **ray)
+    assert much.returncode == 2
+    assert "the largest trial that fits has --workers-per-trial 4" in much.stderr
+    assert not (tmp_path / "much").exists()
