@@ -22,8 +22,10 @@ from typing import Any
 
 from fer_hpc import rundir
 from fer_hpc.config import (
+    EXIT_FINDINGS,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
+    EXIT_USER_ERROR,
     EvaluateConfig,
     JobConfig,
     LogsConfig,
@@ -87,6 +89,12 @@ def should_requeue(config: Config, code: int) -> tuple[bool, str]:
 
     Of a training its run folder is believed: a step of Slurm was seen to end with code 0 after one of its nodes had died.
     """
+    if isinstance(config, SweepConfig):
+        began = max((entry["time"] for entry in records(config.out)), default=0.0)
+        starts = config.out.glob("trials/*/attempts/*/environment.json")
+        again = code not in (EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FINDINGS)  # Ray has many ways to end with its processes
+        again &= code == EXIT_RUN_AGAIN or any(path.stat().st_mtime > began for path in starts)
+        return again, f"sweep ended with code {code}" + ("; it goes on from there" if again else "")
     if not isinstance(config, TrainConfig):
         again = code in (EXIT_RUN_AGAIN, 128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
         return again, "done" if code == 0 else f"ended with code {code}" + ("; it goes on from there" if again else "")

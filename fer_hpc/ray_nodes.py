@@ -28,7 +28,9 @@ START_S = 120.0  # within which all nodes must be there
 @contextlib.contextmanager
 def head(node: StepNode) -> Iterator[str]:
     """Ray's head, with all other nodes' connections; gives its address."""
-    with socket.create_server(("", node.port + 1)) as lifeline, _ray(node, "--head", f"--port={node.port}"):
+    with _ray(node, "--head", f"--port={node.port}", "--include-dashboard=false") as ray, contextlib.ExitStack() as closing:
+        _connected(_own_address(node), node.port, ray).close()  # the others come when it is up
+        lifeline = closing.enter_context(socket.create_server(("", node.port + 1)))
         lifeline.settimeout(START_S)
         held = []
         try:
@@ -47,15 +49,7 @@ def serve(node: StepNode) -> int:
     """A worker node of Ray until the first node's process ends; gives the exit code."""
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first node decides when it is over
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            lifeline = socket.create_connection((node.head, node.port + 1), timeout=5)
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(f"Ray's head on {node.head} was not there within {START_S:.0f} s: {error}") from None
-            time.sleep(0.5)
+    lifeline = _connected(node.head, node.port + 1)
     with lifeline, _ray(node, f"--address={socket.gethostbyname(node.head)}:{node.port}") as ray:
         lifeline.settimeout(1.0)
         while ray.poll() is None:
@@ -69,21 +63,39 @@ def serve(node: StepNode) -> int:
         return EXIT_CRASHED
 
 
+def _connected(host: str, port: int, ray: subprocess.Popen[bytes] | None = None) -> socket.socket:
+    """A connection, as soon as there is somebody to answer; a UserError after START_S, or where `ray` has ended."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5)
+        except OSError as error:
+            if time.monotonic() > deadline or (ray and ray.poll() is not None):
+                raise UserError(f"Ray's head on {host}, port {port}, did not come up: {error}") from None
+            time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def _ray(node: StepNode, *which: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start` as a child, in a session of its own: Slurm's signals to the task are not for it."""
+    """`ray start` as a child that ignores Slurm's warnings, which reach every process of a step, and passes that on."""
     folder = tempfile.mkdtemp(prefix=f"fer-ray-{node.index}-", dir="/tmp")  # sockets below it need a short path
     call = [
         sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *which, "--block",
         f"--node-ip-address={_own_address(node)}", f"--temp-dir={folder}", "--object-store-memory=80000000",
-        f"--num-cpus={len(os.sched_getaffinity(0))}", f"--num-gpus={node.gpus}", "--include-dashboard=false",
-        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
+        f"--num-cpus={len(os.sched_getaffinity(0))}", f"--num-gpus={node.gpus}", "--disable-usage-stats",
+        "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
+    warnings = (signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in warnings]  # what is ignored stays so in a child
     with Path(folder, "ray-start.log").open("wb") as log:
         process = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
+    for number, handler in zip(warnings, handlers, strict=True):
+        signal.signal(number, handler)
     try:
         yield process
     finally:
+        if process.poll():
+            print(Path(folder, "ray-start.log").read_text(errors="replace")[-2000:], file=sys.stderr)
         process.terminate()  # ends its children in order
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)

@@ -18,10 +18,14 @@ import pandas as pd
 import pytest
 
 from fer_hpc import rundir
+from tests.board import page_text, tensorboard
 from tests.conftest import Fer, command
 from tests.test_train import assert_same_outcome
 
-SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-every-s", "0.3", "--no-tensorboard")
+SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-every-s", "0.3")
+
+
+MARK = f"sweep-{os.getpid()}"  # in the environment of all that these tests start
 
 
 def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
@@ -29,7 +33,8 @@ def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
 
 
 def done(call: list[str], **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **env})
+    marked = {**os.environ, "FER_TEST": MARK, **env}
+    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env=marked)
 
 
 def trial(out: Path, start: str) -> Path:
@@ -44,14 +49,14 @@ def until(what: object, seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-def ray_processes(mark: str) -> list[str]:
-    """Command lines of living processes that mention `mark` or are a trial of Ray."""
+def of_ray() -> list[str]:
+    """Command lines of living processes that our sweeps' own Rays have started."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if mark in line and str(os.getpid()) not in path.parts:
-                found.append(line)
+            if MARK.encode() in (folder / "environ").read_bytes():
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [line] if "ray" in line else []
     return found
 
 
@@ -63,7 +68,7 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.returncode == 3, ended.stderr + ended.stdout
     assert "failed: b36-lr1e+30-seed0" in ended.stdout
     assert "loss is not a finite number" in ended.stdout
-    assert not list(Path("/tmp").glob("fer-ray-*/session_latest/sockets/raylet")) or ray_processes("fer-ray-")
+    assert not of_ray(), "nothing of Ray is left"
     return out
 
 
@@ -101,7 +106,8 @@ def test_more_seeds_run_only_what_is_new_also_in_another_place(shards: Path, swe
 def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = sweep(shards, out, "--lrs", 0.01, 0.003, "--seeds", 0, 1, "--epochs", 3)
-    running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    marked = {**os.environ, "FER_TEST": MARK}
+    running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked)
     until(lambda: list(out.glob("trials/b36-lr0.01-seed0-*/attempts/0001/0*.pt")))
     victim = trial(out, "b36-lr0.01-seed0")
     os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
@@ -112,11 +118,23 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept:
     text = running.communicate(timeout=60)[0]
     assert running.returncode == 75, text
     assert "the same command goes on from there" in text
-    assert not ray_processes(str(out)), "no process is left"
+    assert not of_ray(), "no process is left"
     ended = done(call)
     assert ended.returncode == 0, ended.stderr
     for start in ("b36-lr0.01-seed0", "b36-lr0.01-seed1", "b36-lr0.003-seed0", "b36-lr0.003-seed1"):
         assert_same_outcome(trial(out, start), trial(swept, start))
+
+
+def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Path) -> None:
+    """Seen in a browser; a run that was continued has one line as well."""
+    out = shutil.copytree(swept, tmp_path / "out")
+    more = fer("train", "--from-sweep", out, "--run", trial(out, "b36-lr0.01-seed0"), "--seed", 0, "--lr", 0.01, "--epochs", 4)
+    assert "attempt 2" in more.stderr
+    with tensorboard(out) as address:
+        text = page_text(f"{address}/#hparams", "session groups: 6", tmp_path / "hparams.png")
+    assert "Number of matching session groups: 6" in text
+    for name in (path.name for path in (out / "trials").iterdir()):
+        assert text.count(f"trials/{name}/tb") == 1
 
 
 @pytest.fixture
@@ -128,7 +146,7 @@ def four_gpus() -> Iterator[str]:
     port = 20_000 + os.getpid() % 10_000
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     start = (ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--num-gpus=4", "--node-ip-address=127.0.0.1", *quiet)
-    subprocess.run([*start, "--block"] if False else start, check=True, capture_output=True, env=environment, timeout=60)
+    subprocess.run(start, check=True, capture_output=True, env=environment, timeout=60)
     yield f"127.0.0.1:{port}"
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -149,7 +167,7 @@ def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path:
         assert [rank["local_rank"] for rank in ranks] == [0, 1]
         assert len({rank["gpus_visible"] for rank in ranks}) == 1, "both workers see the trial's GPUs"
         used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
-    assert [len(gpus) for gpus in used] == [2, 2]
+    assert used[0] | used[1] == {"0", "1", "2", "3"}
     small = done(sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--gpus-per-worker", 0.5), **ray)
     assert small.returncode == 0, small.stdout + small.stderr
     assert "up to 8 at a time" in small.stdout

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -259,6 +259,31 @@ def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     assert all((run / "eval-val.json").exists() for run in (out / "runs").iterdir())
 
 
+def test_a_sweep_over_two_nodes_is_requeued_and_an_array_goes_on_with_it(cluster: Cluster, site: Path, shards: Path) -> None:
+    """Ray over two nodes, stopped by Slurm's warning while it trains, goes on by itself; an array then adds a seed."""
+    out = site / "sweep"
+    flags = ("cnn_baseline", "--data", shards, "--out", out, "--batch-sizes", 36, "--lrs", 0.01, "--epochs", 12,
+             "--checkpoint-every-s", 0.5, "--no-tensorboard")  # fmt: skip
+    wide = ("--workers-per-trial", 2, "--at-once", 1)
+    job = cluster.sbatch("--nodes=2", "--gres=gpu:1", "slurm/tune.sh", *flags, "--seeds", 0, *wide, cwd=site, **PYTHON)
+    until(lambda: list(out.glob("trials/*/attempts/0001/0*.pt")) or cluster.state(job) == "FAILED", 120, "a checkpoint")
+    assert cluster.state(job) == "RUNNING", logs(site)
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    until(lambda: "start 2" in logs(site), 60, "the requeue")
+    assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site) + str(list(out.glob("logs/*")))
+    assert json.loads((out / "summary.json").read_text())["finished"] == 1
+    (run,) = (out / "trials").iterdir()
+    assert len(rundir.attempts(run)) == 2
+    hosts = {rank["host"] for rank in rundir.environment(run)["ranks"]}
+    assert hosts == {"n1", "n2"}, "one GPU a node, two workers: both nodes"
+    until(lambda: not of_jobs(cluster), 20, f"the end of {of_jobs(cluster)}")
+
+    said = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
+    assert "2 trials, 1 finished" in said
+    until(lambda: "2 of 2 trials finished" in "".join(p.read_text() for p in out.glob("jobs/*.out")), 120, said)
+    assert len(json.loads((out / "best.json").read_text())["values"]) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -284,13 +309,17 @@ def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(cluster: Clu
 def test_nothing_is_left_behind(cluster: Cluster) -> None:
     """After all of the above no process of a job is alive."""
     until(lambda: not cluster.ask("squeue", "-h", "-t", "RUNNING,COMPLETING").strip(), 30, "all jobs ended")
-    base = str(cluster.base)
-    commands = [p.read_bytes().replace(b"\0", b" ").decode() for p in Path("/proc").glob("[0-9]*/cmdline") if _readable(p)]
-    assert not [c for c in commands if "fer_hpc" in c and base in c]
+    until(lambda: not of_jobs(cluster), 15, f"the end of {of_jobs(cluster)}")
 
 
-def _readable(path: Path) -> bool:
-    try:
-        return bool(path.read_bytes()) and int(path.parent.name) != os.getpid()
-    except OSError:
-        return False
+def of_jobs(cluster: Cluster) -> list[str]:
+    """Command lines of the living processes that belong to any job: Slurm's mark is in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if f"SLURM_CONF={cluster.base}/slurm.conf".encode() in environment and any(
+                entry.startswith(b"SLURM_JOB_ID=") for entry in environment
+            ):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found

@@ -1,0 +1,89 @@
+"""What Ray costs, and what trials on one machine share: python bench/sweep.py --data SHARDS [--epochs N --trials K]
+
+The same trials, at one at a time and with the same threads: once one after another in this process, once under fer_hpc.tune.
+Then two at a time under Ray, whose memory is looked at: the shards are mapped, so all trials share one copy in the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from fer_hpc.cli import configure
+from fer_hpc.distributed import World
+from fer_hpc.sweep import grid
+from fer_hpc.train import train
+
+
+def mapped(out: list[dict[str, float]], data: Path, ended: threading.Event) -> None:
+    """Note, every second, how many processes map the training shard, and how much of it is theirs alone (MB)."""
+    while not ended.wait(1.0):
+        sharers, alone, total = 0, 0.0, 0.0
+        for path in Path("/proc").glob("[0-9]*/smaps"):
+            try:
+                text = path.read_text()
+            except OSError:
+                continue
+            here = False
+            for line in text.splitlines():
+                if "-" in line.split(" ", 1)[0] and ":" not in line.split(" ", 1)[0]:
+                    here = line.endswith(".h5") and str(data) in line
+                    sharers += here
+                elif here and line.startswith("Private"):
+                    alone += int(line.split()[1]) / 1e3
+                elif here and line.startswith("Rss"):
+                    total += int(line.split()[1]) / 1e3
+        out.append({"sharers": sharers, "private_mb": alone, "rss_mb": total})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=3)
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="fer-bench-sweep-"))
+    flags = ["cnn_improved", "--data", str(given.data), "--batch-sizes", "128", "--lrs", "0.01", "--epochs", str(given.epochs),
+             "--seeds", *map(str, range(given.trials)), "--no-tensorboard"]  # fmt: skip
+
+    def under_ray(name: str, at_once: int) -> float:
+        began = time.monotonic()
+        call = [sys.executable, "-m", "fer_hpc.tune", *flags, "--out", str(folder / name), "--at-once", str(at_once)]
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+        return time.monotonic() - began
+
+    try:
+        ray_s = under_ray("ray", 1)
+        began = time.monotonic()
+        sweep, _, base = configure("tune", [*flags, "--out", str(folder / "plain")])
+        for trial in grid(sweep, base):
+            train(trial.config, World())
+        plain_s = time.monotonic() - began
+        print(f"{given.trials} trials one after another: in one process {plain_s:.1f} s ({plain_s / given.trials:.0f} s each), "
+              f"under Ray {ray_s:.1f} s: {ray_s / plain_s:.3f} of it (bound 1.10)")  # fmt: skip
+        same = [(folder / "ray" / "trials" / t.name / "final.pt").read_bytes() == (t.config.run / "final.pt").read_bytes()
+                for t in grid(sweep, base)]  # fmt: skip
+        print(f"weights bit-identical: {all(same)}")
+        seen: list[dict[str, float]] = []
+        ended = threading.Event()
+        watcher = threading.Thread(target=mapped, args=(seen, given.data.absolute(), ended))
+        watcher.start()
+        under_ray("two", min(2, len(os.sched_getaffinity(0))))
+        ended.set()
+        watcher.join()
+        most = max(seen, key=lambda s: (s["sharers"], s["rss_mb"]))
+        print(f"two at a time: {most['sharers']:.0f} mappings of the shards, {most['rss_mb']:.1f} MB in all their views, "
+              f"{most['private_mb']:.1f} MB of it not shared")  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
