@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 SCHEMA = 1  # raise it when the meaning of a science field changes
 
@@ -105,16 +105,61 @@ class TrainConfig:
             ("brightness", 0, 1), ("contrast", 0, 1), ("gamma", 0, 10), ("mixup", 0, 100), ("shard_window", 0, math.inf),
             ("hang_factor", 0, math.inf), ("hang_floor_s", 1, math.inf),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value <= high:  # also false for NaN
-                wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UserError(f"{flag(name)} {value}: wanted a number {wanted}")
+            _check_range(self, name, low, high)
         if self.balanced and self.class_weights:
             raise UserError("--balanced and --class-weights both even out the classes; give one of them")
         if self.balanced and self.shard_window:
             raise UserError("--balanced draws from all shards at once; it cannot go with --shard-window")
         if self.warmup_epochs and self.schedule != "cosine":
             raise UserError("--warmup-epochs belongs to --schedule cosine")
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Train the expression-transfer GAN: a neutral face and another person's expression in, the neutral person with that
+    expression out. The same command on the same --run continues it."""
+
+    data: Path = runtime()  # folder of shards of 32, 64, 128 or 256 pixels, made by fer_hpc.preprocess
+    run: Path = runtime()  # run folder; created, or continued where it stopped
+    mode: Literal["mended", "paper"] = science("mended")  # paper: the report's losses as they are; see README
+    seed: int = science(0)  # of pairs, initial weights and dropout
+    epochs: int = science(50)  # passes over the expressive training faces; may grow on resume
+    batch_size: int = science(8)  # pairs per step, over all ranks
+    lr: float = science(2e-4)  # of Adam, for all three networks
+    feature_weight: float = science(10.0)  # of matching the discriminator's features
+    expression_weight: float = science(20.0)  # of the classifier's cross-entropy; mended: divided by 10
+    identity_weight: float = science(10.0)  # mended: of keeping the neutral face's code
+    reconstruction_weight: float = science(10.0)  # mended: of giving the neutral face back where it is both inputs
+    ema: float = science(0.999)  # mended: share kept per step by a moving average of the generator; 0: none
+    balanced: bool = science(True)  # draw every expression equally often
+    precision: Literal["auto", "fp32", "bf16"] = science("auto")  # auto: bf16 where hardware multiplies it
+    threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
+    deterministic: bool = science(False)  # only operations that give the same bits every time, also on GPUs
+    device: Literal["auto", "cpu", "cuda"] = runtime("auto")  # auto: cuda where there is one
+    checkpoint_every_s: float = runtime(0.0)  # seconds between checkpoints; 0: 60, or so that they take 1 % of the time
+    tensorboard: bool = runtime(True)  # write event files under RUN/tb
+    hang_factor: float = runtime(20.0)  # end the process when a step takes so many times the usual; 0: never
+    hang_floor_s: float = runtime(300.0)  # but not before so many seconds
+    stage: Path | None = runtime(None)  # node-local folder that the shards are first copied to and verified in
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf), ("batch_size", 1, math.inf), ("seed", 0, 2**63 - 1), ("threads", 0, 4096),
+            ("lr", 0, math.inf), ("feature_weight", 0, math.inf), ("expression_weight", 0, math.inf), ("ema", 0, 0.999999),
+            ("identity_weight", 0, math.inf), ("reconstruction_weight", 0, math.inf), ("checkpoint_every_s", 0, math.inf),
+            ("hang_factor", 0, math.inf), ("hang_floor_s", 1, math.inf),
+        ):  # fmt: skip
+            _check_range(self, name, low, high)
+
+
+RunConfig = TrainConfig | GanConfig
+
+
+def _check_range(config: object, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if not low <= value <= high:  # also false for NaN
+        wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise UserError(f"{flag(name)} {value}: wanted a number {wanted}")
 
 
 @dataclass(frozen=True)
@@ -346,7 +391,7 @@ def changed_from(name: str, config: TrainConfig) -> dict[str, Any]:
     return {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != getattr(usual, f.name)}
 
 
-def fields_of(config: TrainConfig, kind: str) -> dict[str, Any]:
+def fields_of(config: RunConfig, kind: str) -> dict[str, Any]:
     """The `science` or `runtime` fields as JSON-ready values."""
     return {
         f.name: str(value) if isinstance(value := getattr(config, f.name), Path) else value
@@ -355,13 +400,13 @@ def fields_of(config: TrainConfig, kind: str) -> dict[str, Any]:
     }
 
 
-def said_of(config: TrainConfig) -> dict[str, Any]:
+def said_of(config: RunConfig) -> dict[str, Any]:
     """The science fields that are not at their defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     return {name: value for name, value in fields_of(config, "science").items() if value != defaults[name]}
 
 
-def science_hash(config: TrainConfig, data_fingerprint: str) -> str:
+def science_hash(config: RunConfig, data_fingerprint: str) -> str:
     """Identity of the numbers a run will give: 12 hex digits over the non-default science fields and the data.
 
     Defaults are left out so that a field added later, at its default, does not orphan older runs.
@@ -370,7 +415,10 @@ def science_hash(config: TrainConfig, data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
+Run = TypeVar("Run", TrainConfig, GanConfig)
+
+
+def continued(config: Run, stored: dict[str, Any]) -> Run:
     """`config` as the continuation of a run whose science fields are `stored`.
 
     `auto` takes what the first start resolved, more epochs are welcome (the plateau schedule does not depend on their
@@ -383,7 +431,7 @@ def continued(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
         then = stored.get(name, defaults[name])  # a field younger than the run: it ran with the default
         automatic = now == {"precision": "auto", "threads": 0, "init_hash": ""}.get(name)
         resolved[name] = then if automatic else now
-        if resolved[name] != then and not (name == "epochs" and now > then and config.schedule == "plateau"):
+        if resolved[name] != then and not (name == "epochs" and now > then and getattr(config, "schedule", "") != "cosine"):
             differ.append((name, then, now))
     if differ:
         then_now = ", ".join(f"{said(name, then)} (now {said(name, now)})" for name, then, now in differ)

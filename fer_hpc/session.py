@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import torch
 
 from fer_hpc import checkpoint, rundir
-from fer_hpc.config import SCHEMA, TrainConfig, UserError, fields_of
+from fer_hpc.config import SCHEMA, GanConfig, TrainConfig, UserError, fields_of
 from fer_hpc.distributed import PeerLost, World, on_rank_0
 from fer_hpc.runlog import RunLog
 
 MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
 MARGIN_S = 10.0  # between the last checkpoint and the job's end, for ending the processes and requeueing
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", TrainConfig, GanConfig)
 
 
 class Superseded(Exception):
@@ -108,7 +108,7 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def set_determinism(config: TrainConfig, device: torch.device) -> None:
+def set_determinism(config: TrainConfig | GanConfig, device: torch.device) -> None:
     """What --deterministic asks of torch."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's libraries start

@@ -28,10 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc import checkpoint, rundir, weights
-from fer_hpc.config import TrainConfig, UserError, check_divides, continued, fields_of, said_of, science_hash, unknown
+from fer_hpc.config import TrainConfig, UserError, fields_of, said_of
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import Images, TrainLoader, affect_of
-from fer_hpc.data.shards import Manifest, open_split, read_manifest, staged
+from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.distributed import (
     Agreement,
     World,
@@ -45,7 +45,6 @@ from fer_hpc.distributed import (
 )
 from fer_hpc.evaluate import autocast, network, pick_device, predict
 from fer_hpc.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
-from fer_hpc.models import MODELS, SIZES, USUAL
 from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
 from fer_hpc.runlog import Profile, RunLog, environment, place, training_flops, use_of
@@ -61,9 +60,9 @@ from fer_hpc.session import (
     stopped_by,
     unwritten,
 )
+from fer_hpc.settle import restore, settled, staged_data
 from fer_hpc.watchdog import Watchdog
 
-OWN = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")  # what may lie in a run folder before its first start
 NEVER = 2**62  # images_seen of a step that did not happen
 
 
@@ -116,13 +115,13 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
     with contextlib.ExitStack() as closing:
         closing.enter_context(process_group(world))
         signals = closing.enter_context(stop_signals())
-        config, attempt = closing.enter_context(owned(config, lambda: _settled(given, manifest, device, world), world))
+        config, attempt = closing.enter_context(owned(config, lambda: settled(given, manifest, device, world), world))
         closing.enter_context(noticing_lost_peers(world))
         torch.set_num_threads(config.threads)
         set_determinism(config, device)
 
         # Data.
-        here = _staged(manifest, config, world)
+        here = staged_data(manifest, config, world)
         hung = lambda why: attempt.end("interrupted", why) if attempt else None  # noqa: E731
         watch = closing.enter_context(Watchdog(config.hang_factor, config.hang_floor_s, world.rank, hung))
         loader = train_loader(config, here, device, world)
@@ -134,7 +133,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         objective = _objective(config, manifest, device)
         net = _across_ranks(state, config, world, device)
         _warm_up(net, state, config, loader, objective, world)
-        parent = _restore(state, config.run, world)
+        parent = restore(state, config.run, world)
         taken = _begin_with(state, config.init_from) if config.init_from and not parent else ""
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
         ranks = told_by_all(place(world, device), world)
@@ -219,78 +218,6 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
 # ---- setup -----------------------------------------------------------------------------------------------------------
 
 
-def _settled(config: TrainConfig, manifest: Manifest, device: torch.device, world: World) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration with `auto` values resolved, checked against the data, the ranks and the run it continues; and what
-    the run's config.json says beside it."""
-    if config.model not in MODELS:
-        raise unknown("model", config.model, list(MODELS))
-    for split in ("train", "val"):
-        open_split(manifest, split)  # says so if it is absent or damaged
-    height, width, channels = manifest.image_shape
-    least, most = SIZES[config.model]
-    if not least <= height <= most:
-        wanted = f"{least}x{least}" if least == most else f"{least} to {most} pixels"
-        raise UserError(
-            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {wanted}; "
-            f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
-        )
-    if config.batch_size > manifest.n("train"):
-        raise UserError(
-            f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
-        )
-    check_divides(config.batch_size, world.size, config.accumulate)
-    if config.sync_bn and (device.type != "cuda" or world.size == 1):
-        raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
-    stored = rundir.read_json(config.run / "config.json")
-    if config.init_from and (stored is None or config.init_from.exists()):  # a run that goes on does not need it any more
-        config = dataclasses.replace(config, init_hash=rundir.sha256(weights.weights_file(config.init_from)))
-    if stored is None and config.run.is_dir():
-        strangers = [p.name for p in config.run.iterdir() if p.name not in OWN and p.name[0] != "."]
-        if strangers:
-            raise UserError(
-                f"--run {config.run} holds other things ({', '.join(sorted(strangers)[:3])}, ...); give a new folder"
-            )
-    if stored is not None:
-        if stored["data"]["fingerprint"] != manifest.fingerprint:
-            raise UserError(
-                f"{config.run} was trained on other data: fingerprint {stored['data']['fingerprint']} "
-                f"({stored['data']['path']}), now {manifest.fingerprint} (--data {config.data}); use another --run folder"
-            )
-        settled = continued(config, stored["science"])
-        return settled, _identity(settled, manifest)
-    if config.init_hash and not config.init_from:
-        raise UserError("--init-hash says what --init-from was; give --init-from FILE instead")
-    precision = config.precision if config.precision != "auto" else ("bf16" if _multiplies_bf16(device) else "fp32")
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
-    settled = dataclasses.replace(config, precision=precision, threads=threads)
-    return settled, _identity(settled, manifest)
-
-
-def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
-    data = {"path": str(config.data.absolute()), "fingerprint": manifest.fingerprint, "classes": manifest.classes,
-            "image_shape": manifest.image_shape, "train": manifest.n("train"), "val": manifest.n("val")}  # fmt: skip
-    return {"id": science_hash(config, manifest.fingerprint), "data": data}
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        return " avx512_bf16" in flags or " amx_bf16" in flags
-    return False
-
-
-def _staged(manifest: Manifest, config: TrainConfig, world: World) -> Manifest:
-    """The data at --stage, copied there by one process of each node."""
-    if config.stage is None:
-        return manifest
-    if world.local_rank == 0:
-        staged(manifest, config.stage)
-    sum_over_ranks(torch.zeros(1), world)  # all wait here
-    return staged(manifest, config.stage)
-
-
 def train_loader(config: TrainConfig, manifest: Manifest, device: torch.device, world: World = World()) -> TrainLoader:  # noqa: B008
     """The configuration's batches; a set that cannot stay in memory in its present order gets a hint."""
     chosen = {f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)}
@@ -368,25 +295,6 @@ def _warm_up(
                 objective(_widened(outputs), part, mass)[0].backward()
     state.optimizer.zero_grad(set_to_none=True)
     state.model.load_state_dict(before)
-
-
-def _restore(state: State, run: Path, world: World) -> tuple[int, int, Path] | None:
-    """Load the newest good checkpoint of the run's history into every rank's `state`; gives it, or None at a first start."""
-
-    def newest_good() -> tuple[int, int, str] | None:
-        for number, images_seen, path in rundir.checkpoints(run):
-            try:
-                state.load(checkpoint.load(path), rank=0)
-            except (checkpoint.DamagedCheckpoint, OSError) as damage:
-                print(f"warning: {damage}; falling back to the checkpoint before it", file=sys.stderr, flush=True)
-                continue
-            return number, images_seen, str(path)
-        return None
-
-    found = on_rank_0(world, newest_good)
-    if found and world.rank:
-        state.load(checkpoint.load(Path(found[2])), world.rank)
-    return (found[0], found[1], Path(found[2])) if found else None
 
 
 # ---- in the loop -----------------------------------------------------------------------------------------------------

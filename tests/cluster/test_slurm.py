@@ -114,7 +114,9 @@ def test_a_time_limit(cluster: Cluster, site: Path, shards: Path) -> None:
     assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
     ends = [rundir.read_json(p / "status.json") for p in sorted((site / "limited" / "attempts").iterdir())]
     assert len(ends) >= 3
-    assert {end["why"] for end in ends[:-1]} == {"stopped before its job's end"}
+    whys = [end["why"] for end in ends[:-1]]  # the warning, which Slurm may send half a minute early, sometimes comes first
+    assert "stopped before its job's end" in whys
+    assert set(whys) <= {"stopped before its job's end", "stopped by SIGUSR1"}
     assert_same_outcome(site / "limited", site / "whole")
 
 

@@ -1,0 +1,155 @@
+"""Which run a start is: `auto` values resolved, checked against the data, the ranks and the run that it continues."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fer_hpc import checkpoint, rundir, weights
+from fer_hpc.config import GanConfig, Run, TrainConfig, UserError, check_divides, continued, science_hash, unknown
+from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.distributed import World, on_rank_0, sum_over_ranks
+from fer_hpc.models import MODELS, SIZES, USUAL
+from fer_hpc.models.gan import SIDES
+
+OWN = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")  # what may lie in a run folder before its first start
+
+
+def settled(config: Run, manifest: Manifest, device: torch.device, world: World) -> tuple[Run, dict[str, Any]]:
+    """The configuration with `auto` values resolved, and what the run's config.json says beside it; a UserError where it
+    cannot run, or is another experiment than the folder's."""
+    for split in ("train", "val"):
+        open_split(manifest, split)  # says so if it is absent or damaged
+    if config.batch_size > manifest.n("train"):
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
+        )
+    stored = rundir.read_json(config.run / "config.json")
+    if isinstance(config, TrainConfig):
+        _check_classifier(config, manifest, device, world)
+        if config.init_from and (stored is None or config.init_from.exists()):  # a run that goes on does not need it any more
+            init_hash = rundir.sha256(weights.weights_file(config.init_from))
+            config = dataclasses.replace(config, init_hash=init_hash)  # type: ignore[call-arg]
+    else:
+        _check_gan(config, manifest, world)
+    if stored is None:
+        _check_new(config)
+        precision = config.precision if config.precision != "auto" else ("bf16" if multiplies_bf16(device) else "fp32")
+        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+        config = dataclasses.replace(config, precision=precision, threads=threads)
+        return config, _identity(config, manifest)
+    kind = stored.get("kind", "classifier")
+    if kind != kind_of(config):
+        raise UserError(f"{config.run} holds a {kind}; give another --run folder")
+    if stored["data"]["fingerprint"] != manifest.fingerprint:
+        raise UserError(
+            f"{config.run} was trained on other data: fingerprint {stored['data']['fingerprint']} "
+            f"({stored['data']['path']}), now {manifest.fingerprint} (--data {config.data}); use another --run folder"
+        )
+    config = continued(config, stored["science"])
+    return config, _identity(config, manifest)
+
+
+def kind_of(config: TrainConfig | GanConfig) -> str:
+    return "GAN" if isinstance(config, GanConfig) else "classifier"
+
+
+def _check_classifier(config: TrainConfig, manifest: Manifest, device: torch.device, world: World) -> None:
+    if config.model not in MODELS:
+        raise unknown("model", config.model, list(MODELS))
+    height, width, channels = manifest.image_shape
+    least, most = SIZES[config.model]
+    if not least <= height <= most:
+        wanted = f"{least}x{least}" if least == most else f"{least} to {most} pixels"
+        raise UserError(
+            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {wanted}; "
+            f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
+        )
+    check_divides(config.batch_size, world.size, config.accumulate)
+    if config.sync_bn and (device.type != "cuda" or world.size == 1):
+        raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
+
+
+def _check_gan(config: GanConfig, manifest: Manifest, world: World) -> None:
+    height, width, channels = manifest.image_shape
+    if height not in SIDES:
+        sides = ", ".join(map(str, SIDES[:-1]))
+        raise UserError(
+            f"--data {config.data} holds {height}x{width}x{channels} faces, the GAN takes {sides} or {SIDES[-1]} pixels; "
+            f"preprocess with --size {min(SIDES, key=lambda side: abs(side - height))}"
+        )
+    if "Neutral" not in manifest.classes or len(manifest.classes) < 2:
+        raise UserError(f"--data {config.data} has the classes {', '.join(manifest.classes)}: wanted Neutral and others")
+    for split in ("train", "val"):
+        counts = dict(zip(manifest.classes, manifest.class_counts(split), strict=True))
+        if not counts["Neutral"] or not sum(counts.values()) - counts["Neutral"]:
+            raise UserError(f"--data {config.data}: its {split} split has {counts}: wanted neutral faces and others")
+    check_divides(config.batch_size, world.size, 1)
+
+
+def _check_new(config: TrainConfig | GanConfig) -> None:
+    if config.run.is_dir():
+        strangers = [p.name for p in config.run.iterdir() if p.name not in OWN and p.name[0] != "."]
+        if strangers:
+            raise UserError(
+                f"--run {config.run} holds other things ({', '.join(sorted(strangers)[:3])}, ...); give a new folder"
+            )
+    if isinstance(config, TrainConfig) and config.init_hash and not config.init_from:
+        raise UserError("--init-hash says what --init-from was; give --init-from FILE instead")
+
+
+def _identity(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:
+    data = {"path": str(config.data.absolute()), "fingerprint": manifest.fingerprint, "classes": manifest.classes,
+            "image_shape": manifest.image_shape, "train": manifest.n("train"), "val": manifest.n("val")}  # fmt: skip
+    return {"id": science_hash(config, manifest.fingerprint), "kind": kind_of(config), "data": data}
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return " avx512_bf16" in flags or " amx_bf16" in flags
+    return False
+
+
+def staged_data(manifest: Manifest, config: TrainConfig | GanConfig, world: World) -> Manifest:
+    """The data at --stage, copied there by one process of each node."""
+    if config.stage is None:
+        return manifest
+    if world.local_rank == 0:
+        staged(manifest, config.stage)
+    sum_over_ranks(torch.zeros(1), world)  # all wait here
+    return staged(manifest, config.stage)
+
+
+class Restorable(Protocol):
+    """What a loop keeps between steps."""
+
+    def load(self, saved: dict[str, Any], rank: int) -> None: ...
+
+
+def restore(state: Restorable, run: Path, world: World) -> tuple[int, int, Path] | None:
+    """Load the newest good checkpoint of the run's history into every rank's `state`; gives it, or None at a first start."""
+
+    def newest_good() -> tuple[int, int, str] | None:
+        for number, images_seen, path in rundir.checkpoints(run):
+            try:
+                state.load(checkpoint.load(path), rank=0)
+            except (checkpoint.DamagedCheckpoint, OSError) as damage:
+                print(f"warning: {damage}; falling back to the checkpoint before it", file=sys.stderr, flush=True)
+                continue
+            return number, images_seen, str(path)
+        return None
+
+    found = on_rank_0(world, newest_good)
+    if found and world.rank:
+        state.load(checkpoint.load(Path(found[2])), world.rank)
+    return (found[0], found[1], Path(found[2])) if found else None
