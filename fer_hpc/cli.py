@@ -24,11 +24,13 @@ from fer_hpc.config import (
     CancelConfig,
     DoctorConfig,
     EvaluateConfig,
+    GanConfig,
     JobConfig,
     LogsConfig,
     PipelineConfig,
     PreprocessConfig,
     ReportConfig,
+    Run,
     StatusConfig,
     SweepConfig,
     SyntheticConfig,
@@ -62,36 +64,64 @@ def preprocess(args: list[str]) -> int:
 def train(args: list[str]) -> int:
     """PRESET and shards -> a trained classifier in a run folder"""
     config = configure("train", args)
+    if _is_finished(config):
+        print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
+        return EXIT_FINISHED
+    status = _guarded("train", config)
+    if status is None or isinstance(status, int):
+        return status or EXIT_FINISHED
+    best = status["best"]
+    scores = f"val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
+    print(f"{config.run}: finished; best epoch {best['epoch']}: {scores}")
+    return EXIT_FINISHED
+
+
+def train_gan(args: list[str]) -> int:
+    """shards -> a GAN that gives a neutral face another's expression"""
+    config = configure("train_gan", args)
+    if _is_finished(config):
+        print(
+            f"{config.run}: finished, nothing to do (python -m fer_hpc.transfer NEUTRAL EXPRESSION --run {config.run} uses it)"
+        )
+        return EXIT_FINISHED
+    status = _guarded("train_gan", config)
+    if status is None or isinstance(status, int):
+        return status or EXIT_FINISHED
+    print(f"{config.run}: finished after epoch {status['best']['epoch']}")
+    return EXIT_FINISHED
+
+
+def _guarded(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int | None:
+    """Run a training: the status of a finished one on rank 0, None on the other ranks, else an exit code."""
     if not (config.data / "manifest.json").exists():
         from fer_hpc.data.shards import read_manifest
 
         read_manifest(config.data)  # says what is wrong before torch is loaded
-    if _is_finished(config):
-        print(f"{config.run}: finished, nothing to do (python -m fer_hpc.evaluate {config.run} scores it)")
-        return EXIT_FINISHED
     from fer_hpc.distributed import PeerLost, World
     from fer_hpc.session import Superseded
-    from fer_hpc.train import train as run
+
+    run: Callable[..., dict[str, Any]]
+    if verb == "train":
+        from fer_hpc.train import train as run
+    else:
+        from fer_hpc.train_gan import train_gan as run
 
     world = World.detect()
     try:
         status = run(config, world)
     except Superseded as why:
         # Within a job 0: srun answers any other code by killing the step of this number, which is the new start's by now.
-        return _leave(world.size, EXIT_FINISHED if world.job else EXIT_TAKEN_OVER, f"fer-hpc train: {why}")
+        return _leave(world.size, EXIT_FINISHED if world.job else EXIT_TAKEN_OVER, f"fer-hpc {verb}: {why}")
     except PeerLost as why:
-        return _leave(world.size, EXIT_RUN_AGAIN, f"fer-hpc train: {why}; the same command goes on from the last checkpoint")
+        return _leave(world.size, EXIT_RUN_AGAIN, f"fer-hpc {verb}: {why}; the same command goes on from the last checkpoint")
     except UserError as error:  # rank 0 says it for all
-        return _leave(world.size, EXIT_USER_ERROR, "" if world.rank else f"fer-hpc train: error: {error}")
+        return _leave(world.size, EXIT_USER_ERROR, "" if world.rank else f"fer-hpc {verb}: error: {error}")
     if world.rank:
-        return EXIT_FINISHED if status["state"] == "finished" else EXIT_RUN_AGAIN
+        return None if status["state"] == "finished" else EXIT_RUN_AGAIN
     if status["state"] != "finished":
         print(f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; the same command goes on from there")
         return EXIT_RUN_AGAIN
-    best = status["best"]
-    scores = f"val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
-    print(f"{config.run}: finished; best epoch {best['epoch']}: {scores}")
-    return EXIT_FINISHED
+    return status
 
 
 def _leave(ranks: int, code: int, why: str) -> int:
@@ -150,13 +180,15 @@ def doctor(args: list[str]) -> int:
     return doctor(config)
 
 
-def _is_finished(config: TrainConfig) -> bool:
+def _is_finished(config: Run) -> bool:
     """Whether the run folder already holds the end of exactly this run."""
     stored, manifest = rundir.read_json(config.run / "config.json"), rundir.read_json(config.data / "manifest.json")
     if not stored or not manifest or rundir.status(config.run)["state"] != "finished":
         return False
     same = stored["data"]["fingerprint"] == manifest["fingerprint"]
-    return same and continued(config, stored["science"]).epochs == stored["science"]["epochs"]
+    if not same or stored.get("kind", "classifier") != ("GAN" if isinstance(config, GanConfig) else "classifier"):
+        return False
+    return continued(config, stored["science"]).epochs == int(stored["science"]["epochs"])
 
 
 def evaluate(args: list[str]) -> int:
@@ -341,7 +373,7 @@ def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
     "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate,
-    "tune": tune, "report": report,
+    "tune": tune, "train_gan": train_gan, "report": report,
     "status": status, "logs": logs, "cancel": cancel,
 }  # fmt: skip
 INTERNAL = {"begin": begin, "end": end}
@@ -365,7 +397,12 @@ def configure(verb: str, args: list[str]) -> Any:
     if verb == "tune":
         own, rest = split_args(SweepConfig, args)
         return _sweep(parse(SweepConfig, "tune", own), rest)
-    config_class = {"preprocess": PreprocessConfig, "evaluate": EvaluateConfig, "report": ReportConfig}.get(verb)
+    config_class = {
+        "train_gan": GanConfig,
+        "preprocess": PreprocessConfig,
+        "evaluate": EvaluateConfig,
+        "report": ReportConfig,
+    }.get(verb)
     if config_class is None:
         raise unknown("verb", verb, list(VERBS))
     return parse(config_class, verb, args)

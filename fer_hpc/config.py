@@ -121,17 +121,17 @@ class GanConfig:
 
     data: Path = runtime()  # folder of shards of 32, 64, 128 or 256 pixels, made by fer_hpc.preprocess
     run: Path = runtime()  # run folder; created, or continued where it stopped
-    mode: Literal["mended", "paper"] = science("mended")  # paper: the report's losses as they are; see README
+    mode: Literal["mended", "paper"] = science("mended")  # paper: the report's losses and their weights
     seed: int = science(0)  # of pairs, initial weights and dropout
     epochs: int = science(50)  # passes over the expressive training faces; may grow on resume
     batch_size: int = science(8)  # pairs per step, over all ranks
     lr: float = science(2e-4)  # of Adam, for all three networks
-    feature_weight: float = science(10.0)  # of matching the discriminator's features
-    expression_weight: float = science(20.0)  # of the classifier's cross-entropy; mended: divided by 10
+    feature_weight: float = science(10.0)  # mended: of matching the discriminator's features, pooled over the face
+    expression_weight: float = science(2.0)  # mended: of the classifier's cross-entropy
     identity_weight: float = science(10.0)  # mended: of keeping the neutral face's code
-    reconstruction_weight: float = science(10.0)  # mended: of giving the neutral face back where it is both inputs
+    reconstruction_weight: float = science(20.0)  # mended: of giving the neutral face back where it is both inputs
     ema: float = science(0.999)  # mended: share kept per step by a moving average of the generator; 0: none
-    balanced: bool = science(True)  # draw every expression equally often
+    balanced: bool = science(True)  # mended: draw every expression equally often
     precision: Literal["auto", "fp32", "bf16"] = science("auto")  # auto: bf16 where hardware multiplies it
     threads: int = science(0)  # CPU threads of arithmetic per process; 0: the cores this process may use
     deterministic: bool = science(False)  # only operations that give the same bits every time, also on GPUs

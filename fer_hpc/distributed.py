@@ -10,7 +10,7 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -205,11 +205,30 @@ def _reduced(values: torch.Tensor, world: World, operation: str) -> torch.Tensor
 
 def share_buffers(model: nn.Module, world: World) -> None:
     """Give every rank rank 0's buffers (batch norm's running statistics), as DDP does before each forward pass."""
-    if world.size > 1:
+    found = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # counters are the same everywhere
+    if world.size > 1 and found:
+        import torch
         import torch.distributed as dist
 
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+        together = torch.cat([buffer.reshape(-1) for buffer in found])
+        dist.broadcast(together, 0)
+        for buffer, part in zip(found, together.split([b.numel() for b in found]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def average_gradients(parameters: Iterable[torch.Tensor], world: World) -> None:
+    """Replace gradients by their mean over the ranks, in one exchange whose order of additions never changes."""
+    if world.size == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    found = [p.grad for p in parameters if p.grad is not None]
+    together = torch.cat([g.reshape(-1) for g in found])
+    dist.all_reduce(together)
+    together /= world.size
+    for gradient, part in zip(found, together.split([g.numel() for g in found]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class Agreement:

@@ -99,8 +99,14 @@ class RunLog:
             shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
             self._tensorboard.add_image("val confusion", np.kron(shares, np.ones((24, 24))), images_seen, dataformats="HW")
 
-    def epoch(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Record one epoch: reproducible numbers in `row`, times and rates in `timing`."""
+    def images(self, name: str, images: torch.Tensor, images_seen: int) -> None:
+        """Show a picture [C, H, W] in [0, 1]."""
+        if self._tensorboard:
+            self._tensorboard.add_image(name, images.float().cpu(), images_seen)
+
+    def epoch(self, row: dict[str, Any], timing: dict[str, Any], line: str = "") -> None:
+        """Record one epoch: reproducible numbers in `row`, times and rates in `timing`; `line` says them, if a classifier's
+        does not fit."""
         for name, file in self._files.items():
             values = row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
             file.write(json.dumps(values) + "\n")
@@ -111,6 +117,8 @@ class RunLog:
                     part, _, metric = name.partition("_")
                     tag = f"{metric}/{part}" if part in ("train", "val") else name  # loss/train beside loss/val
                     self._tensorboard.add_scalar(tag, value, row["images_seen"])
+        if line:
+            return self.say(f"epoch {row['epoch']:>4}  {line}  {timing['images_per_s']:,.0f} images/s")
         best = "  best so far" if row["best"] else ""
         self.say(
             f"epoch {row['epoch']:>4}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "

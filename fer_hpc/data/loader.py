@@ -19,7 +19,7 @@ from fer_hpc.data import augment
 from fer_hpc.data.augment import DRAWS, Augmentation
 from fer_hpc.data.shards import Split
 
-_ORDER, _AUGMENT, _SHARDS, _CLASSES = 1, 2, 3, 4  # independent streams of one seed
+_ORDER, _AUGMENT, _SHARDS, _CLASSES, NEUTRALS = 1, 2, 3, 4, 5  # independent streams of one seed
 
 EVAL_CHUNK = 256  # images per evaluation step, fixed: sums and predictions do not depend on the number of ranks
 CACHED = 1 << 20  # floats that are converted and scaled at a time on a CPU: they stay in its cache in between
@@ -36,14 +36,16 @@ class Order:
     """
 
     def __init__(
-        self, starts: NDArray[np.int64], seed: int, window: int = 0, balanced: NDArray[np.int64] | None = None
-    ) -> None:
+        self, starts: NDArray[np.int64], seed: int, window: int = 0, balanced: NDArray[np.int64] | None = None,
+        stream: int = _ORDER,
+    ) -> None:  # fmt: skip
         self.starts, self.n, self.seed, self.window, self.balanced = starts, int(starts[-1]), seed, window, balanced
+        self.stream = stream  # orders of one seed that shall not be the same have different ones
         self._epochs: dict[int, NDArray[np.int64]] = {}  # the current one, and the next across a border
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
-            keys = np.random.Philox(key=[self.seed, _ORDER << 48 | epoch]).random_raw(self.n)
+            keys = np.random.Philox(key=[self.seed, self.stream << 48 | epoch]).random_raw(self.n)
             rows = np.argsort(keys, kind="stable")
             if self.window:
                 shards = len(self.starts) - 1

@@ -1,0 +1,418 @@
+"""Train the expression-transfer GAN: python -m fer_hpc.train_gan --data DIR --run RUN.
+
+As with classifiers, the same command on the same run folder continues it, and killed at any moment it ends as if it had been
+left alone. The clock counts pairs of faces.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # the arguments are checked before torch is loaded
+    from fer_hpc.cli import main
+
+    sys.exit(main(["train_gan", *sys.argv[1:]]))
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fer_hpc import checkpoint, rundir
+from fer_hpc.config import GanConfig, UserError, fields_of, said_of
+from fer_hpc.data.pairs import PairLoader, Pairs
+from fer_hpc.data.shards import Manifest, open_split, read_manifest
+from fer_hpc.distributed import (
+    Agreement,
+    World,
+    average_gradients,
+    least_over_ranks,
+    noticing_lost_peers,
+    on_rank_0,
+    process_group,
+    share_buffers,
+    sum_over_ranks,
+    told_by_all,
+)
+from fer_hpc.evaluate import autocast, pick_device
+from fer_hpc.models.gan import Discriminator, Generator, paper_classifier
+from fer_hpc.models.resnet import resnet_baseline
+from fer_hpc.runlog import RunLog, environment, place, use_of
+from fer_hpc.session import (
+    Saver,
+    Superseded,
+    keep_freed_memory,
+    owned,
+    set_determinism,
+    step_seed,
+    stop_signals,
+    stopped_by,
+    unwritten,
+)
+from fer_hpc.settle import restore, settled, staged_data
+from fer_hpc.watchdog import Watchdog
+
+NEVER = 2**62  # images_seen of a step that did not happen
+SUMS = ("images", "d_correct", "g_loss", "d_loss", "c_loss", "adversarial", "feature", "expression", "identity",
+        "reconstruction", "c_correct")  # fmt: skip
+VAL_PAIRS = 512  # at most so many are looked at after an epoch
+PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 for the adversarial loss
+
+
+@dataclass
+class State:
+    """All that a step changes; what a checkpoint holds."""
+
+    generator: Generator
+    discriminator: Discriminator
+    classifier: nn.Module
+    ema: AveragedModel | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    sums: torch.Tensor  # of the epoch so far, as SUMS names them; losses in units of 2**-32, so that they add up exactly
+    broken_at: torch.Tensor  # images seen before this rank's first step whose losses were not finite
+    neutral: int  # class
+    images_seen: int = 0
+
+    @property
+    def scored(self) -> Generator:
+        """The generator that is looked at and kept: the moving average where there is one."""
+        return self.generator if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "classifier": self.classifier}
+        return {**networks, **({"ema": self.ema} if self.ema else {}), **{f"{k}_adam": v for k, v in self.optimizers.items()}}
+
+    def to_dict(self, world: World) -> dict[str, Any]:
+        """What a checkpoint holds; called on all ranks together, whose sums it adds up."""
+        saved = {name: part.state_dict() for name, part in self._parts.items()}
+        return {**saved, "sums": sum_over_ranks(self.sums, world).cpu(), "images_seen": self.images_seen}
+
+    def load(self, saved: dict[str, Any], rank: int) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(saved[name])
+        self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))
+        self.images_seen = saved["images_seen"]
+
+
+def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
+    """Train to the end, or until a signal asks to stop; gives the run's status ({"state": "finished" | "interrupted"}).
+
+    Raises UserError for what the user can mend, Superseded where another start has taken the run over, PeerLost where
+    another rank has died.
+    """
+    # Setup: which run this is, and rank 0's right to write it.
+    manifest = read_manifest(config.data)
+    device = pick_device(config.device, world.local_rank)
+    keep_freed_memory()
+    given = config
+    with contextlib.ExitStack() as closing:
+        closing.enter_context(process_group(world))
+        signals = closing.enter_context(stop_signals())
+        config, attempt = closing.enter_context(owned(config, lambda: settled(given, manifest, device, world), world))
+        closing.enter_context(noticing_lost_peers(world))
+        torch.set_num_threads(config.threads)
+        set_determinism(config, device)
+
+        # Data.
+        here = staged_data(manifest, config, world)
+        hung = lambda why: attempt.end("interrupted", why) if attempt else None  # noqa: E731
+        watch = closing.enter_context(Watchdog(config.hang_factor, config.hang_floor_s, world.rank, hung))
+        loader = pair_loader(config, here, "train", device, world)
+        val = pair_loader(config, here, "val", device)
+        total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # pairs; every batch is full
+
+        # Networks, and where they stood.
+        state = fresh_state(config, manifest, device)
+        parent = restore(state, config.run, world)
+        log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
+        ranks = told_by_all(place(world, device), world)
+        if attempt:
+            attempt.began(environment(world, device) | {"ranks": ranks, "data": str(config.data.absolute())}, parent)
+        saver, about = Saver(attempt, log, config.checkpoint_every_s, world.job), _about(config, manifest)
+        where = f", from pair {state.images_seen:,} of {total:,}" if parent else ""
+        number = attempt.number if attempt else 0
+        how = f"{config.mode}, {config.precision} on {world.size} x {device.type}"
+        log.say(f"{config.run}: GAN, {how}, attempt {number}{where}")
+        log.hparams({"batch_size": config.batch_size, "lr": config.lr, "seed": config.seed} | said_of(config))
+
+        # Loop: one step a turn; an epoch ends where its last expressive face has been seen.
+        agreement, stop = Agreement(world, 4), 0
+        epoch_began, epoch_from = time.monotonic(), state.images_seen
+        while state.images_seen < total:
+            ends_epoch = (state.images_seen + config.batch_size) // loader.n > state.images_seen // loader.n
+            pairs = loader.batch(state.images_seen)
+            torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
+            step(state, config, pairs, device, world)
+            state.images_seen += config.batch_size
+            watch.step(state.images_seen)
+
+            broken = (device.type == "cpu" or log.due()) and bool(state.broken_at < NEVER)  # asking a GPU makes it wait
+            if log.due() and not broken:
+                log.progress(state.images_seen, state.sums)
+            taken_over = attempt is not None and attempt.superseded()
+            asked = max(signals, default=saver.end_is_near(watch.longest_s))
+            stop, save, lost, alarm = agreement.exchange([asked, saver.due(), taken_over, broken])
+            if alarm or ends_epoch:
+                _stop_if_broken(state, world)
+            if ends_epoch:
+                with watch.phase("validation"):
+                    train_s, trained = time.monotonic() - epoch_began, state.images_seen - epoch_from
+                    row, grid = _end_epoch(state, config, loader.n, val, list(manifest.classes), world)
+                    timing = {"train_s": train_s, "val_s": time.monotonic() - epoch_began - train_s,
+                              "images_per_s": trained / train_s} | use_of(device, 0.0)  # fmt: skip
+                    log.images("neutral | expression | output", grid, state.images_seen)
+                    log.epoch(row, timing, _line(row))
+                epoch_began, epoch_from = time.monotonic(), state.images_seen
+            if lost:
+                raise Superseded(f"{config.run}: another start has taken this run over; this one stops")
+            if stop:
+                break
+            if save and state.images_seen < total:
+                _stop_if_broken(state, world)
+                with watch.phase("saving"):
+                    saver.save(state.images_seen, state.to_dict(world) | about)
+
+        # Close: a last checkpoint, from which more epochs may follow, and the weights for everyone else.
+        agreement.close()
+        _stop_if_broken(state, world)
+        saver.save(state.images_seen, state.to_dict(world) | about, last=True)
+        if attempt:
+            _end(attempt, state, total, about, stop)
+        log.close()
+        if world.size > 1:
+            torch.distributed.barrier()  # nobody leaves while rank 0 still writes: a launcher would stop it
+    return rundir.status(config.run)
+
+
+def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, world: World) -> None:
+    """One step of each network on one batch. The generator's output is made once and serves all three."""
+    mended = config.mode == "mended"
+    target = pairs.target if mended else None
+    mixed = autocast(config.precision, device)
+    state.generator.train()
+
+    with mixed:
+        fake = state.generator(pairs.neutral, pairs.expressive)
+
+        # Discriminator: real faces to 1, made ones to 0.
+        real_score, real_features = state.discriminator(pairs.expressive, target)
+        fake_score, _ = state.discriminator(fake.detach(), target)
+        real_score, fake_score = real_score.float(), fake_score.float()
+        d_loss = 0.5 * ((real_score - 1).square().mean() + fake_score.square().mean())
+    _descend(state, "discriminator", d_loss, world)
+    d_correct = 0.5 * ((real_score > 0.5).float().mean() + (fake_score <= 0.5).float().mean())
+
+    # Classifier: real faces only.
+    with mixed:
+        if mended:
+            seen = torch.cat([pairs.neutral, pairs.expressive])
+            labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
+        else:  # the report's: it is shown expressive faces alone, which are all "1"
+            seen, labels = pairs.expressive, torch.ones_like(pairs.target)
+        logits = state.classifier(seen).float()
+        c_loss = functional.cross_entropy(logits, labels)
+    _descend(state, "classifier", c_loss, world)
+    c_correct = (logits.argmax(1) == labels).float().mean()
+
+    # Generator: fool the one, please the other, stay the same person.
+    with _frozen(state.discriminator), _frozen(state.classifier), mixed:
+        score, features = state.discriminator(fake, target)
+        parts = {"adversarial": (score.float() - 1).square().mean()}
+        wanted = real_features.detach().float()
+        share_buffers(state.classifier, world)
+        state.classifier.eval()  # its batch norm shall not learn from made faces
+        guessed = state.classifier(fake).float()
+        state.classifier.train()
+        if mended:
+            parts["feature"] = functional.l1_loss(_pooled(features.float()), _pooled(wanted))
+            parts["expression"] = functional.cross_entropy(guessed, pairs.target)
+            kept, before = state.generator.encode(fake)[-1].float(), state.generator.encode(pairs.neutral)[-1].float()
+            parts["identity"] = functional.l1_loss(kept, before.detach())
+            off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
+            parts["reconstruction"] = (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
+            weights = {name: getattr(config, f"{name}_weight") for name in parts if name != "adversarial"}
+        else:
+            parts["feature"] = functional.l1_loss(features.float(), wanted)
+            parts["expression"] = functional.cross_entropy(guessed, labels)
+            weights = PAPER
+        g_loss = parts["adversarial"] + sum(weights[name] * part for name, part in parts.items() if name in weights)
+    _descend(state, "generator", g_loss, world)
+    if state.ema:
+        state.ema.update_parameters(state.generator)
+    numbers = {"d_correct": d_correct, "g_loss": g_loss, "d_loss": d_loss, "c_loss": c_loss, "c_correct": c_correct, **parts}
+    _add_to_sums(state, len(pairs.target), numbers)
+
+
+def _descend(state: State, name: str, loss: torch.Tensor, world: World) -> None:
+    """One step of Adam down a network's loss, its gradients averaged over the ranks."""
+    loss.backward()
+    average_gradients(getattr(state, name).parameters(), world)
+    state.optimizers[name].step()
+    state.optimizers[name].zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Any:
+    """Gradients pass through the network, not into it."""
+    network.requires_grad_(False)
+    yield
+    network.requires_grad_(True)
+
+
+def _pooled(features: torch.Tensor) -> torch.Tensor:
+    """Mean and deviation of each channel over the face [B, 2C]: what is there, not where. (eps: no gradient of sqrt at 0)"""
+    return torch.cat([features.mean((2, 3)), (features.var((2, 3)) + 1e-5).sqrt()], 1)
+
+
+def _add_to_sums(state: State, n: int, numbers: dict[str, torch.Tensor]) -> None:
+    """Add a batch's means, times its size; stays on the device. Whole numbers, so no order of additions changes the result."""
+    zero = torch.zeros((), device=state.sums.device)
+    values = torch.stack([numbers.get(name, zero).detach().double() for name in SUMS[1:]])
+    units = (values.nan_to_num() * (n * 2.0**32)).round().long()
+    state.sums += torch.cat([torch.full_like(units[:1], n), units])
+    state.broken_at.clamp_(max=torch.where(values.isfinite().all(), NEVER, state.images_seen))
+
+
+# ---- setup -----------------------------------------------------------------------------------------------------------
+
+
+def pair_loader(config: GanConfig, manifest: Manifest, split: str, device: torch.device, world: World = World()) -> PairLoader:  # noqa: B008
+    return PairLoader(
+        open_split(manifest, split), manifest.classes.index("Neutral"), config.batch_size, config.seed, device,
+        config.mode == "mended", config.balanced, world.rank, world.size,
+    )  # fmt: skip
+
+
+def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> State:
+    """The state at pair 0."""
+    torch.manual_seed(config.seed)
+    size, _, channels = manifest.image_shape
+    mended, classes = config.mode == "mended", len(manifest.classes)
+
+    def placed(network: nn.Module) -> Any:
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    generator = placed(Generator(channels, size))
+    discriminator = placed(Discriminator(channels, classes if mended else 0, spectral=mended))
+    classifier = placed(resnet_baseline(classes, channels, size) if mended else paper_classifier(channels))
+    networks = {"generator": generator, "discriminator": discriminator, "classifier": classifier}
+    adams: dict[str, torch.optim.Optimizer] = {
+        name: torch.optim.Adam(network.parameters(), config.lr, betas=(0.5, 0.999), fused=True)
+        for name, network in networks.items()
+    }
+    average = get_ema_multi_avg_fn(config.ema)
+    ema = AveragedModel(generator, multi_avg_fn=average, use_buffers=True) if mended and config.ema else None
+    sums = torch.zeros(len(SUMS), dtype=torch.int64, device=device)
+    broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)
+    return State(generator, discriminator, classifier, ema, adams, sums, broken_at, manifest.classes.index("Neutral"))
+
+
+def _about(config: GanConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a file of weights must say to be used elsewhere."""
+    return {
+        "science": fields_of(config, "science"), "kind": "GAN",
+        "data": {"fingerprint": manifest.fingerprint, "classes": list(manifest.classes),
+                 "image_shape": list(manifest.image_shape), "faces": manifest.content["faces"]},
+    }  # fmt: skip
+
+
+# ---- in the loop -----------------------------------------------------------------------------------------------------
+
+
+def _stop_if_broken(state: State, world: World) -> None:
+    """UserError on all ranks where any rank's losses were not numbers, before anything broken is saved."""
+    images_seen = int(least_over_ranks(state.broken_at, world))
+    if images_seen < NEVER:
+        raise UserError(
+            f"a loss is not a finite number at {images_seen:,} pairs seen; the last good checkpoint is kept: use a smaller "
+            "--lr in another --run folder"
+        )
+
+
+def _end_epoch(
+    state: State, config: GanConfig, epoch_images: int, val: PairLoader, classes: list[str], world: World
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Look at val, begin a new epoch; gives the epoch's metrics and a picture of samples [C, H, W] in [0, 1]."""
+    sums = sum_over_ranks(state.sums, world).tolist()
+    state.sums.zero_()
+    for network in (state.scored, state.classifier):
+        share_buffers(network, world)
+    means = {name: value / 2.0**32 / sums[0] for name, value in zip(SUMS[1:], sums[1:], strict=True)}
+    row = {"epoch": state.images_seen // epoch_images, "images_seen": state.images_seen}
+    row |= {f"train_{name}": value for name, value in means.items()}
+    device = val.images.device
+    row |= on_rank_0(world, lambda: _validate(state, config, val, device))
+    return row, sample_grid(state.scored, val, classes, config.precision)
+
+
+@torch.inference_mode()
+def _validate(state: State, config: GanConfig, val: PairLoader, device: torch.device) -> dict[str, float]:
+    """On fixed pairs of val: share of outputs that the training's own classifier takes for the target (it is not a judge: see
+    evaluate), and how far a neutral face that is both inputs comes out changed (mean absolute difference, of 2)."""
+    state.scored.eval()
+    state.classifier.eval()
+    hits, off, seen, mended = 0, 0.0, 0, config.mode == "mended"
+    rows = val.pools[1][: VAL_PAIRS * max(1, val.n // VAL_PAIRS) : max(1, val.n // VAL_PAIRS)]
+    for first in range(0, len(rows), 64):
+        mine = rows[first : first + 64]
+        neutral = val.faces(val.pools[0][np.arange(first, first + len(mine)) % len(val.pools[0])])
+        with autocast(config.precision, device):
+            made = state.scored(neutral, val.faces(mine))
+            guessed = state.classifier(made)
+            again = state.scored(neutral, neutral)
+        wanted = torch.from_numpy(val.labels[mine] if mended else np.ones_like(mine)).to(device)
+        hits += int((guessed.argmax(1) == wanted).sum())
+        off += float((again.float() - neutral).abs().mean((1, 2, 3)).double().sum())
+        seen += len(mine)
+    state.classifier.train()
+    return {"val_expression": hits / seen, "val_reconstruction": off / seen}
+
+
+@torch.inference_mode()
+def sample_grid(generator: Generator, val: PairLoader, classes: list[str], precision: str, people: int = 4) -> torch.Tensor:
+    """Rows of neutral | expressive | output, one for each expression of val, `people` of them beside each other; in [0, 1]."""
+    generator.eval()
+    strips = []
+    for k in range(len(classes)):
+        rows = val.pools[1][val.labels[val.pools[1]] == k]
+        if not len(rows):
+            continue
+        expressive = val.faces(rows[np.arange(people) % len(rows)])
+        neutral = val.faces(val.pools[0][np.arange(people) % len(val.pools[0])])
+        with autocast(precision, val.images.device):
+            made = generator(neutral, expressive).float()
+        strips.append(torch.cat([torch.cat([neutral[i], expressive[i], made[i]], 2) for i in range(people)], 2))
+    return (torch.cat(strips, 1) + 1) / 2
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"G {row['train_g_loss']:.3f}  D {row['train_d_loss']:.4f} accuracy {row['train_d_correct']:.3f}  "
+        f"C {row['train_c_loss']:.3f} accuracy {row['train_c_correct']:.3f}  "
+        f"val expression {row['val_expression']:.3f} reconstruction {row['val_reconstruction']:.3f}"
+    )
+
+
+def _end(attempt: rundir.Attempt, state: State, total: int, about: dict[str, Any], stop: int) -> None:
+    """Publish what a finished run leaves, or note who stopped it."""
+    if state.images_seen < total:
+        attempt.end("interrupted", stopped_by(stop), images_seen=state.images_seen)
+        return
+    final = {name: tensor.cpu() for name, tensor in state.scored.state_dict().items()}
+    try:
+        checkpoint.save(attempt.path / "final.pt", {**about, "images_seen": state.images_seen, "model": final})
+        attempt.publish("final.pt")
+        if attempt.is_newest():
+            rundir.write_bytes(attempt.run / "metrics.jsonl", rundir.jsonl(rundir.rows(attempt.run)))
+    except OSError as error:
+        raise unwritten(attempt.run, state.images_seen, error) from None
+    last = rundir.rows(attempt.run)[-1]
+    kept = {key: last[key] for key in ("val_expression", "val_reconstruction", "train_g_loss", "train_d_correct")}
+    attempt.end("finished", images_seen=state.images_seen, best=kept | {"epoch": last["epoch"]})
