@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fer_hpc.train", "fer_hpc.evaluate", "torch._dynamo", "tests.processes"])
+FORKS.set_forkserver_preload(["fer_hpc.train", "fer_hpc.train_gan", "fer_hpc.evaluate", "torch._dynamo", "tests.processes"])
 
 
 def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> None:

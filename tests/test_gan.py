@@ -1,0 +1,150 @@
+"""The expression-transfer GAN: its networks, its pairs, and a training that nothing stops."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_hpc import rundir
+from fer_hpc.data.pairs import PairLoader
+from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
+from tests.conftest import Fer
+from tests.processes import Started, start_ranks
+from tests.test_ranks import finish
+from tests.test_train import until_training
+
+CPU = torch.device("cpu")
+QUICK = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.3, "--no-tensorboard")
+
+
+@pytest.fixture(scope="module")
+def faces(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 synthetic faces of 32 pixels."""
+    out = tmp_path_factory.mktemp("gan") / "shards"
+    assert fer("preprocess", "--source", "synthetic", "--count", 160, "--size", 32, "--out", out).returncode == 0
+    return out
+
+
+@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_size_and_a_batch_of_one(size: int, channels: int) -> None:
+    face = torch.rand(1, channels, size, size) * 2 - 1
+    generator = Generator(channels, size)
+    made = generator(face, face)
+    assert made.shape == face.shape
+    assert made.abs().max() <= 1
+    assert generator.encode(face)[-1].shape == (1, 512, 2, 2)
+    for network in (Discriminator(channels), Discriminator(channels, 7, spectral=True)):
+        scores, features = network(made, torch.tensor([3]))
+        assert scores.shape == (1, 1, size // 8 - 2, size // 8 - 2)
+        assert features.shape == (1, 256, size // 8, size // 8)
+    assert paper_classifier(channels)(made).shape == (1, 2)
+
+
+def test_the_reports_generator_has_its_layers() -> None:
+    """Seven stages down to 2x2, six up, then bilinear; widths as the report gives them."""
+    generator = Generator(3, 256)
+    assert [stage[0].out_channels for stage in generator.down] == [64, 128, 256, 512, 512, 512, 512]
+    assert [stage[0].out_channels for stage in generator.up] == [512, 512, 256, 128, 64]
+    assert [stage[0].in_channels for stage in generator.up] == [512, 1024, 1024, 768, 384]
+    assert generator.out.in_channels == 64 + 128
+    assert generator.fuse.in_channels == 512 + 128
+    assert [any(isinstance(m, torch.nn.Dropout) for m in stage) for stage in generator.up] == [True, True, False, False, False]
+
+
+def pairs(shards: Path, **more: object) -> PairLoader:
+    manifest = read_manifest(shards)
+    neutral = manifest.classes.index("Neutral")
+    return PairLoader(open_split(manifest, "train"), neutral, 12, 3, CPU, **more)  # type: ignore[arg-type]
+
+
+def test_pairs_are_a_neutral_face_and_another_persons_expression(faces: Path) -> None:
+    loader = pairs(faces)
+    labels, groups = loader.labels, loader.groups
+    seen, same_share = [], 0.0
+    for k in range(20):
+        neutral, expressive, same, _ = loader.rows(12 * k)
+        assert (labels[neutral] == 0).all()
+        assert (labels[expressive[~same]] != 0).all()
+        assert (expressive[same] == neutral[same]).all()
+        assert (groups[neutral[~same]] != groups[expressive[~same]]).all()
+        seen += labels[expressive[~same]].tolist()
+        same_share += same.mean() / 20
+    assert 0.05 < same_share < 0.25
+    counts = np.bincount(seen, minlength=8)[1:]
+    assert counts[counts > 0].max() < 2 * counts[counts > 0].min(), "balanced over the expressions"
+
+
+def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
+    whole = pairs(faces).batch(36)
+    parts = [pairs(faces, rank=rank, size=2).batch(36) for rank in (0, 1)]
+    for name in ("neutral", "expressive", "target", "same"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert whole.neutral.min() >= -1
+    assert whole.neutral.max() <= 1
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) -> None:
+    rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
+    call = ("--data", faces, "--epochs", 3, *QUICK)
+    began = time.monotonic()
+    assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
+    seconds = time.monotonic() - began
+    for attempt in (1, 2, 3):
+        ranks = start_ranks(size, "train_gan", *call, "--run", killed)
+        until_training(killed, attempt)
+        time.sleep(rng.uniform(0.3, seconds / 4))
+        for rank in ranks:
+            rank.kill()
+        finish(ranks)
+    assert rundir.status(killed)["state"] == "interrupted"
+    assert rundir.checkpoints(killed), "something was saved before the kills"
+    assert finish(start_ranks(size, "train_gan", *call, "--run", killed)) == [0] * size
+    for name in ("metrics.jsonl", "final.pt"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    rows = rundir.rows(whole)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(0 <= row["train_d_correct"] <= 1 for row in rows)
+
+
+def test_the_papers_mode_trains_and_is_another_experiment(fer: Fer, faces: Path, tmp_path: Path) -> None:
+    call = ("train_gan", "--data", faces, "--run", tmp_path / "run", "--epochs", 2, *QUICK)
+    done = fer(*call, "--mode", "paper")
+    assert done.returncode == 0, done.stderr
+    row = rundir.rows(tmp_path / "run")[-1]
+    assert row["train_c_correct"] > 0.9, "its classifier sees one label only"
+    assert row["train_identity"] == row["train_reconstruction"] == 0
+    again = fer(*call)
+    assert again.returncode == 2
+    assert "--mode paper (now --mode mended)" in again.stderr
+
+
+def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    wrong = fer("train_gan", "--data", shards, "--run", tmp_path / "run")
+    assert wrong.returncode == 2
+    assert "the GAN takes 32, 64, 128 or 256 pixels; preprocess with --size 32" in wrong.stderr
+    other = fer("train_gan", "--data", faces, "--run", finished_run)
+    assert other.returncode == 2
+    assert "holds a classifier; give another --run" in other.stderr
+    broken = fer("train_gan", "--data", faces, "--run", tmp_path / "broken", "--lr", 1e30, *QUICK)
+    assert broken.returncode == 2
+    assert "a loss is not a finite number" in broken.stderr
+    assert rundir.status(tmp_path / "broken")["state"] == "failed"
+
+
+def test_a_signal_saves_and_asks_to_be_run_again(faces: Path, tmp_path: Path) -> None:
+    started = Started("train_gan", "--data", faces, "--run", tmp_path / "run", "--epochs", 500, *QUICK)
+    until_training(tmp_path / "run", 1)
+    started.send_signal(15)
+    assert started.wait(60) == 75
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["why"] == "stopped by SIGTERM"
+    assert rundir.checkpoints(tmp_path / "run")[0][1] == status["images_seen"]
