@@ -35,6 +35,7 @@ from fer_hpc.config import (
     SweepConfig,
     SyntheticConfig,
     TrainConfig,
+    TransferConfig,
     UserError,
     continued,
     unknown,
@@ -88,6 +89,18 @@ def train_gan(args: list[str]) -> int:
     if status is None or isinstance(status, int):
         return status or EXIT_FINISHED
     print(f"{config.run}: finished after epoch {status['best']['epoch']}")
+    return EXIT_FINISHED
+
+
+def transfer(args: list[str]) -> int:
+    """two photos and a GAN's run -> a picture: the one person with the other's expression"""
+    config = parse(TransferConfig, "transfer", args)
+    stored = rundir.config(config.run)
+    if stored.get("kind") != "GAN":
+        raise UserError(f"--run {config.run} holds a classifier; give a run of fer_hpc.train_gan")
+    from fer_hpc.transfer import transfer
+
+    print(f"transfer: {transfer(config)}")
     return EXIT_FINISHED
 
 
@@ -373,7 +386,7 @@ def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
     "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate,
-    "tune": tune, "train_gan": train_gan, "report": report,
+    "tune": tune, "train_gan": train_gan, "transfer": transfer, "report": report,
     "status": status, "logs": logs, "cancel": cancel,
 }  # fmt: skip
 INTERNAL = {"begin": begin, "end": end}
@@ -477,7 +490,15 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
             fallback = tyro.MISSING if f.default is dataclasses.MISSING else f.default
             object.__setattr__(base, f.name, defaults.get(f.name, fallback))
         kwargs["default"] = base
-    positional = config_class in (DoctorConfig, EvaluateConfig, ReportConfig, StatusConfig, LogsConfig, CancelConfig)
+    positional = config_class in (
+        TransferConfig,
+        DoctorConfig,
+        EvaluateConfig,
+        ReportConfig,
+        StatusConfig,
+        LogsConfig,
+        CancelConfig,
+    )
     about = config_class.__doc__ or ""
     if config_class is TrainConfig:
         about += f" Presets: {', '.join(PRESETS)}."

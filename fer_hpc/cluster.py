@@ -27,6 +27,7 @@ from fer_hpc.config import (
     EXIT_RUN_AGAIN,
     EXIT_USER_ERROR,
     EvaluateConfig,
+    GanConfig,
     JobConfig,
     LogsConfig,
     PipelineConfig,
@@ -43,7 +44,7 @@ from fer_hpc.config import (
 
 LAUNCH = Path(__file__).parents[1] / "slurm" / "launch.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-Config = TrainConfig | EvaluateConfig | PreprocessConfig | ReportConfig | SweepConfig
+Config = TrainConfig | GanConfig | EvaluateConfig | PreprocessConfig | ReportConfig | SweepConfig
 
 
 def home(config: Config) -> Path:
@@ -62,13 +63,13 @@ def check(config: Config, ranks: int) -> None:
         return
     if isinstance(config, EvaluateConfig):
         rundir.config(config.run)
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, TrainConfig | GanConfig):
         return
     manifest = rundir.read_json(config.data / "manifest.json")
     if manifest is None:
         what = "holds no shards (no manifest.json)" if config.data.is_dir() else "is not there"
         raise UserError(f"--data {config.data} {what} on {socket.gethostname()}; preprocess first, or give FER_DATA or --data")
-    check_divides(config.batch_size, ranks, config.accumulate)
+    check_divides(config.batch_size, ranks, config.accumulate if isinstance(config, TrainConfig) else 1)
     stored = rundir.read_json(config.run / "config.json")
     if stored:
         continued(config, stored["science"])
@@ -95,7 +96,7 @@ def should_requeue(config: Config, code: int) -> tuple[bool, str]:
         again = code not in (EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FINDINGS)  # Ray has many ways to end with its processes
         again &= code == EXIT_RUN_AGAIN or any(path.stat().st_mtime > began for path in starts)
         return again, f"sweep ended with code {code}" + ("; it goes on from there" if again else "")
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, TrainConfig | GanConfig):
         again = code in (EXIT_RUN_AGAIN, 128 + signal.SIGTERM, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2)
         return again, "done" if code == 0 else f"ended with code {code}" + ("; it goes on from there" if again else "")
     status = rundir.status(config.run)
@@ -282,8 +283,8 @@ def layout(job: JobConfig, config: Config | None, gpus: int) -> str:
     nodes = job.nodes if gpus else 1
     ranks = nodes * max(gpus, 1)
     words = f"{nodes} node(s) x {max(gpus, 1)} task(s) = {ranks} ranks, {job.cpus} core(s) each, {gpus} GPU(s) a node"
-    if isinstance(config, TrainConfig):
-        check_divides(config.batch_size, ranks, config.accumulate)
+    if isinstance(config, TrainConfig | GanConfig):
+        check_divides(config.batch_size, ranks, config.accumulate if isinstance(config, TrainConfig) else 1)
         words += f"; batch {config.batch_size} = {ranks} x {config.batch_size // ranks}"
     return f"{words}; {job.time_min} min, signal {job.signal_lead_s} s before"
 
@@ -405,7 +406,7 @@ def status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
             state, history = rundir.status(folder), rundir.rows(folder)
             row |= {"state": state["state"], "why": state["why"]}
             row["epoch"] = f"{history[-1]['epoch'] if history else 0} of {stored['science']['epochs']}"
-            row["val_accuracy"] = max((r["val_accuracy"] for r in history), default=None)
+            row["val_accuracy"] = max((r["val_accuracy"] for r in history if "val_accuracy" in r), default=None)
         row["jobs"] = [{"job": job, "state": states.get(job, ("", ""))[0], "reason": states.get(job, ("", ""))[1]}
                        for job in noted[folder]]  # fmt: skip
         if not stored and row["jobs"]:

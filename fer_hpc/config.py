@@ -229,6 +229,24 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """Give the person on one photo the expression on another."""
+
+    neutral: Path  # photo of a neutral face
+    expression: Path  # photo of somebody else's expression
+    run: Path = Path()  # run folder of a GAN
+    out: Path = Path()  # PNG to write
+    whole: bool = False  # the photos are cut-out faces: take all of them, do not look for a face
+    strip: bool = False  # write both inputs beside the output
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+
+    def __post_init__(self) -> None:
+        for name in ("run", "out"):
+            if getattr(self, name) == Path():
+                raise UserError(f"--{name} is missing: python -m fer_hpc.transfer NEUTRAL EXPRESSION --run RUN --out PNG")
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Put run folders into one HTML page of tables and plots."""
 
@@ -415,7 +433,7 @@ def science_hash(config: RunConfig, data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-Run = TypeVar("Run", TrainConfig, GanConfig)
+Run = TypeVar("Run", bound=TrainConfig | GanConfig)
 
 
 def continued(config: Run, stored: dict[str, Any]) -> Run:

@@ -41,7 +41,10 @@ class Run:
 
 def report(config: ReportConfig) -> Path:
     """Write index.html (self-contained), results.csv and the pictures into `config.out`; gives the page's path."""
-    runs = [_read(path) for path in rundir.find_runs(config.runs)]
+    found = rundir.find_runs(config.runs)
+    runs = [_read(path) for path in found if rundir.config(path).get("kind", "classifier") == "classifier"]
+    if not runs:
+        raise UserError(f"{found[0]} is a GAN's run; the page shows classifiers, fer_hpc.evaluate looks at a GAN")
     config.out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[tuple[str, str]]] = {}
     for run in runs:

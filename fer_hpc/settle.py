@@ -35,12 +35,12 @@ def settled(config: Run, manifest: Manifest, device: torch.device, world: World)
         _check_classifier(config, manifest, device, world)
         if config.init_from and (stored is None or config.init_from.exists()):  # a run that goes on does not need it any more
             init_hash = rundir.sha256(weights.weights_file(config.init_from))
-            config = dataclasses.replace(config, init_hash=init_hash)  # type: ignore[call-arg]
+            config = dataclasses.replace(config, init_hash=init_hash)
     else:
         _check_gan(config, manifest, world)
     if stored is None:
         _check_new(config)
-        precision = config.precision if config.precision != "auto" else ("bf16" if multiplies_bf16(device) else "fp32")
+        precision: Any = config.precision if config.precision != "auto" else ("bf16" if multiplies_bf16(device) else "fp32")
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
         config = dataclasses.replace(config, precision=precision, threads=threads)
         return config, _identity(config, manifest)

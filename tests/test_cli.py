@@ -13,7 +13,7 @@ import fer_hpc
 from fer_hpc.cli import VERBS
 
 PACKAGE = Path(fer_hpc.__file__).parent
-HEAVY = ("torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
+HEAVY = ("ray", "torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
 
 
 def modules_after(code: str) -> set[str]:
@@ -56,10 +56,11 @@ def test_preset_decides_the_defaults_that_help_shows() -> None:
 # Imports point one way: a module may import from its own layer or an earlier one.
 LAYERS = [
     {"config"}, {"rundir", "metrics", "plots", "watchdog"}, {"distributed"},
-    {"data", "models", "checkpoint", "runlog"}, {"objective", "recipe", "weights", "session"},
-    {"preprocess", "doctor", "evaluate", "report", "cluster"}, {"train"}, {"sheet"}, {"cli"},
+    {"data", "models", "checkpoint", "runlog", "ray_nodes", "sweep"}, {"objective", "recipe", "weights", "session"}, {"settle"},
+    {"preprocess", "doctor", "evaluate", "report", "cluster"}, {"train", "train_gan"}, {"sheet", "tune", "transfer"}, {"cli"},
 ]  # fmt: skip
-NO_TORCH = ("config", "rundir", "metrics", "plots", "distributed", "report", "preprocess", "cluster", "watchdog", "cli")
+NO_TORCH = ("config", "rundir", "metrics", "plots", "distributed", "report", "preprocess", "cluster", "watchdog", "cli",
+            "sweep", "ray_nodes")  # fmt: skip
 
 
 def imports_of(path: Path) -> list[tuple[str, bool]]:

@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -148,3 +149,42 @@ def test_a_signal_saves_and_asks_to_be_run_again(faces: Path, tmp_path: Path) ->
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["why"] == "stopped by SIGTERM"
     assert rundir.checkpoints(tmp_path / "run")[0][1] == status["images_seen"]
+
+
+@pytest.fixture(scope="module")
+def photos(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    assert fer("data.synthetic", "--count", 6, "--out", folder).returncode == 0
+    return sorted((folder / "train_set" / "images").iterdir())
+
+
+@pytest.fixture(scope="module")
+def gan_run(fer: Fer, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "gan"
+    done = fer("train_gan", "--data", faces, "--run", run, "--epochs", 1, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_transfer_finds_the_faces_and_writes_a_picture(
+    fer: Fer, gan_run: Path, finished_run: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    done = fer("transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "new" / "out.png", "--strip")
+    assert done.returncode == 0, done.stderr
+    picture = cv2.imread(str(tmp_path / "new" / "out.png"), cv2.IMREAD_UNCHANGED)
+    assert picture.shape == (32, 96)
+    assert fer("transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "out.png").returncode == 0
+    assert (cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]).all()
+    blank = tmp_path / "blank.png"
+    cv2.imwrite(str(blank), np.full((80, 60), 128, np.uint8))
+    (tmp_path / "text.jpg").write_text("no picture")
+    for neutral, run, said in (
+        (blank, gan_run, "blank.png (60x80): no face found; give a photo of an upright face, or --whole"),
+        (tmp_path / "text.jpg", gan_run, "text.jpg: not an image"),
+        (tmp_path / "gone.jpg", gan_run, "No such file or directory"),
+        (photos[0], finished_run, "holds a classifier"),
+    ):
+        done = fer("transfer", neutral, photos[1], "--run", run, "--out", tmp_path / "never.png")
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not (tmp_path / "never.png").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a header that claims more is refused unread
 
@@ -46,6 +47,18 @@ def landmark_box(landmarks: NDArray[np.float32]) -> Box:
     """The tight box of landmarks [68, 2], widened."""
     (left, top), (right, bottom) = landmarks.min(0).tolist(), landmarks.max(0).tolist()
     return widened((left, top, right, bottom))
+
+
+def find_face(image: NDArray[np.uint8]) -> Box | None:
+    """The box of the largest face in [H, W] luma or [H, W, 3] RGB, by OpenCV's bundled cascade (Viola and Jones 2001)."""
+    folder = Path(cv2.__file__).parent / "data"
+    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
+    least = max(24, min(image.shape[:2]) // 8)
+    found = np.asarray(cascade.detectMultiScale(with_channels(image, 1), 1.1, 5, minSize=(least, least)))
+    if not len(found):
+        return None
+    left, top, width, height = found[found[:, 2].argmax()].tolist()
+    return float(left), float(top), float(left + width), float(top + height)
 
 
 def reduction(box: Box | None, size: int) -> int:

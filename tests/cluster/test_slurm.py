@@ -63,7 +63,10 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
     scored = cluster.sbatch(
         f"--dependency=afterok:{trained}", "slurm/evaluate.sh", site / "runs" / "cnn_improved", cwd=site, **env
     )
-    gan = cluster.sbatch("slurm/train_gan.sh", cwd=site, **env)
+    smaller = ("--source", "synthetic", "--count", 160, "--size", 32, "--out", site / "faces of 32")
+    fer(cluster, "-m", "fer_hpc.preprocess", *smaller)
+    quick = ("--data", site / "faces of 32", "--epochs", 1, "--threads", 1)
+    gan = cluster.sbatch("--nodes=2", "slurm/train_gan.sh", *quick, cwd=site, **env)
     board = cluster.sbatch("slurm/tensorboard.sh", cwd=site, **env)
     for job in (made, trained, scored):
         assert cluster.wait(job) == "COMPLETED", logs(site)
@@ -75,8 +78,8 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
     assert (run / "eval-val.json").exists()
     assert "accuracy" in (site / f"fer-evaluate-{scored}.log").read_text()
     assert json.loads((site / "my shards" / "manifest.json").read_text())["source"]["rows"] == 240
-    cluster.wait(gan)
-    assert "train_gan" in (site / f"fer-gan-{gan}.log").read_text()
+    assert cluster.wait(gan) == "COMPLETED", logs(site)
+    assert rundir.environment(site / "runs" / "gan")["world_size"] == 2
 
     log = site / f"fer-tensorboard-{board}.log"
     until(

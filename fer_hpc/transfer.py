@@ -1,0 +1,80 @@
+"""Two photos and a GAN's run to a picture: python -m fer_hpc.transfer NEUTRAL EXPRESSION --run RUN --out PNG."""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # the arguments are checked before torch is loaded
+    from fer_hpc.cli import main
+
+    sys.exit(main(["transfer", *sys.argv[1:]]))
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_hpc import checkpoint, rundir
+from fer_hpc.config import TransferConfig, UserError
+from fer_hpc.data.faces import Reject, cut, decode, find_face, widened
+from fer_hpc.evaluate import pick_device
+from fer_hpc.models.gan import Generator
+
+
+def transfer(config: TransferConfig) -> Path:
+    """Write the neutral person with the other's expression to `config.out`, a PNG of the GAN's own size; gives its path."""
+    device = pick_device(config.device)
+    generator, shape = load_generator(config.run, device)
+    faces = [face_of(path, shape, config.whole) for path in (config.neutral, config.expression)]
+    with torch.inference_mode():
+        inputs = [torch.from_numpy(face).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1 for face in faces]
+        made = generator(*inputs)[0].permute(1, 2, 0).cpu().numpy()
+    output = np.clip(np.round((made + 1) * 127.5), 0, 255).astype(np.uint8)
+    picture = np.concatenate([*faces, output], 1) if config.strip else output
+    encoded, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if shape[2] == 3 else picture)
+    if not encoded:
+        raise UserError(f"--out {config.out}: the picture could not be encoded")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    rundir.write_bytes(config.out, png.tobytes())
+    return config.out
+
+
+def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[int, int, int]]:
+    """The generator of a GAN's run, ready to use, and the shape of its faces; of an unfinished run, as last saved."""
+    height, width, channels = rundir.config(run)["data"]["image_shape"]
+    generator = Generator(channels, height)
+    generator.load_state_dict(_weights(run))
+    return generator.to(device).eval(), (height, width, channels)
+
+
+def _weights(run: Path) -> dict[str, Any]:
+    final = rundir.outcome(run, "final.pt")
+    if final:
+        return dict(checkpoint.load(final)["model"])
+    for _, _, path in rundir.checkpoints(run):
+        with contextlib.suppress(checkpoint.DamagedCheckpoint):
+            saved = checkpoint.load(path)
+            if "ema" not in saved:
+                return dict(saved["generator"])
+            return {k.removeprefix("module."): v for k, v in saved["ema"].items() if k.startswith("module.")}
+    raise UserError(f"{run} holds no weights yet; train it first")
+
+
+def face_of(path: Path, shape: tuple[int, int, int], whole: bool) -> NDArray[np.uint8]:
+    """The face on a photo, cut as the training faces were; [H, W, C]."""
+    size, _, channels = shape
+    try:
+        image = decode(path.read_bytes(), channels)
+    except Reject as why:
+        raise UserError(f"{path}: {why}; give a JPEG or PNG photo") from None
+    box = None if whole else find_face(image)
+    if box is None and not whole:
+        height, width = image.shape[:2]
+        raise UserError(
+            f"{path} ({width}x{height}): no face found; give a photo of an upright face, or --whole if it is a cut-out face"
+        )
+    return cut(image, box and widened(box), size)[0]
