@@ -207,7 +207,9 @@ def _is_finished(config: Run) -> bool:
 def evaluate(args: list[str]) -> int:
     """a run and a split -> scores, predictions, confusion plot"""
     config = configure("evaluate", args)
-    rundir.config(config.run)  # says so if it is no run folder, before torch is loaded
+    stored = rundir.config(config.run)  # says so if it is no run folder, before torch is loaded
+    if stored.get("kind") == "GAN":
+        return _measure(config)
     r = _scored_before(config)
     if r:
         print(f"{config.run}: {config.split} was scored before with these weights, nothing to do")
@@ -220,6 +222,19 @@ def evaluate(args: list[str]) -> int:
         if world.rank:
             return EXIT_FINISHED
     print(_in_words(config, r))
+    return EXIT_FINISHED
+
+
+def _measure(config: EvaluateConfig) -> int:
+    """Measure a GAN's run."""
+    if config.tta != "none":
+        raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
+    from fer_hpc.distributed import World
+    from fer_hpc.evaluate_gan import evaluate_gan, in_words
+
+    if World.detect().rank:
+        return EXIT_FINISHED  # one process measures
+    print(in_words(config.run, evaluate_gan(config)))
     return EXIT_FINISHED
 
 

@@ -219,12 +219,15 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a run's best weights on a split. Again with the same weights and data, it says what was found."""
+    """Score a run's best weights on a split, or measure what a GAN's run makes of it. Again with the same weights and data, it
+    says what was found."""
 
     run: Path  # run folder
     split: Literal["train", "val", "test"] = "val"  # which faces
     data: Path | None = None  # folder of shards; default: the one it was trained on
     tta: Literal["none", "flip", "ten_crop"] = "none"  # views averaged: the face; and its mirror image; five crops of both
+    judge: Path | None = None  # GAN: a classifier's run on the same faces that judges; default: one trained here, in RUN/judge
+    pairs: int = 2000  # GAN: at most so many pairs of faces
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
 

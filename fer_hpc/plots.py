@@ -52,6 +52,40 @@ def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path:
     _save(figure, path)
 
 
+def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Discriminator accuracy, generator loss, and their combined loss in log scale, per epoch."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    both = [row["train_g_loss"] + row["train_d_loss"] for row in rows]
+    for axes, values, name in (
+        (panels[0], [row["train_d_correct"] for row in rows], "discriminator accuracy (mean of real and made)"),
+        (panels[1], [row["train_g_loss"] for row in rows], "generator loss"),
+        (panels[2], both, "generator + discriminator loss"),
+    ):
+        axes.plot(epochs, values, marker="." if len(rows) < 30 else "")
+        axes.set(xlabel="epoch", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_ylim(0, 1.02)
+    panels[2].set_yscale("log")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def face_grid(picture: NDArray[Any], rows: Sequence[str], triples: int, title: str, path: Path) -> None:
+    """Strips of neutral | expression | output, one for each of `rows`; picture [H, W, C] in [0, 1]."""
+    height, width = picture.shape[:2]
+    figure, axes = plt.subplots(figsize=(1.2 + 9.0, 0.9 + 9.0 * height / width), layout="constrained")
+    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
+    side = height / len(rows)
+    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], rows)
+    columns = ["neutral", "expression", "output"] * triples
+    axes.set_xticks([width / len(columns) * (i + 0.5) for i in range(len(columns))], columns, rotation=30)
+    axes.tick_params(length=0)
+    axes.set_title(title)
+    _save(figure, path)
+
+
 def heat_map(
     values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], path: Path
 ) -> None:

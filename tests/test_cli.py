@@ -57,7 +57,8 @@ def test_preset_decides_the_defaults_that_help_shows() -> None:
 LAYERS = [
     {"config"}, {"rundir", "metrics", "plots", "watchdog"}, {"distributed"},
     {"data", "models", "checkpoint", "runlog", "ray_nodes", "sweep"}, {"objective", "recipe", "weights", "session"}, {"settle"},
-    {"preprocess", "doctor", "evaluate", "report", "cluster"}, {"train", "train_gan"}, {"sheet", "tune", "transfer"}, {"cli"},
+    {"preprocess", "doctor", "evaluate", "report", "cluster"},
+    {"train", "train_gan"}, {"sheet", "tune", "transfer"}, {"evaluate_gan"}, {"cli"},
 ]  # fmt: skip
 NO_TORCH = ("config", "rundir", "metrics", "plots", "distributed", "report", "preprocess", "cluster", "watchdog", "cli",
             "sweep", "ray_nodes")  # fmt: skip

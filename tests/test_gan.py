@@ -15,6 +15,7 @@ import torch
 from fer_hpc import rundir
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.evaluate_gan import frechet, kernel
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
 from tests.conftest import Fer
 from tests.processes import Started, start_ranks
@@ -188,3 +189,49 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "never.png").exists()
+
+
+def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
+    judge = tmp_path / "judge"
+    call = (
+        "resnet_baseline",
+        "--data",
+        faces,
+        "--run",
+        judge,
+        "--epochs",
+        2,
+        "--batch-size",
+        32,
+        "--threads",
+        1,
+        "--no-tensorboard",
+    )
+    assert fer("train", *call).returncode == 0
+    done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((gan_run / "eval-test.json").read_text())
+    labels = open_split(read_manifest(faces), "test").columns["labels"]
+    assert found["n"] == (labels != 0).sum()
+    assert sum(c["n"] for c in found["expression"]["classes"].values()) == found["n"]
+    assert found["expression"]["informative"] is True
+    for part in ("to_neutral", "to_expressive", "to_a_stranger"):
+        low, high = found["identity"][part]["interval_95"]
+        assert -1 <= low <= found["identity"][part]["mean"] <= high <= 1
+    assert found["distance"]["frechet"]["value"] > found["distance"]["frechet"]["real_halves"]
+    assert found["judge"]["features"] == 64
+    for name in ("grid-test.png", "curves.png"):
+        assert (gan_run / name).stat().st_size > 5000
+    assert f"on test, {found['n']} pairs" in done.stdout
+    wrong = fer("evaluate", gan_run, "--judge", gan_run)
+    assert wrong.returncode == 2
+    assert "wanted the finished run of a classifier" in wrong.stderr
+
+
+def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (4000, 3)), rng.normal((3, 0, 0), 2, (4000, 3))
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet(a, b) == pytest.approx(9 + 3 * (1 + 4 - 2 * 2), rel=0.05)
+    assert abs(kernel(a, rng.normal(0, 1, (4000, 3)))) < 0.02
+    assert kernel(a, b) > 1

@@ -106,12 +106,12 @@ def lacking() -> str:
     return "" if probe.returncode == 0 else "network namespaces are not allowed here"
 
 
-def until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for `condition`; a TimeoutError names `what` was waited for."""
+def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
+    """Wait for `condition`; a TimeoutError names `what` was waited for (called only then, to say how things stand)."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
+            raise TimeoutError(f"{what() if callable(what) else what}: not within {seconds:g} s")
         time.sleep(0.1)
 
 

@@ -134,7 +134,8 @@ def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path) -> 
     for _ in range(24):
         began, reached = time.monotonic(), max((seen for _, seen, _ in rundir.checkpoints(run)), default=0)
         until(lambda least=reached: cluster.state(job) not in ("RUNNING", "PENDING", "COMPLETING")
-              or any(seen > least for _, seen, _ in rundir.checkpoints(run)), 120, "a gain")  # type: ignore[misc]  # fmt: skip
+              or any(seen > least for _, seen, _ in rundir.checkpoints(run)), 120,
+              lambda: f"a gain {cluster.ask('scontrol', 'show', 'job', job)}{cluster.ask('sinfo')}{logs(site)[-4000:]}")  # type: ignore[misc]  # fmt: skip
         if cluster.state(job) == "COMPLETED":
             break
         time.sleep(rng.uniform(0, 2))

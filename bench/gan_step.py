@@ -1,0 +1,101 @@
+"""The GAN's training step against a bare loop of the same networks: python bench/gan_step.py --data SHARDS [--steps N --rounds N]
+
+Both take the same batches from memory with the same precision and threads. The bare loop has no clock, no checks, no sums, no
+moving average; rounds alternate, and the ratio is of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from fer_hpc.config import GanConfig
+from fer_hpc.data.pairs import Pairs
+from fer_hpc.data.shards import read_manifest
+from fer_hpc.distributed import World
+from fer_hpc.evaluate import autocast, pick_device
+from fer_hpc.session import keep_freed_memory, step_seed
+from fer_hpc.settle import multiplies_bf16
+from fer_hpc.train_gan import State, _pooled, fresh_state, pair_loader, step
+
+
+def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) -> None:
+    g, d, c = state.generator, state.discriminator, state.classifier
+    with autocast(config.precision, device):
+        fake = g(pairs.neutral, pairs.expressive)
+        real_score, wanted = d(pairs.expressive, pairs.target)
+        fake_score, _ = d(fake.detach(), pairs.target)
+        loss = 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
+    loss.backward()
+    state.optimizers["discriminator"].step()
+    state.optimizers["discriminator"].zero_grad(set_to_none=True)
+    with autocast(config.precision, device):
+        labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
+        loss = functional.cross_entropy(c(torch.cat([pairs.neutral, pairs.expressive])).float(), labels)
+    loss.backward()
+    state.optimizers["classifier"].step()
+    state.optimizers["classifier"].zero_grad(set_to_none=True)
+    d.requires_grad_(False)
+    c.requires_grad_(False)
+    c.eval()
+    with autocast(config.precision, device):
+        score, features = d(fake, pairs.target)
+        off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
+        kept, before = g.encode(fake)[-1].float(), g.encode(pairs.neutral)[-1].float().detach()
+        loss = (
+            (score.float() - 1).square().mean()
+            + config.feature_weight * functional.l1_loss(_pooled(features.float()), _pooled(wanted.detach().float()))
+            + config.expression_weight * functional.cross_entropy(c(fake).float(), pairs.target)
+            + config.identity_weight * functional.l1_loss(kept, before)
+            + config.reconstruction_weight * (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
+        )
+    loss.backward()
+    state.optimizers["generator"].step()
+    state.optimizers["generator"].zero_grad(set_to_none=True)
+    d.requires_grad_(True)
+    c.requires_grad_(True)
+    c.train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8)
+    given = parser.parse_args()
+    keep_freed_memory()
+    device, manifest = pick_device("auto"), read_manifest(given.data)
+    precision = "bf16" if multiplies_bf16(device) else "fp32"
+    config = GanConfig(given.data, Path("unused"), batch_size=given.batch_size, precision=precision)  # type: ignore[arg-type]
+    loader = pair_loader(config, manifest, "train", device)
+    states = {"ours": fresh_state(config, manifest, device), "bare": fresh_state(config, manifest, device)}
+    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    for round_ in range(given.rounds + 1):  # the first warms up
+        for name, state in states.items():
+            began = time.monotonic()
+            for k in range(given.steps):
+                seen = k * given.batch_size
+                torch.manual_seed(step_seed(0, seen, 0))
+                pairs = loader.batch(seen)
+                if name == "ours":
+                    step(state, config, pairs, device, World())
+                else:
+                    bare(state, config, pairs, device)
+            with contextlib.suppress(AssertionError, RuntimeError):
+                torch.cuda.synchronize()
+            if round_:
+                seconds[name].append(time.monotonic() - began)
+    rates = {name: given.steps * given.batch_size / statistics.median(times) for name, times in seconds.items()}
+    print(f"{manifest.image_shape}, batch {given.batch_size}, {precision} on {device}: ours {rates['ours']:.1f} pairs/s, "
+          f"bare {rates['bare']:.1f}, ratio {rates['ours'] / rates['bare']:.3f} (bound 0.95)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""What a GAN's run makes of a split: does the expression arrive, does the person stay, do the faces look like faces.
+
+The judge is a classifier that the GAN never met: another network and another seed than the one in its training, trained on
+the same train split of real faces. Its features, not Inception's (nothing is downloaded), carry the distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fer_hpc import checkpoint, metrics, plots, rundir
+from fer_hpc.config import EvaluateConfig, UserError, preset
+from fer_hpc.data.pairs import PairLoader
+from fer_hpc.data.shards import Manifest, open_split, read_manifest
+from fer_hpc.distributed import World
+from fer_hpc.evaluate import network, pick_device
+from fer_hpc.models.gan import Generator
+from fer_hpc.train import train
+from fer_hpc.train_gan import sample_grid
+from fer_hpc.transfer import load_generator
+
+JUDGE_IMAGES, JUDGE_EPOCHS, JUDGE_SEED = 30_000, (10, 60), 1000  # it sees so many images, within so few and many epochs
+RESAMPLES, FRECHET_RESAMPLES = 1000, 30  # of the bootstrap; a Frechet distance takes a while
+CHUNK = 64
+Features = NDArray[np.float64]
+Judge = Callable[[torch.Tensor], tuple[Features, Features]]  # faces [B, C, H, W] in [-1, 1] -> features, logits
+
+
+def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a GAN's run on a split and write eval-SPLIT.json, grid-SPLIT.png and curves.png into it."""
+    stored = rundir.config(config.run)
+    manifest = read_manifest(config.data or rundir.data_path(config.run))
+    shape = tuple(stored["data"]["image_shape"])
+    if manifest.image_shape != shape or list(manifest.classes) != stored["data"]["classes"]:
+        known = f"{shape}, {', '.join(stored['data']['classes'])}"
+        raise UserError(f"--data {manifest.folder} holds other faces than {config.run} was trained on ({known})")
+    judge_run = config.judge or _train_judge(config, stored)
+    torch.set_num_threads(stored["science"]["threads"])
+    device = pick_device(config.device)
+    generator, _ = load_generator(config.run, device)
+    judge, judged = _judge(judge_run, manifest, device)
+    loader = _pairs(config, manifest, device)
+    neutral_rows, expressive_rows, _, _ = loader.rows(0)
+    target = loader.labels[expressive_rows]
+
+    made, guessed, changes = [], [], []
+    others = np.roll(expressive_rows, 1)  # another expression for the same person
+    for first in range(0, len(target), CHUNK):
+        cut = slice(first, first + CHUNK)
+        neutral = loader.faces(neutral_rows[cut])
+        with torch.inference_mode():
+            faces = generator(neutral, loader.faces(expressive_rows[cut]))
+            changes.append((faces - generator(neutral, loader.faces(others[cut]))).abs().mean((1, 2, 3)).cpu().numpy())
+        features, logits = judge(faces)
+        made.append(features)
+        guessed.append(logits)
+    outputs, logits = np.concatenate(made), np.concatenate(guessed)
+    real, real_logits = _seen(judge, loader, expressive_rows)
+    before, _ = _seen(judge, loader, neutral_rows)
+    rng = np.random.default_rng(0)
+    stranger = before[rng.permutation(len(before))]
+
+    hits = logits.argmax(1) == target
+    real_hits = real_logits.argmax(1) == target
+    result = {
+        "kind": "GAN", "split": config.split, "data": manifest.fingerprint, "mode": stored["science"]["mode"], "n": len(target),
+        "weights": rundir.sha256(_weights_file(config)), "judge": judged, "pairs": config.pairs,
+        "expression": {
+            "informative": stored["science"]["mode"] == "mended",  # the report's GAN is not told which expression
+            "accuracy": float(hits.mean()), "accuracy_95": metrics.wilson(int(hits.sum()), len(hits)),
+            "accuracy_of_real_faces": float(real_hits.mean()),
+            "classes": {name: {"n": int((target == k).sum()), "accuracy": float(hits[target == k].mean()),
+                               "accuracy_95": metrics.wilson(int(hits[target == k].sum()), int((target == k).sum())),
+                               "accuracy_of_real_faces": float(real_hits[target == k].mean())}
+                        for k, name in enumerate(manifest.classes) if (target == k).any()},
+        },
+        "identity": {  # cosine of features
+            "to_neutral": _with_interval(_cosine(outputs, before)), "to_expressive": _with_interval(_cosine(outputs, real)),
+            "to_a_stranger": _with_interval(_cosine(outputs, stranger)),
+        },
+        "distance": _distances(real, outputs, rng),
+        "diversity": {
+            "of_outputs": _with_interval(_spread(outputs)), "of_real_faces": _with_interval(_spread(real)),
+            "change_by_expression": _with_interval(np.concatenate(changes)),
+        },
+    }  # fmt: skip
+    _draw(config, generator, manifest, loader, result)
+    rundir.write_json(config.run / f"eval-{config.split}.json", result)
+    return result
+
+
+def _weights_file(config: EvaluateConfig) -> Path:
+    found = rundir.outcome(config.run, "final.pt") or next((path for _, _, path in rundir.checkpoints(config.run)), None)
+    if found is None:
+        raise UserError(f"{config.run} holds no weights yet; train it first")
+    return found
+
+
+def _pairs(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> PairLoader:
+    """Fixed pairs: every expressive face of the split once, at most `--pairs`, with a neutral face of somebody else."""
+    split, neutral = open_split(manifest, config.split), manifest.classes.index("Neutral")
+    labels = split.columns["labels"]
+    count = int(min(config.pairs, (labels != neutral).sum()))
+    if not count or not (labels == neutral).any():
+        raise UserError(f"{manifest.folder}: its {config.split} split has no pair of a neutral and an expressive face")
+    return PairLoader(split, neutral, count, 0, device, mended=False)
+
+
+def _train_judge(config: EvaluateConfig, stored: dict[str, Any]) -> Path:
+    """A resnet_small in RUN/judge; where it is finished already, that."""
+    run, science, n = config.run / "judge", stored["science"], stored["data"]["train"]
+    epochs, batch_size = min(max(-(-JUDGE_IMAGES // n), JUDGE_EPOCHS[0]), JUDGE_EPOCHS[1]), min(128, n)
+    ema = min(0.998, max(0.0, 1 - 20 * batch_size / (epochs * n)))  # over the last twentieth of the steps
+    recipe = preset(
+        "fer2013", data=rundir.data_path(config.run), run=run, epochs=epochs, seed=JUDGE_SEED, ema=ema,
+        threads=science["threads"], device=config.device, batch_size=batch_size,
+    )  # fmt: skip
+    if rundir.status(run)["state"] != "finished":
+        status = train(recipe, World())
+        if status["state"] != "finished":
+            raise UserError(f"the judge's training was {status['why']}; the same command goes on from there")
+    return run
+
+
+def _judge(run: Path, manifest: Manifest, device: torch.device) -> tuple[Judge, dict[str, Any]]:
+    """The judge, and what to say of it."""
+    stored, best = rundir.config(run), rundir.outcome(run, "best.pt")
+    if stored.get("kind", "classifier") != "classifier" or best is None:
+        raise UserError(f"--judge {run}: wanted the finished run of a classifier")
+    if tuple(stored["data"]["image_shape"]) != manifest.image_shape or stored["data"]["classes"] != list(manifest.classes):
+        raise UserError(f"--judge {run} was trained on other faces or classes than the GAN")
+    saved = checkpoint.load(best)
+    model = network(stored["science"], len(manifest.classes), manifest.image_shape)
+    model.load_state_dict(saved["model"])
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    kept: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+
+    def look(faces: torch.Tensor) -> tuple[Features, Features]:
+        kept.clear()
+        with torch.inference_mode():
+            logits = model((faces + 1) / 2)[:, : len(manifest.classes)]
+        return kept[0].double().cpu().numpy(), logits.double().cpu().numpy()
+
+    about = {"model": stored["science"]["model"], "seed": stored["science"]["seed"], "sha256": rundir.sha256(best),
+             "val_accuracy": saved["val_accuracy"], "features": last.in_features}  # fmt: skip
+    return look, about
+
+
+def _seen(judge: Judge, loader: PairLoader, rows: NDArray[np.int64]) -> tuple[Features, Features]:
+    parts = [judge(loader.faces(rows[first : first + CHUNK])) for first in range(0, len(rows), CHUNK)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+# ---- measures ----------------------------------------------------------------------------------------------------------
+
+
+def _cosine(a: Features, b: Features) -> Features:
+    return np.asarray((a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12))
+
+
+def _spread(features: Features) -> Features:
+    """Cosine distance of each face to another, far away in the list."""
+    return 1 - _cosine(features, np.roll(features, max(1, len(features) // 2), 0))
+
+
+def _with_interval(values: Features) -> dict[str, Any]:
+    """Mean and its 95 % percentile bootstrap interval."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
+    return {"mean": float(values.mean()), "interval_95": [float(low), float(high)]}
+
+
+def _distances(real: Features, made: Features, rng: np.random.Generator) -> dict[str, Any]:
+    """Frechet (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018) of real expressive faces to made ones, and of
+    one half of the real ones to the other, which says how small they can be at this n."""
+    half = rng.permutation(len(real))
+    one, two = real[half[: len(real) // 2]], real[half[len(real) // 2 :]]
+    found: dict[str, Any] = {"n": len(real)}
+    for name, measure in (("frechet", frechet), ("kernel", kernel)):
+        draws = [rng.integers(0, len(real), (2, len(real))) for _ in range(FRECHET_RESAMPLES)]
+        low, high = np.percentile([measure(real[i], made[j]) for i, j in draws], (2.5, 97.5))
+        found[name] = {"value": measure(real, made), "bootstrap_95": [float(low), float(high)],
+                       "real_halves": measure(one, two)}  # fmt: skip
+    return found
+
+
+def frechet(a: Features, b: Features) -> float:
+    """Frechet distance of two Gaussians fitted to features [n, d]."""
+    means = np.square(a.mean(0) - b.mean(0)).sum()
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
+    return float(means + np.trace(first) + np.trace(second) - 2 * cross)
+
+
+def kernel(a: Features, b: Features) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3."""
+
+    def off_diagonal(x: Features) -> float:
+        k = (x @ x.T / x.shape[1] + 1) ** 3
+        return float((k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)))
+
+    return off_diagonal(a) + off_diagonal(b) - 2 * float(((a @ b.T / a.shape[1] + 1) ** 3).mean())
+
+
+def _draw(config: EvaluateConfig, generator: Generator, manifest: Manifest, loader: PairLoader, result: dict[str, Any]) -> None:
+    plots.gan_curves(rundir.rows(config.run), f"{config.run.name}, {result['mode']}", config.run / "curves.png")
+    grid = sample_grid(generator, loader, list(manifest.classes), "fp32").permute(1, 2, 0).cpu().numpy()
+    names, path = list(result["expression"]["classes"]), config.run / f"grid-{config.split}.png"
+    plots.face_grid(grid, names, 4, f"{config.run.name}, {config.split}", path)
+
+
+def in_words(run: Path, r: dict[str, Any]) -> str:
+    """The result in lines."""
+    e, i, d, v = (r[key] for key in ("expression", "identity", "distance", "diversity"))
+
+    def interval(x: dict[str, Any]) -> str:
+        low, high = x["interval_95"]
+        return f"{x['mean']:.4f}  [{low:.4f}, {high:.4f}]"
+
+    judge = f"judged by {r['judge']['model']} (val accuracy {r['judge']['val_accuracy']:.4f})"
+    lines = [f"{run} on {r['split']}, {r['n']:,} pairs, {judge}"]
+    note = "" if e["informative"] else "   (uninformative: paper mode)"
+    low, high = e["accuracy_95"]
+    real = f"real faces {e['accuracy_of_real_faces']:.4f}"
+    lines.append(f"  expression arrives {e['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   {real}{note}")
+    for name, c in e["classes"].items():
+        lines.append(f"    {name:<10} {c['accuracy']:.4f}   real faces {c['accuracy_of_real_faces']:.4f}   of {c['n']:,}")
+    titles = {
+        "to_neutral": "like the neutral face",
+        "to_expressive": "like the expressive one",
+        "to_a_stranger": "like a stranger",
+    }
+    lines += [f"  like {title:<19} cosine {interval(i[key])}" for key, title in titles.items()]
+    for key in ("frechet", "kernel"):
+        low, high = d[key]["bootstrap_95"]
+        floor = f"between halves of the real faces {d[key]['real_halves']:.4g}"
+        lines.append(f"  {key:<8} distance  {d[key]['value']:.4g}  [{low:.4g}, {high:.4g}]   {floor}")
+    lines.append(f"  diversity {interval(v['of_outputs'])}   of real faces {v['of_real_faces']['mean']:.4f}")
+    lines.append(f"  change by expression {interval(v['change_by_expression'])}")
+    return "\n".join(lines)
