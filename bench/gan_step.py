@@ -1,4 +1,4 @@
-"""The GAN's training step against a bare loop of the same networks: python bench/gan_step.py --data SHARDS [--steps N --rounds N]
+"""The GAN's training step against a bare loop of the same networks: python bench/gan_step.py --data SHARDS
 
 Both take the same batches from memory with the same precision and threads. The bare loop has no clock, no checks, no sums, no
 moving average; rounds alternate, and the ratio is of the medians.
