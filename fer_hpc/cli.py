@@ -25,6 +25,7 @@ from fer_hpc.config import (
     DoctorConfig,
     EvaluateConfig,
     GanConfig,
+    GenerateConfig,
     JobConfig,
     LogsConfig,
     PipelineConfig,
@@ -101,6 +102,15 @@ def transfer(args: list[str]) -> int:
     from fer_hpc.transfer import transfer
 
     print(f"transfer: {transfer(config)}")
+    return EXIT_FINISHED
+
+
+def generate(args: list[str]) -> int:
+    """shards and a GAN's run -> the same shards with made faces of rare classes"""
+    config = parse(GenerateConfig, "generate", args)
+    from fer_hpc.generate import generate
+
+    print(generate(config))
     return EXIT_FINISHED
 
 
@@ -401,7 +411,7 @@ def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "synthetic": synthetic,
     "preprocess": preprocess, "doctor": doctor, "sheet": sheet, "train": train, "evaluate": evaluate,
-    "tune": tune, "train_gan": train_gan, "transfer": transfer, "report": report,
+    "tune": tune, "train_gan": train_gan, "transfer": transfer, "generate": generate, "report": report,
     "status": status, "logs": logs, "cancel": cancel,
 }  # fmt: skip
 INTERNAL = {"begin": begin, "end": end}

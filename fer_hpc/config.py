@@ -250,6 +250,23 @@ class TransferConfig:
 
 
 @dataclass(frozen=True)
+class GenerateConfig:
+    """Copy shards, with faces that a GAN makes of train faces added to the train split's rare classes."""
+
+    data: Path  # folder of shards
+    run: Path  # run folder of a GAN that was trained on the same faces, of this or another size
+    out: Path  # folder for the larger set
+    classes: tuple[str, ...] = ()  # which to fill up; default: those below half of the mean count
+    fill: int = 0  # train faces that each of these shall have; 0: half of the mean count
+    seed: int = 0  # of which faces are paired
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+
+    def __post_init__(self) -> None:
+        if self.fill < 0:
+            raise UserError(f"--fill {self.fill}: wanted a number of faces, or 0 for half of the mean count")
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Put run folders into one HTML page of tables and plots."""
 

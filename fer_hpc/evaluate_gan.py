@@ -24,7 +24,7 @@ from fer_hpc.evaluate import network, pick_device
 from fer_hpc.models.gan import Generator
 from fer_hpc.train import train
 from fer_hpc.train_gan import sample_grid
-from fer_hpc.transfer import load_generator
+from fer_hpc.transfer import load_generator, weights_file
 
 JUDGE_IMAGES, JUDGE_EPOCHS, JUDGE_SEED = 30_000, (10, 60), 1000  # it sees so many images, within so few and many epochs
 RESAMPLES, FRECHET_RESAMPLES = 1000, 30  # of the bootstrap; a Frechet distance takes a while
@@ -71,7 +71,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     real_hits = real_logits.argmax(1) == target
     result = {
         "kind": "GAN", "split": config.split, "data": manifest.fingerprint, "mode": stored["science"]["mode"], "n": len(target),
-        "weights": rundir.sha256(_weights_file(config)), "judge": judged, "pairs": config.pairs,
+        "weights": rundir.sha256(weights_file(config.run)), "judge": judged, "pairs": config.pairs,
         "expression": {
             "informative": stored["science"]["mode"] == "mended",  # the report's GAN is not told which expression
             "accuracy": float(hits.mean()), "accuracy_95": metrics.wilson(int(hits.sum()), len(hits)),
@@ -94,13 +94,6 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     _draw(config, generator, manifest, loader, result)
     rundir.write_json(config.run / f"eval-{config.split}.json", result)
     return result
-
-
-def _weights_file(config: EvaluateConfig) -> Path:
-    found = rundir.outcome(config.run, "final.pt") or next((path for _, _, path in rundir.checkpoints(config.run)), None)
-    if found is None:
-        raise UserError(f"{config.run} holds no weights yet; train it first")
-    return found
 
 
 def _pairs(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> PairLoader:

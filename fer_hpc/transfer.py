@@ -64,6 +64,14 @@ def _weights(run: Path) -> dict[str, Any]:
     raise UserError(f"{run} holds no weights yet; train it first")
 
 
+def weights_file(run: Path) -> Path:
+    """The file that `load_generator` reads."""
+    found = rundir.outcome(run, "final.pt") or next((path for _, _, path in rundir.checkpoints(run)), None)
+    if found is None:
+        raise UserError(f"{run} holds no weights yet; train it first")
+    return found
+
+
 def face_of(path: Path, shape: tuple[int, int, int], whole: bool) -> NDArray[np.uint8]:
     """The face on a photo, cut as the training faces were; [H, W, C]."""
     size, _, channels = shape

@@ -24,7 +24,7 @@ def fer() -> Fer:
     """Runs `python -m fer_hpc.VERB ARGS` (forked where torch would be loaded); gives exit code, stdout and stderr."""
 
     def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        if verb in ("train", "train_gan", "evaluate"):
+        if verb in ("train", "train_gan", "evaluate", "generate", "transfer"):
             return processes.run(verb, *args, timeout=timeout)
         return subprocess.run(command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False)
 

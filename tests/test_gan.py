@@ -228,6 +228,42 @@ def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, 
     assert "wanted the finished run of a classifier" in wrong.stderr
 
 
+def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
+    larger = tmp_path / "48" / "more"
+    source = ("--source", "synthetic", "--size", 48, "--out", tmp_path / "48" / "shards")
+    assert fer("preprocess", *source, "--count", 160).returncode == 0
+    call = ("generate", "--run", gan_run, "--data", tmp_path / "48" / "shards", "--out", larger, "--classes", "Disgust", "Fear")
+    done = fer(*call, "--fill", 20)
+    assert done.returncode == 0, done.stderr
+    before, after = read_manifest(tmp_path / "48" / "shards"), read_manifest(larger)
+    for name, was, now in zip(before.classes, before.class_counts("train"), after.class_counts("train"), strict=True):
+        assert now == (20 if name in ("Disgust", "Fear") else was), name
+    train, own = open_split(after, "train"), open_split(read_manifest(faces), "train")
+    count = before.n("train")
+    assert (train.columns["synthetic"][count:] == 1).all()
+    assert set(train.columns["group"]) == set(own.columns["group"]), "no person of val or test"
+    labels = dict(zip(own.columns["source_id"].tolist(), own.columns["labels"].tolist(), strict=True))
+    for i in range(count, len(train)):
+        neutral, expressive = train.columns["source_id"][i].decode().partition(": ")[2].split(" + ")
+        assert labels[neutral.encode()] == 0
+        assert labels[expressive.encode()] == train.columns["labels"][i]
+    assert np.array_equal(open_split(after, "val").images[0], open_split(before, "val").images[0])
+    assert "nothing to do" in fer(*call, "--fill", 20).stdout
+    for more, said in ((("--fill", 2), "no class has fewer than 2"), (("--seed", 1, "--fill", 20), "holds other things"),
+                       (("--classes", "Disgus"), "did you mean 'Disgust'")):  # fmt: skip
+        wrong = fer(*call, *more)
+        assert wrong.returncode == 2
+        assert said in wrong.stderr
+    assert fer("preprocess", *source[:-1], tmp_path / "other", "--count", 170).returncode == 0
+    other = fer("generate", "--run", gan_run, "--data", tmp_path / "other", "--out", tmp_path / "never")
+    assert other.returncode == 2
+    assert "it may have seen val or test" in other.stderr
+    doctor = fer("doctor", larger, "--json")
+    assert "do not match" not in doctor.stdout + doctor.stderr
+    train_on = ("--epochs", 1, "--batch-size", 30, "--threads", 1, "--no-tensorboard")
+    assert fer("train", "cnn_baseline", "--data", larger, "--run", tmp_path / "run", *train_on).returncode == 0
+
+
 def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (4000, 3)), rng.normal((3, 0, 0), 2, (4000, 3))
