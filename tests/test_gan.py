@@ -96,7 +96,7 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) -> None:
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
-    call = ("--data", faces, "--epochs", 3, *QUICK)
+    call = ("--data", faces, "--epochs", 2, *QUICK)
     began = time.monotonic()
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
     seconds = time.monotonic() - began
@@ -113,7 +113,7 @@ def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) ->
     for name in ("metrics.jsonl", "final.pt"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     rows = rundir.rows(whole)
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [1, 2]
     assert all(0 <= row["train_d_correct"] <= 1 for row in rows)
 
 

@@ -144,21 +144,23 @@ def four_gpus() -> Iterator[str]:
     ray = str(Path(sys.executable).with_name("ray"))
     quiet = ("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=80000000")
     port = 20_000 + os.getpid() % 10_000
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "FER_TEST": f"{MARK}-gpus"}
     start = (ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--num-gpus=4", "--node-ip-address=127.0.0.1", *quiet)
     subprocess.run(start, check=True, capture_output=True, env=environment, timeout=60)
     yield f"127.0.0.1:{port}"
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if folder.encode() in line.read_bytes():
-                os.kill(int(line.parts[2]), signal.SIGKILL)
+            if f"FER_TEST={MARK}-gpus".encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path: Path) -> None:
     """Two trials of two workers fill four GPUs, each worker its own; eight small trials fit on four; five workers do not."""
     ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
-    wide = done(sweep(shards, tmp_path / "wide", "--lrs", 0.01, "--seeds", 0, 1, "--workers-per-trial", 2), **ray)
+    wide = done(
+        sweep(shards, tmp_path / "wide", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--workers-per-trial", 2), **ray
+    )
     assert wide.returncode == 0, wide.stdout + wide.stderr
     assert "up to 2 at a time" in wide.stdout
     used = []
@@ -168,7 +170,9 @@ def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path:
         assert len({rank["gpus_visible"] for rank in ranks}) == 1, "both workers see the trial's GPUs"
         used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
     assert used[0] | used[1] == {"0", "1", "2", "3"}
-    small = done(sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--gpus-per-worker", 0.5), **ray)
+    small = done(
+        sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--gpus-per-worker", 0.5), **ray
+    )
     assert small.returncode == 0, small.stdout + small.stderr
     assert "up to 8 at a time" in small.stdout
     assert {rundir.environment(run)["ranks"][0]["gpus_visible"] for run in (tmp_path / "small" / "trials").iterdir()} == {"0"}
