@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fer_hpc import config
+from fer_hpc.commands import EvaluateConfig
 from fer_hpc.distributed import World
 from fer_hpc.metrics import mean_interval
 
@@ -33,7 +34,7 @@ def scores_of(chosen: config.TrainConfig) -> dict[str, float]:
     from fer_hpc.train import train
 
     train(chosen, World())
-    scored = evaluate(config.EvaluateConfig(chosen.run))
+    scored = evaluate(EvaluateConfig(chosen.run))
     return {name: scored[name] for name in SCORES}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_hpc.config import PreprocessConfig
+from fer_hpc.commands import PreprocessConfig
 from fer_hpc.data import faces, synthetic
 from fer_hpc.preprocess import preprocess
 

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from fer_hpc.cli import configure
+from fer_hpc.arguments import configure
 from fer_hpc.distributed import World
 from fer_hpc.sweep import grid
 from fer_hpc.train import train

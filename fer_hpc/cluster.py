@@ -21,26 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc import rundir
+from fer_hpc.commands import EvaluateConfig, JobConfig, LogsConfig, PipelineConfig, PreprocessConfig, ReportConfig, SweepConfig
 from fer_hpc.config import (
     EXIT_FINDINGS,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
     EXIT_USER_ERROR,
-    EvaluateConfig,
     GanConfig,
-    JobConfig,
-    LogsConfig,
-    PipelineConfig,
-    PreprocessConfig,
-    ReportConfig,
-    SweepConfig,
     TrainConfig,
     UserError,
     changed_from,
     check_divides,
     continued,
     said,
-)  # fmt: skip
+)
 
 LAUNCH = Path(__file__).parents[1] / "slurm" / "launch.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")

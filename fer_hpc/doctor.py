@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, DoctorConfig, UserError
+from fer_hpc.commands import DoctorConfig
+from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, UserError
 from fer_hpc.data import shards
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
 from fer_hpc.rundir import sha256, write_bytes

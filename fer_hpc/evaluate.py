@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fer_hpc import checkpoint, metrics, rundir
-from fer_hpc.config import EvaluateConfig, UserError
+from fer_hpc.commands import EvaluateConfig
+from fer_hpc.config import UserError
 from fer_hpc.data.loader import EVAL_CHUNK, Images, affect_of, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World, gather_in_turn, process_group

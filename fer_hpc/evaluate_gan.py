@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fer_hpc import checkpoint, metrics, plots, rundir
-from fer_hpc.config import EvaluateConfig, UserError, preset
+from fer_hpc.commands import EvaluateConfig
+from fer_hpc.config import UserError, preset
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.distributed import World
@@ -26,7 +27,7 @@ from fer_hpc.train import train
 from fer_hpc.train_gan import sample_grid
 from fer_hpc.transfer import load_generator, weights_file
 
-JUDGE_IMAGES, JUDGE_EPOCHS, JUDGE_SEED = 30_000, (10, 60), 1000  # it sees so many images, within so few and many epochs
+JUDGE_IMAGES, JUDGE_EPOCHS, JUDGE_SEED = 100_000, (3, 60), 1000  # it sees so many images, within so few and many epochs
 RESAMPLES, FRECHET_RESAMPLES = 1000, 30  # of the bootstrap; a Frechet distance takes a while
 CHUNK = 64
 Features = NDArray[np.float64]

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc import rundir
-from fer_hpc.config import GenerateConfig, UserError, unknown
+from fer_hpc.commands import GenerateConfig
+from fer_hpc.config import UserError, unknown
 from fer_hpc.data.pairs import OTHERS, PairLoader
 from fer_hpc.data.shards import (
     COLUMNS,

@@ -34,7 +34,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_hpc.config import PreprocessConfig, UserError
+from fer_hpc.commands import PreprocessConfig
+from fer_hpc.config import UserError
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.affectnet import AffectNetCsv, AffectNetFolder
 from fer_hpc.data.annotations import AFFECTNET_UNUSED, Rows, Source, read_columns

@@ -21,7 +21,8 @@ import jinja2
 import numpy as np
 
 from fer_hpc import plots, rundir
-from fer_hpc.config import ReportConfig, UserError
+from fer_hpc.commands import ReportConfig
+from fer_hpc.config import UserError
 from fer_hpc.data.shards import SPLITS, read_manifest
 
 

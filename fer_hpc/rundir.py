@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_hpc.config import EvaluateConfig, UserError
+from fer_hpc.commands import EvaluateConfig
+from fer_hpc.config import UserError
 
 HEARTBEAT_S = 5.0
 HALTED = "halted, as the sweep asked"

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from fer_hpc import rundir
-from fer_hpc.config import SweepConfig, TrainConfig, UserError, check_divides, fields_of, said, science_hash
+from fer_hpc.commands import SweepConfig
+from fer_hpc.config import TrainConfig, UserError, check_divides, fields_of, said, science_hash
 from fer_hpc.metrics import mean_interval
 
 SWEPT = ("batch_size", "lr", "seed")

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc import checkpoint, rundir
-from fer_hpc.config import TransferConfig, UserError
+from fer_hpc.commands import TransferConfig
+from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject, cut, decode, find_face, widened
 from fer_hpc.evaluate import pick_device
 from fer_hpc.models.gan import Generator

@@ -35,7 +35,8 @@ from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
 from fer_hpc import rundir
-from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, SweepConfig, TrainConfig, UserError
+from fer_hpc.commands import SweepConfig
+from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.distributed import node_of_step
 from fer_hpc.ray_nodes import START_S, head
 from fer_hpc.sweep import Plan, Trial, collect, grid, note_failure, prepare, state_of, value_at

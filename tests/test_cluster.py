@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fer_hpc import cluster, rundir
-from fer_hpc.cli import configure
+from fer_hpc.arguments import configure
 from fer_hpc.config import TrainConfig
 from tests.conftest import Fer
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fer_hpc import rundir, sweep
-from fer_hpc.cli import configure
-from fer_hpc.config import SweepConfig, UserError
+from fer_hpc.arguments import configure
+from fer_hpc.commands import SweepConfig
+from fer_hpc.config import UserError
 from fer_hpc.metrics import mean_interval
 
 

@@ -30,7 +30,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_hpc.config import CLASSES, SyntheticConfig, UserError
+from fer_hpc.commands import SyntheticConfig
+from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.facemodel import ACTION_UNITS, POINTS, project, random_person
 from fer_hpc.data.painting import paint
