@@ -32,6 +32,7 @@ from fer_hpc.distributed import World
 from fer_hpc.evaluate import autocast, network
 from fer_hpc.recipe import make_optimizer
 from fer_hpc.session import keep_freed_memory
+from fer_hpc.settle import multiplies_bf16
 from fer_hpc.train import train
 
 CLASSES = 8
@@ -178,13 +179,14 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     keep_freed_memory()
+    precision = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
     for name in args.presets:
         big = name == "resnet_improved"
         shape = (224, 224, 3) if big else (48, 48, 1)
         batch, steps = (16, max(4, args.steps // 2)) if big else (args.batch_size, args.steps)
         with tempfile.TemporaryDirectory() as folder:
             data = make_shards(Path(folder) / "data", batch * steps, shape[0], shape[2])
-            chosen = config.preset(name, data=data, run=Path(folder), batch_size=batch, precision="bf16", threads=threads)
+            chosen = config.preset(name, data=data, run=Path(folder), batch_size=batch, precision=precision, threads=threads)
             candidates: dict[str, Callable[[int], float]] = {"ours": lambda n, c=chosen: ours(c, n)}  # type: ignore[misc]
             candidates["bare loop"] = bare_loop(chosen, shape)
             if name in ("cnn_baseline", "resnet_baseline"):
@@ -196,7 +198,17 @@ def main() -> None:
             for run in candidates.values():
                 run(2)  # an unmeasured start
             rates = {who: max(values) for who, values in _rounds(candidates, steps, args.rounds).items()}
-        print(json.dumps({"preset": name, "batch": batch, "cores": threads, **{k: round(v, 1) for k, v in rates.items()}}))
+        print(
+            json.dumps(
+                {
+                    "preset": name,
+                    "batch": batch,
+                    "cores": threads,
+                    "precision": precision,
+                    **{k: round(v, 1) for k, v in rates.items()},
+                }
+            )
+        )
         for who, value in rates.items():
             print(
                 f"  {name:<16} {who:<10} {value:8,.1f} images/s   ours is {rates['ours'] / value:5.2f} times that", flush=True
