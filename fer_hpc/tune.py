@@ -48,6 +48,9 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
     `base` is what all trials share. Uses the Ray cluster that RAY_ADDRESS names, else starts one on this machine alone.
     """
     trials = grid(sweep, base)
+    if Plan(sweep, trials).next() is None:  # starting Ray would take seconds
+        print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
+        return EXIT_FINISHED
     with _cluster():
         at_once, resources = _room(sweep, base, ray.nodes())
         prepare(sweep, preset, trials)

@@ -101,6 +101,9 @@ def test_more_seeds_run_only_what_is_new_also_in_another_place(shards: Path, swe
     assert rundir.attempts(trial(moved, "b36-lr0.01-seed0")) == [1]
     assert trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns == before
     assert rundir.status(trial(moved, "b36-lr0.01-seed2"))["state"] == "finished"
+    again = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
+    assert again.returncode == 0
+    assert "finished, nothing to do" in again.stdout
 
 
 def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept: Path, tmp_path: Path) -> None:
