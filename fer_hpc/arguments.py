@@ -109,6 +109,7 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
     """
     import tyro
 
+    args = _without_commas(config_class, args)
     kwargs: dict[str, Any] = {}
     if defaults:  # checked once it is filled; the fields without any default stay required
         base = object.__new__(config_class)
@@ -123,6 +124,21 @@ def parse(config_class: type[Config], command: str, args: list[str], defaults: d
         config_class, prog=f"fer-hpc {command}", description=about, args=args,
         config=(tyro.conf.PositionalRequiredArgs,) if config_class in POSITIONAL else (), **kwargs,
     )  # fmt: skip
+
+
+def _without_commas(config_class: type[Any], args: list[str]) -> list[str]:
+    """`--lrs 0.01,0.001` as `--lrs 0.01 0.001`, for the flags that take several values."""
+    several = {f.name for f in dataclasses.fields(config_class) if f.type.startswith("tuple") and "Path" not in f.type}
+    apart: list[str] = []
+    flag_name = ""
+    for arg in args:
+        if arg.startswith("--"):
+            flag_name = arg.partition("=")[0].removeprefix("--").replace("-", "_")
+        if flag_name in several and "," in arg:
+            apart += [part for part in arg.replace("=", ",", int(arg.startswith("--"))).split(",") if part]
+        else:
+            apart.append(arg)
+    return apart
 
 
 def take_preset(args: list[str]) -> tuple[str | None, list[str]]:

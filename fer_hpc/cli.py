@@ -399,6 +399,10 @@ def _submit(resources: JobConfig, verb: str, args: list[str]) -> int:
     print(cluster.layout(resources, config, gpus))
     if resources.dry_run:
         print(cluster.dry_run(resources, folder, commands, gpus=gpus))
+        try:
+            cluster.check(config, resources.nodes * max(gpus, 1))
+        except UserError as error:
+            print(f"as things are, submitting would be refused: {error}", file=sys.stderr)
         return EXIT_FINISHED
     jobs = cluster.submit(resources, folder, commands, config, gpus=gpus)
     if jobs:
@@ -422,6 +426,14 @@ def run_command(verb: str, command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         print(f"fer-hpc {verb}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("fer_hpc"):
+            raise
+        print(
+            f"fer-hpc {verb}: error: {sys.executable} has no {error.name}: pip install -e . for it, or name another "
+            "interpreter (FER_PYTHON, or fer_python in slurm/env.sh, for the scripts)", file=sys.stderr,
+        )  # fmt: skip
         return EXIT_USER_ERROR
     except OSError as error:
         if error.filename is None:

@@ -256,6 +256,8 @@ def _why_not(job: JobConfig, error: str, gpus: int) -> str:
     said = said.partition("error:")[2].strip() or said
     listed = subprocess.run(["sinfo", "-h", "-o", "%R: %D nodes, %c cores, %G"], capture_output=True, text=True, check=False)
     there = "; ".join(sorted(set(listed.stdout.split("\n")) - {""})) or "unknown"
+    if listed.returncode:
+        raise UserError(f"no Slurm answers here ({said}): submit on a login node of the cluster, or use --cluster local")
     wanted = f"--nodes {job.nodes} --gpus-per-node {gpus} --cpus {job.cpus}" + (
         f" --partition {job.partition}" if job.partition else ""
     )

@@ -77,6 +77,10 @@ class EvaluateConfig:
     pairs: int = 2000  # GAN: at most so many pairs of faces
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
+    def __post_init__(self) -> None:
+        if self.pairs < 2:
+            raise UserError(f"--pairs {self.pairs}: wanted at least 2")
+
 
 @dataclass(frozen=True)
 class TransferConfig:
@@ -94,6 +98,8 @@ class TransferConfig:
         for name in ("run", "out"):
             if getattr(self, name) == Path():
                 raise UserError(f"--{name} is missing: python -m fer_hpc.transfer NEUTRAL EXPRESSION --run RUN --out PNG")
+        if self.out.suffix.lower() != ".png":
+            raise UserError(f"--out {self.out}: a PNG is written; give a name that ends in .png")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fer_hpc.commands import DoctorConfig
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, UserError
 from fer_hpc.data import shards
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
-from fer_hpc.rundir import sha256, write_bytes
+from fer_hpc.rundir import read_json, sha256, write_bytes
 
 SHOWN = 5  # examples of each finding
 
@@ -144,7 +144,12 @@ def _blank(split: Split) -> NDArray[np.bool_]:
 
 def _write_clean(manifest: Manifest, findings: list[Finding], out: Path) -> None:
     """A copy of the data without the rows that findings drop, and dropped.csv with every row's reason."""
-    if (out / "manifest.json").exists():
+    plan = f"fixed {manifest.fingerprint}"
+    found = read_json(out / "manifest.json")
+    if found and found.get("plan") == plan:
+        print(f"{out}: the clean copy is there, nothing to do", file=sys.stderr)
+        return
+    if found:
         raise UserError(f"--fix {out}: there is a data set already; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     reason: dict[tuple[str, int], str] = {}
@@ -174,7 +179,7 @@ def _write_clean(manifest: Manifest, findings: list[Finding], out: Path) -> None
         **manifest.content,
         "splits": entries,
         "notes": [*manifest.content["notes"], note],
-        "plan": f"fixed {manifest.fingerprint}",
+        "plan": plan,
     }
     shards.write_manifest(out, content)
     left = ", ".join(f"{s} {e['n']:,}" for s, e in entries.items())

@@ -183,6 +183,8 @@ def _weights(run: Path) -> Path:
         with contextlib.suppress(checkpoint.DamagedCheckpoint):
             checkpoint.load(path)
             return path
+    if rundir.status(run)["state"] == "running":
+        raise UserError(f"{run} is running and has saved nothing yet; its first checkpoint comes within a minute or so")
     raise UserError(f"{run} holds no weights yet; train it first")
 
 

@@ -77,6 +77,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
             "informative": stored["science"]["mode"] == "mended",  # the report's GAN is not told which expression
             "accuracy": float(hits.mean()), "accuracy_95": metrics.wilson(int(hits.sum()), len(hits)),
             "accuracy_of_real_faces": float(real_hits.mean()),
+            "balanced_accuracy": _balanced(hits, target), "balanced_accuracy_of_real_faces": _balanced(real_hits, target),
             "classes": {name: {"n": int((target == k).sum()), "accuracy": float(hits[target == k].mean()),
                                "accuracy_95": metrics.wilson(int(hits[target == k].sum()), int((target == k).sum())),
                                "accuracy_of_real_faces": float(real_hits[target == k].mean())}
@@ -154,6 +155,10 @@ def _seen(judge: Judge, loader: PairLoader, rows: NDArray[np.int64]) -> tuple[Fe
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
+def _balanced(hits: NDArray[np.bool_], target: NDArray[np.int64]) -> float:
+    return float(np.mean([hits[target == k].mean() for k in np.unique(target)]))
+
+
 # ---- measures ----------------------------------------------------------------------------------------------------------
 
 
@@ -228,18 +233,18 @@ def in_words(run: Path, r: dict[str, Any]) -> str:
     low, high = e["accuracy_95"]
     real = f"real faces {e['accuracy_of_real_faces']:.4f}"
     lines.append(f"  expression arrives {e['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   {real}{note}")
+    real = f"real faces {e['balanced_accuracy_of_real_faces']:.4f}"
+    lines.append(f"  mean over classes  {e['balanced_accuracy']:.4f}                     {real}")
     for name, c in e["classes"].items():
         lines.append(f"    {name:<10} {c['accuracy']:.4f}   real faces {c['accuracy_of_real_faces']:.4f}   of {c['n']:,}")
-    titles = {
-        "to_neutral": "like the neutral face",
-        "to_expressive": "like the expressive one",
-        "to_a_stranger": "like a stranger",
-    }
-    lines += [f"  like {title:<19} cosine {interval(i[key])}" for key, title in titles.items()]
+    titles = {"to_neutral": "the neutral face", "to_expressive": "the expressive one", "to_a_stranger": "a stranger"}
+    lines += [f"  like {title:<18}  cosine {interval(i[key])}" for key, title in titles.items()]
     for key in ("frechet", "kernel"):
         low, high = d[key]["bootstrap_95"]
         floor = f"between halves of the real faces {d[key]['real_halves']:.4g}"
         lines.append(f"  {key:<8} distance  {d[key]['value']:.4g}  [{low:.4g}, {high:.4g}]   {floor}")
     lines.append(f"  diversity {interval(v['of_outputs'])}   of real faces {v['of_real_faces']['mean']:.4f}")
     lines.append(f"  change by expression {interval(v['change_by_expression'])}")
+    if v["of_outputs"]["mean"] < 0.05 * v["of_real_faces"]["mean"]:
+        lines.append("  the outputs hardly differ from each other: this GAN has not learnt yet, or has collapsed")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ from fer_hpc.evaluate import pick_device
 from fer_hpc.models.gan import Generator
 from fer_hpc.transfer import load_generator, weights_file
 
-CHUNK = 64
+CHUNK, LEAST_DEVIATION = 64, 5.0
 
 
 def generate(config: GenerateConfig) -> str:
@@ -66,6 +66,10 @@ def generate(config: GenerateConfig) -> str:
     for name in files:
         _linked(manifest.folder / name, config.out / name)
     made, extra = _made(config, manifest, own, missing, gan[:8])
+    if (deviation := float(made["images"].std((1, 2, 3)).mean())) < LEAST_DEVIATION:
+        raise UserError(
+            f"--run {config.run}: its faces are nearly blank (their pixels deviate by {deviation:.1f} of 255); train it longer"
+        )
     entry = write_shard(config.out / new, made, extra)
     larger = {
         "n": train["n"] + entry["n"], "shards": [*train["shards"], entry],
@@ -109,6 +113,8 @@ def _missing(config: GenerateConfig, counts: dict[str, int]) -> dict[str, int]:
             raise unknown("class", name, [name for name in counts if name != "Neutral"])
         if name == "Neutral":
             raise UserError("--classes Neutral: the GAN makes expressive faces of neutral ones; name other classes")
+        if not counts[name]:
+            raise UserError(f"--classes {name}: the train split has no face of that class to take the expression from")
     chosen = [name for name in counts if name in config.classes or (not config.classes and name != "Neutral")]
     missing = {name: fill - counts[name] for name in chosen if 0 < counts[name] < fill}
     if not missing:

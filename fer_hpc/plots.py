@@ -44,7 +44,7 @@ def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path:
                 axes.axvline(row["epoch"], color="0.8", lw=1, zorder=0)
         if best_epoch is not None:
             axes.axvline(best_epoch, color="tab:green", lw=1, ls="--", label="best")
-        axes.set(xlabel="epoch", ylabel=metric)
+        axes.set(xlabel="epoch", ylabel=metric, xlim=(0.5, epochs[-1] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -63,7 +63,7 @@ def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         (panels[2], both, "generator + discriminator loss"),
     ):
         axes.plot(epochs, values, marker="." if len(rows) < 30 else "")
-        axes.set(xlabel="epoch", title=name)
+        axes.set(xlabel="epoch", title=name, xlim=(0.5, epochs[-1] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3, which="both")
     panels[0].set_ylim(0, 1.02)
@@ -90,7 +90,7 @@ def heat_map(
     values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], path: Path
 ) -> None:
     """A table of numbers as colours; values [rows, columns], NaN stays white; `titles` of rows, columns and the whole."""
-    figure, axes = plt.subplots(figsize=(2.2 + 1.1 * len(columns), 1.6 + 0.8 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(6.4, 2.2 + 1.1 * len(columns)), 1.6 + 0.8 * len(rows)), layout="constrained")
     picture = axes.imshow(values, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)

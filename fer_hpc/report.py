@@ -46,6 +46,9 @@ def report(config: ReportConfig) -> Path:
     runs = [_read(path) for path in found if rundir.config(path).get("kind", "classifier") == "classifier"]
     if not runs:
         raise UserError(f"{found[0]} is a GAN's run; the page shows classifiers, fer_hpc.evaluate looks at a GAN")
+    gans = [path.name for path in found if path not in [run.path for run in runs]]
+    if gans:
+        print(f"left out, as GANs are looked at by fer_hpc.evaluate: {', '.join(gans)}", file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, list[tuple[str, str]]] = {}
     for run in runs:

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,11 +308,21 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
         name: torch.optim.Adam(network.parameters(), config.lr, betas=(0.5, 0.999), fused=True)
         for name, network in networks.items()
     }
-    average = get_ema_multi_avg_fn(config.ema)
-    ema = AveragedModel(generator, multi_avg_fn=average, use_buffers=True) if mended and config.ema else None
+    ema = AveragedModel(generator, multi_avg_fn=_average(config.ema), use_buffers=True) if mended and config.ema else None
     sums = torch.zeros(len(SUMS), dtype=torch.int64, device=device)
     broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)
     return State(generator, discriminator, classifier, ema, adams, sums, broken_at, manifest.classes.index("Neutral"))
+
+
+def _average(share: float) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor | int], None]:
+    """A moving average that is young at first: it keeps (1 + n) / (10 + n) after n steps until that reaches `share`, else a
+    short training's average would be its initial weights."""
+
+    def update(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], steps: torch.Tensor | int) -> None:
+        n = int(steps)
+        get_ema_multi_avg_fn(min(share, (1 + n) / (10 + n)))(tuple(averaged), tuple(current), steps)
+
+    return update
 
 
 def _about(config: GanConfig, manifest: Manifest) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
     if Plan(sweep, trials).next() is None:  # starting Ray would take seconds
         print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
         return EXIT_FINISHED
+    _check(sweep, trials)
     with _cluster():
         at_once, resources = _room(sweep, base, ray.nodes())
         prepare(sweep, preset, trials)
@@ -63,6 +64,19 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         print(f"{sweep.out}: stopped; the same command goes on from there")
         return EXIT_RUN_AGAIN
     return EXIT_FINDINGS if "failed" in states else EXIT_FINISHED
+
+
+def _check(sweep: SweepConfig, trials: list[Trial]) -> None:
+    """A UserError where a trial that has not begun could not: said once, before Ray starts."""
+    from fer_hpc.data.shards import read_manifest
+    from fer_hpc.distributed import World
+    from fer_hpc.evaluate import pick_device
+    from fer_hpc.settle import settled
+
+    manifest, world = read_manifest(sweep.data), World(size=sweep.workers_per_trial)
+    for trial in trials:
+        if not (trial.config.run / "config.json").exists():
+            settled(trial.config, manifest, pick_device("cpu"), world)
 
 
 def _finished(out: Path, trials: list[Trial]) -> int:
@@ -189,6 +203,8 @@ class _Queue(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial, halt = self.running.pop(trial_id)
+        if result and result.get("why"):
+            note_failure(self.out, trial.name, result["why"])
         if error:
             note_failure(self.out, trial.name, _why_died(trial.config.run))
         state, why = state_of(self.out, trial.name)
@@ -218,8 +234,8 @@ def _alone(by_name: dict[str, Trial]) -> Callable[[dict[str, Any]], None]:
     def work(given: dict[str, Any]) -> None:
         from fer_hpc.distributed import World, this_job
 
-        _train(by_name[given["trial"]].config, World(job=this_job()), given["halt"])
-        ray_tune.report({"value": 0.0})
+        why = _train(by_name[given["trial"]].config, World(job=this_job()), given["halt"])
+        ray_tune.report({"value": 0.0, "why": why})
 
     return work
 
@@ -234,8 +250,13 @@ def _together(by_name: dict[str, Trial], sweep: SweepConfig, needs: dict[str, fl
 
         config, halt = by_name[given["trial"]].config, given["halt"]
         backend = "cpu:gloo,cuda:nccl" if needs.get("GPU") and torch.cuda.is_available() else "gloo"
+
+        def worker() -> None:
+            if why := _train(config, _world_of_ray(), halt):
+                raise UserError(why)
+
         trainer = TorchTrainer(
-            lambda: _train(config, _world_of_ray(), halt),
+            worker,
             torch_config=TorchConfig(backend=backend),
             scaling_config=ScalingConfig(
                 num_workers=sweep.workers_per_trial, use_gpu="GPU" in needs, resources_per_worker=needs
@@ -257,17 +278,17 @@ def _world_of_ray() -> Any:
     return World(c.get_world_rank(), c.get_world_size(), c.get_local_rank(), c.get_local_world_size(), this_job())
 
 
-def _train(config: TrainConfig, world: Any, halt: int) -> None:
-    """train(), whose errors that no new start can mend are in the run's status already."""
+def _train(config: TrainConfig, world: Any, halt: int) -> str:
+    """train(); gives why no new start would help, where the run's status does not say so already."""
     import torch
 
     from fer_hpc.train import train
 
     try:
         train(config, world, halt)
-    except UserError:
-        if world.rank == 0 and rundir.status(config.run)["state"] != "failed":
-            raise
+    except UserError as error:
+        return "" if rundir.status(config.run)["state"] == "failed" else str(error)
     finally:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next trial in this process may not be alone on its GPU
+    return ""

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import fer_hpc
+from fer_hpc.arguments import parse
 from fer_hpc.cli import VERBS
+from fer_hpc.commands import SweepConfig
 
 PACKAGE = Path(fer_hpc.__file__).parent
 HEAVY = ("ray", "torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
@@ -51,6 +53,12 @@ def test_preset_decides_the_defaults_that_help_shows() -> None:
     ]
     assert "(default: 64)" in helps[0]
     assert "(default: 256)" in helps[1]
+
+
+def test_several_values_may_stand_behind_commas() -> None:
+    flags = ["--data", "d", "--out", "o", "--lrs=0.1,0.2", "--seeds", "0,1", "2"]
+    found = parse(SweepConfig, "tune", flags)
+    assert (found.lrs, found.seeds) == ((0.1, 0.2), (0, 1, 2))
 
 
 # Imports point one way: a module may import from its own layer or an earlier one.

@@ -162,7 +162,7 @@ def photos(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def gan_run(fer: Fer, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "gan"
-    done = fer("train_gan", "--data", faces, "--run", run, "--epochs", 1, *QUICK)
+    done = fer("train_gan", "--data", faces, "--run", run, "--epochs", 2, "--lr", 0.002, *QUICK)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -232,12 +232,13 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, ga
     larger = tmp_path / "48" / "more"
     source = ("--source", "synthetic", "--size", 48, "--out", tmp_path / "48" / "shards")
     assert fer("preprocess", *source, "--count", 160).returncode == 0
-    call = ("generate", "--run", gan_run, "--data", tmp_path / "48" / "shards", "--out", larger, "--classes", "Disgust", "Fear")
+    where = ("--data", tmp_path / "48" / "shards", "--out", larger)
+    call = ("generate", "--run", gan_run, *where, "--classes", "Contempt", "Fear")
     done = fer(*call, "--fill", 20)
     assert done.returncode == 0, done.stderr
     before, after = read_manifest(tmp_path / "48" / "shards"), read_manifest(larger)
     for name, was, now in zip(before.classes, before.class_counts("train"), after.class_counts("train"), strict=True):
-        assert now == (20 if name in ("Disgust", "Fear") else was), name
+        assert now == (20 if name in ("Contempt", "Fear") else was), name
     train, own = open_split(after, "train"), open_split(read_manifest(faces), "train")
     count = before.n("train")
     assert (train.columns["synthetic"][count:] == 1).all()
@@ -249,8 +250,14 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, ga
         assert labels[expressive.encode()] == train.columns["labels"][i]
     assert np.array_equal(open_split(after, "val").images[0], open_split(before, "val").images[0])
     assert "nothing to do" in fer(*call, "--fill", 20).stdout
+    blank = tmp_path / "blank"
+    assert fer("train_gan", "--data", faces, "--run", blank, "--epochs", 1, "--lr", 0.0, *QUICK).returncode == 0
+    refused = fer("generate", "--run", blank, "--data", tmp_path / "48" / "shards", "--out", tmp_path / "gray")
+    assert refused.returncode == 2
+    assert "its faces are nearly blank" in refused.stderr
     for more, said in ((("--fill", 2), "no class has fewer than 2"), (("--seed", 1, "--fill", 20), "holds other things"),
-                       (("--classes", "Disgus"), "did you mean 'Disgust'")):  # fmt: skip
+                       (("--classes", "Contemt"), "did you mean 'Contempt'"),
+                       (("--classes", "Disgust"), "has no face of that class")):  # fmt: skip
         wrong = fer(*call, *more)
         assert wrong.returncode == 2
         assert said in wrong.stderr

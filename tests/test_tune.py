@@ -140,6 +140,14 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
         assert text.count(f"trials/{name}/tb") == 1
 
 
+def test_a_mistake_is_said_once_before_ray_starts(shards: Path, tmp_path: Path) -> None:
+    ended = done(sweep(shards, tmp_path / "out", "--batch-sizes", 500))
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "--batch-size 500 is larger than the training split; use at most 252" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def four_gpus() -> Iterator[str]:
     """A Ray that believes in four GPUs."""

@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards; UserError where there is none or its format is not ours."""
     content = read_json(folder / "manifest.json")
     if content is None:
-        what = "has no manifest.json" if folder.is_dir() else "does not exist"
+        what = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
     if content.get("format") != FORMAT:
         raise UserError(f"{folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")

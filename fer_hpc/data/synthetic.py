@@ -150,6 +150,9 @@ def write_affectnet(config: SyntheticConfig) -> str:
         return f"{out}: {count:,} faces are there, nothing to do"
     if found is not None:
         raise UserError(f"--out {out} holds other synthetic faces ({found}); give another --out, or delete that folder")
+    strangers = [p.name for p in out.iterdir() if p.name not in ("train_set", "columns.csv")] if out.is_dir() else []
+    if strangers:
+        raise UserError(f"--out {out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder")
     for folder in ("images", "annotations"):
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
