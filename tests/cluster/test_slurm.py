@@ -215,7 +215,7 @@ def ended(run: Path) -> bool:
 def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
-    long = lasting(finished_run, 20)  # enough for another start beside it
+    long = lasting(finished_run, 45)  # enough for another start beside it
     assert finish(start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *long)) == [0]
     job = train(cluster, site, shards, run, long, "--gres=gpu:1")
     until_saved(run)
