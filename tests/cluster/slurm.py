@@ -298,6 +298,15 @@ class Cluster:
         states = set(self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").split())
         return ",".join(sorted(states))
 
+    def released(self, job: str) -> bool:
+        """True; what Slurm holds because it could not start it on a node that had just come back is let go, as an operator
+        would do."""
+        if "launch_failed" in self.ask("squeue", "-h", "-j", job, "-o", "%r"):
+            for node in self.nodes:
+                self.ask("scontrol", "update", f"nodename={node}", "state=resume")
+            self.ask("scontrol", "release", job)
+        return True
+
     def nodes_of(self, job: str) -> list[str]:
         """Names of the nodes that a running job has."""
         return self.ask("scontrol", "show", "hostnames", self.ask("squeue", "-h", "-j", job, "-o", "%N").strip()).split()

@@ -147,7 +147,7 @@ def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, fin
     job = cluster.sbatch("-p", "scavenge", "slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **PYTHON)
     for _ in range(24):
         began, reached = time.monotonic(), max((seen for _, seen, _ in rundir.checkpoints(run)), default=0)
-        until(lambda least=reached: cluster.state(job) not in ("RUNNING", "PENDING", "COMPLETING")
+        until(lambda least=reached: (cluster.released(job) and cluster.state(job) not in ("RUNNING", "PENDING", "COMPLETING"))
               or any(seen > least for _, seen, _ in rundir.checkpoints(run)), 120,
               lambda: f"a gain {cluster.ask('scontrol', 'show', 'job', job)}{cluster.ask('sinfo')}{logs(site)[-4000:]}")  # type: ignore[misc]  # fmt: skip
         if cluster.state(job) == "COMPLETED":
