@@ -124,7 +124,7 @@ def test_a_signal_and_a_preemption(
 @pytest.mark.long
 def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """A training of more than two minutes under a limit of one: it stops itself in time, is requeued, and ends alike."""
-    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 150))
+    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 120))
     early = ("--time=1", "--signal=B:USR1@1")  # Slurm's own warning would come first under so short a limit
     job = cluster.sbatch(*early, "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON)
     assert finish(start_ranks(1, "train", *flags, "--run", site / "whole"), 400) == [0]
@@ -141,7 +141,7 @@ def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: 
 def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """24 times at random: a signal, a killed process, a lost or cut node, an urgent job. One outcome."""
     rng, counts = random.Random(0), collections.Counter[str]()
-    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 200))
+    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 80))
     whole, run = site / "whole", site / "lost"
     assert finish(start_ranks(1, "train", *flags, "--run", whole), 400) == [0]
     job = cluster.sbatch("-p", "scavenge", "slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **PYTHON)
