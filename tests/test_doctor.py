@@ -64,8 +64,11 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(fer: Fer, troubled: Path
     for row in (0, 20, 36):
         place = source.columns["source_id"].tolist().index(kept.columns["source_id"][row])
         assert (kept.images[0][row] == source.images[0][place]).all()
-    refused = fer("doctor", troubled, "--fix", tmp_path / "clean")
+    again = fer("doctor", troubled, "--fix", tmp_path / "clean")
+    assert "the clean copy is there, nothing to do" in again.stderr
+    refused = fer("doctor", tmp_path / "clean", "--fix", troubled)
     assert refused.returncode == 2
+    assert "there is a data set already; give another folder" in refused.stderr
 
 
 def test_people_in_two_splits_are_found(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
