@@ -301,7 +301,7 @@ class Cluster:
     def released(self, job: str) -> bool:
         """True; what Slurm holds because it could not start it on a node that had just come back is let go, as an operator
         would do."""
-        if "launch_failed" in self.ask("squeue", "-h", "-j", job, "-o", "%r"):
+        if "Reason=launch_failed" in self.ask("scontrol", "show", "job", job):
             for node in self.nodes:
                 self.ask("scontrol", "update", f"nodename={node}", "state=resume")
             self.ask("scontrol", "release", job)
