@@ -113,7 +113,7 @@ def main() -> None:
 
     print(f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {cores} cores, faces/s, start-up and writing included")
     print(f"  plain cv2.imread loop, 1 core      {np.median(plain):8,.0f}   ours is {ratio(mine, plain)} times that")
-    print(f"  gray decoder alone, per core       {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)} of that")
+    print(f"  gray decoder alone, per core       {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}")
     print(f"  the same at our reduction          {np.median(reduced):8,.0f}   ours per core is {ratio(mine / cores, reduced)}")
     print(f"  ours, {cores} cores                      {np.median(mine):8,.0f}")
 
