@@ -121,9 +121,9 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Put run folders into one HTML page of tables and plots."""
+    """Put runs, sweeps and GANs into one HTML page of tables and plots."""
 
-    runs: tuple[Path, ...]  # run folders, or folders of run folders
+    runs: tuple[Path, ...]  # run folders, sweeps, or folders of them
     out: Path = Path("report")  # folder for index.html, tables and pictures
 
 

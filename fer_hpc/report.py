@@ -1,4 +1,4 @@
-"""Run folders to one static HTML page: python -m fer_hpc.report RUNS... --out DIR. No torch."""
+"""Run folders and sweeps to one static HTML page: python -m fer_hpc.report RUNS... --out DIR. No torch."""
 
 from __future__ import annotations
 
@@ -39,20 +39,24 @@ class Run:
     environment: dict[str, Any]
     scores: dict[str, dict[str, Any]]  # name -> eval-<name>.json; the name is the split, and what else is unusual
 
+    @property
+    def is_gan(self) -> bool:
+        return bool(self.config.get("kind") == "GAN")
+
 
 def report(config: ReportConfig) -> Path:
     """Write index.html (self-contained), results.csv and the pictures into `config.out`; gives the page's path."""
     found = rundir.find_runs(config.runs)
-    runs = [_read(path) for path in found if rundir.config(path).get("kind", "classifier") == "classifier"]
-    if not runs:
-        raise UserError(f"{found[0]} is a GAN's run; the page shows classifiers, fer_hpc.evaluate looks at a GAN")
-    gans = [path.name for path in found if path not in [run.path for run in runs]]
-    if gans:
-        print(f"left out, as GANs are looked at by fer_hpc.evaluate: {', '.join(gans)}", file=sys.stderr)
+    sweep_of = {path: path.absolute().parents[1] for path in found if path not in config.runs}  # a trial lies in SWEEP/trials
+    sweep_of = {path: folder for path, folder in sweep_of.items() if (folder / "sweep.json").exists()}
+    single = [_read(path) for path in found if path not in sweep_of]
+    runs, gans = [run for run in single if not run.is_gan], [run for run in single if run.is_gan]
+    sweeps = [(folder.name, rundir.read_json(folder / "summary.json"), _embedded(folder / "heatmap.png"))
+              for folder in dict.fromkeys(sweep_of.values())]  # fmt: skip
+    data = [rundir.data_path(run.path) for run in single] + [Path(sweep["data"]) for _, sweep, _ in sweeps if sweep]
     config.out.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, list[tuple[str, str]]] = {}
-    for run in runs:
-        pictures[run.name] = _draw(run, config.out)
+    pictures = {run.name: _draw(run, config.out) for run in runs}
+    pictures |= {run.name: _drawn_by_evaluate(run.path) for run in gans}
     rundir.write_bytes(config.out / "results.csv", _results_csv(runs))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fer_hpc", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -60,8 +64,10 @@ def report(config: ReportConfig) -> Path:
     environment.filters.update(percent=lambda v: "–" if v is None else f"{100 * v:.2f}", number=lambda v: f"{v:,}")
     page = environment.get_template("report.html.j2").render(
         runs=runs,
+        gans=gans,
+        sweeps=sweeps,
         pictures=pictures,
-        tables=_class_tables(runs),
+        tables=_class_tables(data),
         scored=sorted({name for run in runs for name in run.scores}, key=_place),
         when=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -102,15 +108,26 @@ def _draw(run: Run, out: Path) -> list[tuple[str, str]]:
         path = out / f"{run.name}-confusion-{split}.png"
         plots.confusion(np.array(scores["confusion"]), list(scores["classes"]), f"{run.name}, {split}", path)
         drawn.append((f"confusion on {split}, each row sums to 1", path))
-    return [(caption, "data:image/png;base64," + base64.b64encode(p.read_bytes()).decode()) for caption, p in drawn]
+    return [(caption, _embedded(path)) for caption, path in drawn]
 
 
-def _class_tables(runs: list[Run]) -> list[dict[str, Any]]:
+def _drawn_by_evaluate(gan: Path) -> list[tuple[str, str]]:
+    """What fer_hpc.evaluate has drawn of a GAN: (caption, data URI)."""
+    what = {"curves": "losses and the discriminator's accuracy", "grid": "reference | expression | output for every class"}
+    return [(what[p.stem.partition("-")[0]], _embedded(p)) for p in [*gan.glob("grid-*.png"), *gan.glob("curves.png")]]
+
+
+def _embedded(picture: Path) -> str:
+    """A PNG as a data URI; "" where it is not there."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode() if picture.exists() else ""
+
+
+def _class_tables(folders: list[Path]) -> list[dict[str, Any]]:
     """Class counts per split, one table a data set, for the data that can still be read."""
     tables: dict[str, dict[str, Any]] = {}
-    for run in runs:
+    for folder in folders:
         try:
-            manifest = read_manifest(rundir.data_path(run.path))
+            manifest = read_manifest(folder)
         except UserError:
             continue
         counts = {s: manifest.class_counts(s) if manifest.n(s) else [0] * len(manifest.classes) for s in SPLITS}

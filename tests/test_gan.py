@@ -193,21 +193,8 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
 
 def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
     judge = tmp_path / "judge"
-    call = (
-        "resnet_baseline",
-        "--data",
-        faces,
-        "--run",
-        judge,
-        "--epochs",
-        2,
-        "--batch-size",
-        32,
-        "--threads",
-        1,
-        "--no-tensorboard",
-    )
-    assert fer("train", *call).returncode == 0
+    call = ("resnet_baseline", "--data", faces, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
+    assert fer("train", *call, "--no-tensorboard").returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
     found = json.loads((gan_run / "eval-test.json").read_text())
@@ -223,6 +210,10 @@ def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, 
     for name in ("grid-test.png", "curves.png"):
         assert (gan_run / name).stat().st_size > 5000
     assert f"on test, {found['n']} pairs" in done.stdout
+    fer("report", gan_run, "--out", tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert f"{found['distance']['frechet']['value']:.4g}" in page
+    assert page.count("data:image/png;base64,") == 2  # the grid and the curves
     wrong = fer("evaluate", gan_run, "--judge", gan_run)
     assert wrong.returncode == 2
     assert "wanted the finished run of a classifier" in wrong.stderr

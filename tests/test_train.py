@@ -212,8 +212,9 @@ def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tm
     done = fer("cli", "sheet", "cnn_baseline", "--data", shards, "--run", tmp_path, "--flip", "--rotate", 20)
     assert done.returncode == 0, done.stderr
     picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
-    assert picture.shape[1] == 12 * 48
-    assert picture.std() > 20
+    assert picture.shape[1] == 12 * 96
+    assert picture[16:112].std() > 20
+    assert picture[:16].max() > 200, "the class is above each face"
 
 
 def test_full_storage_keeps_the_checkpoint_before_and_says_so(

@@ -91,6 +91,16 @@ def test_the_winner_comes_out_the_same_outside_ray(fer: Fer, swept: Path, tmp_pa
     assert_same_outcome(tmp_path / "run", trial(swept, f"b36-lr{best['lr']:g}-seed1"))
 
 
+def test_the_report_shows_a_sweep_as_one(fer: Fer, swept: Path, tmp_path: Path) -> None:
+    done = fer("report", swept, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    page, summary = (tmp_path / "index.html").read_text(), json.loads((swept / "summary.json").read_text())
+    for setting in summary["ranked"]:
+        assert f"{setting['mean']:.4f}" in page
+    assert "loss is not a finite number" in page
+    assert page.count("<h2>") == 2, "the sweep and its data, no trial by itself"
+
+
 def test_more_seeds_run_only_what_is_new_also_in_another_place(shards: Path, swept: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(swept, tmp_path / "moved")
     before = trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns
