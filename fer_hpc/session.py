@@ -66,12 +66,27 @@ def owned(
         return science
 
     try:
-        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
+        try:
+            yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(_out_of_memory(config, world)) from None
     except BaseException as error:
         if attempt:
             ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
             attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
         raise
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # GPU's and CPU's
+
+
+def _out_of_memory(config: TrainConfig | GanConfig, world: World) -> str:
+    share = f" ({config.batch_size // world.size} images on each of {world.size} ranks)" if world.size > 1 else ""
+    instead = "--accumulate N, which cuts it into N parts" if isinstance(config, TrainConfig) else "--precision bf16"
+    return f"out of memory with --batch-size {config.batch_size}{share}: take a smaller one, or {instead}"
 
 
 END_IS_NEAR, HALTED = 1000, 1001  # stops that no signal asked for

@@ -217,6 +217,15 @@ def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tm
     assert picture[:16].max() > 200, "the class is above each face"
 
 
+def test_too_little_memory_names_the_batch_size(shards: Path, tmp_path: Path) -> None:
+    arguments = command("train", "vgg", "--data", shards, "--run", tmp_path / "run", "--batch-size", 234, "--threads", 1)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (1_300_000_000, 1_300_000_000))  # noqa: E731
+    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "out of memory with --batch-size 234: take a smaller one, or --accumulate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:

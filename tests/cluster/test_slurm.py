@@ -141,7 +141,7 @@ def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: 
 def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """24 times at random: a signal, a killed process, a lost or cut node, an urgent job. One outcome."""
     rng, counts = random.Random(0), collections.Counter[str]()
-    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 80))
+    flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 160))
     whole, run = site / "whole", site / "lost"
     assert finish(start_ranks(1, "train", *flags, "--run", whole), 400) == [0]
     job = cluster.sbatch("-p", "scavenge", "slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **PYTHON)
