@@ -1,8 +1,8 @@
 """Faces per second of `fer_hpc.preprocess`, beside the bare decoder and a plain single-process loop, in one run.
 
-    python bench/preprocess.py [--count 100000]
+    python bench/preprocess.py [--count 100000] [--size 224 --channels 3]
 
-The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 62 kB each), cut to 48x48 gray. The decoder alone
+The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 62 kB each), cut to 48x48 gray or as asked. The decoder alone
 decodes the same bytes from memory on every core at once, as ours does, at full size and at the reduction that ours uses;
 `plain loop` is what one writes first: cv2.imread, crop by the landmarks, gray, resize. The medians of --rounds.
 """
@@ -54,36 +54,37 @@ def make_faces(root: Path, count: int) -> None:
         np.save(stem / f"{i}_lnd.npy", (face.landmarks * (SIDE / width, SIDE / height)).astype(np.float64).ravel())
 
 
-def plain_loop(root: Path, count: int) -> float:
+def plain_loop(root: Path, count: int, size: int, channels: int) -> float:
     began = time.perf_counter()
     for i in range(count):
         image = cv2.imread(str(root / "train_set/images" / f"{i}.jpg"))
         points = np.load(root / "train_set/annotations" / f"{i}_lnd.npy").reshape(68, 2).astype(np.float32)
         left, top, right, bottom = (int(v) for v in faces.landmark_box(points))
-        part = cv2.cvtColor(image[max(top, 0) : bottom, max(left, 0) : right], cv2.COLOR_BGR2GRAY)
-        cv2.resize(part, (48, 48), interpolation=cv2.INTER_AREA)
+        code = cv2.COLOR_BGR2GRAY if channels == 1 else cv2.COLOR_BGR2RGB
+        part = cv2.cvtColor(image[max(top, 0) : bottom, max(left, 0) : right], code)
+        cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
     return count / (time.perf_counter() - began)
 
 
-def bare_decoder(root: Path, count: int, reduce: bool) -> float:
-    """Faces/s inside the decoder alone, at full size or at the reduction that the face's box allows."""
+def bare_decoder(root: Path, count: int, channels: int, size: int) -> float:
+    """Faces/s inside the decoder alone, at the reduction that a face of `size` pixels allows, or at full size (0)."""
     cv2.setNumThreads(1)
     spent = 0.0
     for i in range(count):
         data = (root / "train_set/images" / f"{i}.jpg").read_bytes()
         points = np.load(root / "train_set/annotations" / f"{i}_lnd.npy").reshape(68, 2).astype(np.float32)
-        reduced = faces.reduction(faces.landmark_box(points), 48) if reduce else 1
+        reduced = faces.reduction(faces.landmark_box(points), size) if size else 1
         began = time.perf_counter()
-        faces.decode(data, 1, reduced)
+        faces.decode(data, channels, reduced)
         spent += time.perf_counter() - began
     return count / spent
 
 
-def ours(root: Path, out: Path, count: int, workers: int) -> float:
+def ours(root: Path, out: Path, count: int, size: int, channels: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        preprocess(PreprocessConfig("affectnet", out, root, split="report", workers=workers))
+        preprocess(PreprocessConfig("affectnet", out, root, split="report", size=size, channels=channels))
     return count / (time.perf_counter() - began)
 
 
@@ -91,8 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--channels", type=int, default=1)
     given = parser.parse_args()
-    count, few = given.count, min(given.count, 3000)
+    count, few, form = given.count, min(given.count, 3000), (given.size, given.channels)
     cv2.setNumThreads(1)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(cores, get_context("spawn")) as pool:
@@ -100,20 +103,23 @@ def main() -> None:
         make_faces(root, count)
         size = np.mean([(root / "train_set/images" / f"{i}.jpg").stat().st_size for i in range(min(count, UNIQUE))])
 
-        def per_core(reduce: bool) -> float:
-            return float(np.mean(list(pool.map(bare_decoder, [root] * cores, [few] * cores, [reduce] * cores))))
+        def per_core(size: int) -> float:
+            calls = [pool.submit(bare_decoder, root, few, given.channels, size) for _ in range(cores)]
+            return float(np.mean([call.result() for call in calls]))
 
         rounds = [
-            (plain_loop(root, few), per_core(False), per_core(True), ours(root, out, count, cores)) for _ in range(given.rounds)
+            (plain_loop(root, few, *form), per_core(0), per_core(given.size), ours(root, out, count, *form))
+            for _ in range(given.rounds)
         ]
     plain, full, reduced, mine = np.array(rounds).T
 
     def ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
         return f"{np.median(a / b):.2f} ({min(a / b):.2f} to {max(a / b):.2f})"
 
-    print(f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {cores} cores, faces/s, start-up and writing included")
+    to = f"to {given.size}x{given.size}x{given.channels}"
+    print(f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, faces/s, all of ours included")
     print(f"  plain cv2.imread loop, 1 core      {np.median(plain):8,.0f}   ours is {ratio(mine, plain)} times that")
-    print(f"  gray decoder alone, per core       {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}")
+    print(f"  the decoder alone, per core        {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}")
     print(f"  the same at our reduction          {np.median(reduced):8,.0f}   ours per core is {ratio(mine / cores, reduced)}")
     print(f"  ours, {cores} cores                      {np.median(mine):8,.0f}")
 
