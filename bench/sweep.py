@@ -1,6 +1,7 @@
 """What Ray costs, and what trials on one machine share: python bench/sweep.py --data SHARDS [--epochs N --trials K]
 
-The same trials, at one at a time and with the same threads: once one after another in this process, once under fer_hpc.tune.
+The same trials, at one at a time and with the same threads: one after another in this process, and under fer_hpc.tune, both at
+the same time, each on a core of its own (two at least), so that both see the same machine.
 Then two at a time under Ray, whose memory is looked at: the shards are mapped, so all trials share one copy in the page cache.
 """
 
@@ -14,8 +15,10 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fer_hpc import rundir
 from fer_hpc.arguments import configure
 from fer_hpc.distributed import World
 from fer_hpc.sweep import grid
@@ -60,16 +63,23 @@ def main() -> None:
         return time.monotonic() - began
 
     try:
-        ray_s = under_ray("ray", 1)
-        began = time.monotonic()
         sweep, _, base = configure("tune", [*flags, "--out", str(folder / "plain")])
-        for trial in grid(sweep, base):
-            train(trial.config, World())
-        plain_s = time.monotonic() - began
+        trials = grid(sweep, base)
+        with ThreadPoolExecutor(1) as pool:
+            under = pool.submit(under_ray, "ray", 1)
+            began = time.monotonic()
+            for trial in trials:
+                train(trial.config, World())
+            plain_s = time.monotonic() - began
+            ray_s = under.result()
         print(f"{given.trials} trials one after another: in one process {plain_s:.1f} s ({plain_s / given.trials:.0f} s each), "
               f"under Ray {ray_s:.1f} s: {ray_s / plain_s:.3f} of it (bound 1.10)")  # fmt: skip
+        for name, wall_s in (("plain", plain_s), ("ray", ray_s)):
+            runs = [folder / name / "trials" / trial.name for trial in trials]
+            busy_s = sum(row["train_s"] + row["val_s"] for run in runs for row in rundir.rows(run, "timing.jsonl"))
+            print(f"  {name:<6}{busy_s:.1f} s of training and validation, {wall_s - busy_s:.1f} s of all else")
         same = [(folder / "ray" / "trials" / t.name / "final.pt").read_bytes() == (t.config.run / "final.pt").read_bytes()
-                for t in grid(sweep, base)]  # fmt: skip
+                for t in trials]  # fmt: skip
         print(f"weights bit-identical: {all(same)}")
         seen: list[dict[str, float]] = []
         ended = threading.Event()

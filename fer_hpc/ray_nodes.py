@@ -24,9 +24,10 @@ from fer_hpc.distributed import StepNode
 
 START_S = 120.0  # within which all nodes must be there
 
-# For Ray's workers, which train one trial after another, each in a new thread: the C library would give these threads one of
-# up to 8 heaps a core, and every heap keeps what its largest trial needed (seen: 3 GB after 27 trials, 1.1 GB with one heap).
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+# Workers train one trial after another, each in a new thread: the C library would give these threads one of up to 8 heaps a
+# core, and every heap keeps what its largest trial needed (seen: 3 GB after 27 trials, 1.1 GB with one heap). A trial that
+# needs too much is left to the kernel, which kills workers first: where Ray's own monitor kills one, Tune ends the sweep.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "RAY_memory_monitor_refresh_ms": "0"}
 
 
 @contextlib.contextmanager
@@ -92,7 +93,7 @@ def _ray(node: StepNode, *which: str) -> Iterator[subprocess.Popen[bytes]]:
     warnings = (signal.SIGUSR1, signal.SIGUSR2)
     handlers = [signal.signal(number, signal.SIG_IGN) for number in warnings]  # what is ignored stays so in a child
     with Path(folder, "ray-start.log").open("wb") as log:
-        process = subprocess.Popen(call, stdout=log, stderr=log, env=ONE_HEAP | os.environ, start_new_session=True)
+        process = subprocess.Popen(call, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, start_new_session=True)
     for number, handler in zip(warnings, handlers, strict=True):
         signal.signal(number, handler)
     try:

@@ -38,7 +38,7 @@ from fer_hpc import rundir
 from fer_hpc.commands import SweepConfig
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.distributed import node_of_step
-from fer_hpc.ray_nodes import ONE_HEAP, START_S, head
+from fer_hpc.ray_nodes import ENVIRONMENT, START_S, head
 from fer_hpc.sweep import Plan, Trial, collect, grid, note_failure, prepare, state_of, value_at
 
 
@@ -97,7 +97,7 @@ def _cluster() -> Iterator[None]:
                 ray.shutdown()
         return
     folder = tempfile.mkdtemp(prefix="fer-ray-", dir="/tmp")  # sockets below it need a short path
-    os.environ |= ONE_HEAP | os.environ
+    os.environ |= ENVIRONMENT | os.environ
     cores, store = len(os.sched_getaffinity(0)), 80 * 2**20  # no data travels through Ray's store
     try:
         ray.init("local", num_cpus=cores, object_store_memory=store, _temp_dir=folder, _node_ip_address="127.0.0.1", **quiet)
