@@ -125,7 +125,7 @@ class GanConfig:
     seed: int = science(0)  # of pairs, initial weights and dropout
     epochs: int = science(50)  # passes over the expressive training faces; may grow on resume
     batch_size: int = science(8)  # pairs per step, over all ranks
-    lr: float = science(2e-4)  # of Adam, for all three networks
+    lr: float = science(2e-4)  # of Adam; mended: the classifier's is 5 times that
     feature_weight: float = science(10.0)  # mended: of matching the discriminator's features, pooled over the face
     expression_weight: float = science(2.0)  # mended: of the classifier's cross-entropy
     identity_weight: float = science(10.0)  # mended: of keeping the neutral face's code

@@ -308,6 +308,8 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
         name: torch.optim.Adam(network.parameters(), config.lr, betas=(0.5, 0.999), fused=True)
         for name, network in networks.items()
     }
+    if mended:  # the classifier plays no game, and at a game's rate it has nothing to teach for long (docs/benchmarks.md)
+        adams["classifier"] = torch.optim.Adam(classifier.parameters(), 5 * config.lr, fused=True)
     ema = AveragedModel(generator, multi_avg_fn=_average(config.ema), use_buffers=True) if mended and config.ema else None
     sums = torch.zeros(len(SUMS), dtype=torch.int64, device=device)
     broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)

@@ -216,7 +216,7 @@ def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, f
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
     long = lasting(finished_run, 45)  # enough for another start beside it
-    assert finish(start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *long)) == [0]
+    undisturbed = start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *long)
     job = train(cluster, site, shards, run, long, "--gres=gpu:1")
     until_saved(run)
     (node,) = cluster.nodes_of(job)
@@ -229,6 +229,7 @@ def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, f
     finally:
         cluster.join(node)
     assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
+    assert finish(undisturbed) == [0]
     assert_same_outcome(run, whole)
     assert len(rundir.attempts(run)) == 2, "the loser did not disturb the winner"
     cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
