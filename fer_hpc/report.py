@@ -114,7 +114,7 @@ def _draw(run: Run, out: Path) -> list[tuple[str, str]]:
 def _drawn_by_evaluate(gan: Path) -> list[tuple[str, str]]:
     """What fer_hpc.evaluate has drawn of a GAN: (caption, data URI)."""
     what = {"curves": "losses and the discriminator's accuracy", "grid": "reference | expression | output for every class"}
-    return [(what[p.stem.partition("-")[0]], _embedded(p)) for p in [*gan.glob("grid-*.png"), *gan.glob("curves.png")]]
+    return [(what[p.stem.partition("-")[0]], _embedded(p)) for p in [*sorted(gan.glob("grid-*.png")), *gan.glob("curves.png")]]
 
 
 def _embedded(picture: Path) -> str:

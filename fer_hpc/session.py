@@ -66,21 +66,20 @@ def owned(
         return science
 
     try:
-        try:
-            yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise UserError(_out_of_memory(config, world)) from None
-    except BaseException as error:
+        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
+    except BaseException as raised:
+        error = UserError(_out_of_memory(config, world)) if _is_out_of_memory(raised) else raised
         if attempt:
             ends = "superseded" if isinstance(error, Superseded) else "interrupted" if isinstance(error, PeerLost) else ""
             attempt.end(ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}")
-        raise
+        if error is raised:
+            raise
+        raise error from None
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # GPU's and CPU's
+def _is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's lack of memory, or what the CPU's allocator says."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _out_of_memory(config: TrainConfig | GanConfig, world: World) -> str:
