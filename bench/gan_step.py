@@ -28,7 +28,9 @@ from fer_hpc.train_gan import State, _pooled, fresh_state, pair_loader, step
 def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) -> None:
     g, d, c = state.generator, state.discriminator, state.classifier
     with autocast(config.precision, device):
-        fake = g(pairs.neutral, pairs.expressive)
+        code = g.expression(pairs.expressive)
+        named = functional.cross_entropy(g.name(code).float(), pairs.target)
+        fake = g.draw(pairs.neutral, code)
         real_score, wanted = d(pairs.expressive, pairs.target)
         fake_score, _ = d(fake.detach(), pairs.target)
         loss = 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
@@ -37,7 +39,8 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
     state.optimizers["discriminator"].zero_grad(set_to_none=True)
     with autocast(config.precision, device):
         labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
-        loss = functional.cross_entropy(c(torch.cat([pairs.neutral, pairs.expressive])).float(), labels)
+        logits = c(torch.cat([pairs.neutral, pairs.expressive])).float()
+        loss = functional.cross_entropy(logits, labels, state.class_weights)
     loss.backward()
     state.optimizers["classifier"].step()
     state.optimizers["classifier"].zero_grad(set_to_none=True)
@@ -50,6 +53,7 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
         kept, before = g.encode(fake)[-1].float(), g.encode(pairs.neutral)[-1].float().detach()
         loss = (
             (score.float() - 1).square().mean()
+            + named
             + config.feature_weight * functional.l1_loss(_pooled(features.float()), _pooled(wanted.detach().float()))
             + config.expression_weight * functional.cross_entropy(c(fake).float(), pairs.target)
             + config.identity_weight * functional.l1_loss(kept, before)

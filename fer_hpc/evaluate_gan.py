@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from fer_hpc import checkpoint, metrics, plots, rundir
 from fer_hpc.commands import EvaluateConfig
@@ -129,10 +130,11 @@ def _judge(run: Path, manifest: Manifest, device: torch.device) -> tuple[Judge, 
     stored, best = rundir.config(run), rundir.outcome(run, "best.pt")
     if stored.get("kind", "classifier") != "classifier" or best is None:
         raise UserError(f"--judge {run}: wanted the finished run of a classifier")
-    if tuple(stored["data"]["image_shape"]) != manifest.image_shape or stored["data"]["classes"] != list(manifest.classes):
-        raise UserError(f"--judge {run} was trained on other faces or classes than the GAN")
+    side, _, channels = shape = tuple(stored["data"]["image_shape"])
+    if channels != manifest.image_shape[2] or stored["data"]["classes"] != list(manifest.classes):
+        raise UserError(f"--judge {run} was trained on other classes than the GAN, or on gray where that makes colour")
     saved = checkpoint.load(best)
-    model = network(stored["science"], len(manifest.classes), manifest.image_shape)
+    model = network(stored["science"], len(manifest.classes), shape)
     model.load_state_dict(saved["model"])
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -142,11 +144,13 @@ def _judge(run: Path, manifest: Manifest, device: torch.device) -> tuple[Judge, 
     def look(faces: torch.Tensor) -> tuple[Features, Features]:
         kept.clear()
         with torch.inference_mode():
+            if faces.shape[-1] != side:  # of the judge's faces
+                faces = functional.interpolate(faces, (side, side), mode="bilinear", antialias=True)
             logits = model((faces + 1) / 2)[:, : len(manifest.classes)]
         return kept[0].double().cpu().numpy(), logits.double().cpu().numpy()
 
     about = {"model": stored["science"]["model"], "seed": stored["science"]["seed"], "sha256": rundir.sha256(best),
-             "val_accuracy": saved["val_accuracy"], "features": last.in_features}  # fmt: skip
+             "val_accuracy": saved["val_accuracy"], "features": last.in_features, "image_shape": list(shape)}  # fmt: skip
     return look, about
 
 

@@ -41,7 +41,9 @@ from fer_hpc.evaluate import pick_device
 from fer_hpc.models.gan import Generator
 from fer_hpc.transfer import load_generator, weights_file
 
-CHUNK, LEAST_DEVIATION = 64, 5.0
+CHUNK = 64
+LEAST_CHANGE = 1.0  # of 255, of the neutral faces; less is no expression
+LEAST_DEVIATION = 5.0  # of 255, of a face's pixels; less is blank
 
 
 def generate(config: GenerateConfig) -> str:
@@ -65,7 +67,11 @@ def generate(config: GenerateConfig) -> str:
         raise UserError(f"--out {config.out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder")
     for name in files:
         _linked(manifest.folder / name, config.out / name)
-    made, extra = _made(config, manifest, own, missing, gan[:8])
+    made, extra, change = _made(config, manifest, own, missing, gan[:8])
+    if change < LEAST_CHANGE:
+        raise UserError(
+            f"--run {config.run}: it gives the neutral faces back (changed by {change:.1f} of 255); train it longer"
+        )
     if (deviation := float(made["images"].std((1, 2, 3)).mean())) < LEAST_DEVIATION:
         raise UserError(
             f"--run {config.run}: its faces are nearly blank (their pixels deviate by {deviation:.1f} of 255); train it longer"
@@ -134,8 +140,9 @@ def _linked(source: Path, target: Path) -> None:
 
 def _made(
     config: GenerateConfig, manifest: Manifest, own: Manifest, missing: dict[str, int], gan: str
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """A shard's columns of made faces, and its extra columns, for which nothing is known."""
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], float]:
+    """A shard's columns of made faces, its extra columns, for which nothing is known, and how far the faces are from the
+    neutral ones (mean absolute difference, of 255)."""
     device = pick_device(config.device)
     generator, _ = load_generator(config.run, device)
     split = open_split(own, "train")
@@ -149,7 +156,7 @@ def _made(
         clash = (groups[people] == groups[faces]) & (groups[people] >= 0)
         people[clash] = rng.choice(loader.pools[0], clash.sum())
     side = manifest.image_shape[0]
-    images = _run(generator, loader, people, faces)
+    images, change = _run(generator, loader, people, faces)
     if own.image_shape[0] != side:
         how = cv2.INTER_AREA if own.image_shape[0] > side else cv2.INTER_LINEAR
         images = np.stack([cv2.resize(i, (side, side), interpolation=how).reshape(side, side, -1) for i in images])
@@ -164,7 +171,7 @@ def _made(
                               dtype=object),
     }  # fmt: skip
     _, extra = read_shard(manifest.folder / manifest.content["splits"]["train"]["shards"][0]["file"])
-    return made, {name: _unknown(values, len(images)) for name, values in extra.items()}
+    return made, {name: _unknown(values, len(images)) for name, values in extra.items()}, change
 
 
 def _drawn(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -176,14 +183,16 @@ def _drawn(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDA
 @torch.inference_mode()
 def _run(
     generator: Generator, loader: PairLoader, neutral: NDArray[np.int64], expressive: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """What the generator makes of pairs of rows, [N, H, W, C]."""
-    made = []
+) -> tuple[NDArray[np.uint8], float]:
+    """What the generator makes of pairs of rows, [N, H, W, C], and its mean absolute difference to the neutral faces."""
+    made, changes = [], 0.0
     for first in range(0, len(neutral), CHUNK):
         cut = slice(first, first + CHUNK)
-        output = generator(loader.faces(neutral[cut]), loader.faces(expressive[cut]))
+        before = loader.faces(neutral[cut])
+        output = generator(before, loader.faces(expressive[cut]))
+        changes += float((output - before).abs().mean((1, 2, 3)).sum())
         made.append(output.permute(0, 2, 3, 1).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
-    return np.concatenate(made)
+    return np.concatenate(made), 127.5 * changes / len(neutral)
 
 
 def _unknown(like: NDArray[Any], n: int) -> NDArray[Any]:

@@ -65,12 +65,11 @@ class RunLog:
         """Whether a progress line is wanted now; asking the device for a loss makes it wait, so ask this first."""
         return not self.silent and time.monotonic() - self._told >= (0.5 if self._bar else PLAIN_EVERY_S)
 
-    def progress(self, images_seen: int, sums: torch.Tensor) -> None:
-        """One line; `sums` are the epoch's so far: images, correct, loss in units of 2**-32."""
+    def progress(self, images_seen: int, losses: str) -> None:
+        """One line, with the epoch's losses so far."""
         self._told = time.monotonic()
         rate = (images_seen - self._first) / (self._told - self._began)
-        images, _, loss, *_ = sums.tolist()
-        line = f"epoch {images_seen / self.epoch_images:6.2f}  loss {loss / 2.0**32 / max(images, 1):.4f}  {rate:,.0f} images/s"
+        line = f"epoch {images_seen / self.epoch_images:6.2f}  {losses}  {rate:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=images_seen, description=line)
         else:

@@ -181,7 +181,8 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
 
             broken = (device.type == "cpu" or log.due()) and bool(state.broken_at < NEVER)  # asking a GPU makes it wait
             if log.due() and not broken:
-                log.progress(state.images_seen, state.sums)
+                images, _, loss, *_ = state.sums.tolist()
+                log.progress(state.images_seen, f"loss {loss / 2.0**32 / max(images, 1):.4f}")
             taken_over = attempt is not None and attempt.superseded()
             asked = max(signals, default=saver.end_is_near(watch.longest_s))
             stop, save, lost, alarm = agreement.exchange([asked, saver.due(), taken_over, broken])

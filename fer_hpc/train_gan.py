@@ -60,10 +60,14 @@ from fer_hpc.settle import restore, settled, staged_data
 from fer_hpc.watchdog import Watchdog
 
 NEVER = 2**62  # images_seen of a step that did not happen
-SUMS = ("images", "d_correct", "g_loss", "d_loss", "c_loss", "adversarial", "feature", "expression", "identity",
-        "reconstruction", "c_correct")  # fmt: skip
+LEARNT = ("c_loss", "c_correct", "code")  # known of every pair; the others only once the generator plays
+SUMS = ("pairs", *LEARNT, "games", "d_correct", "g_loss", "d_loss", "adversarial", "feature", "expression", "identity",
+        "reconstruction")  # fmt: skip
 VAL_PAIRS = 512  # at most so many are looked at after an epoch
 PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 for the adversarial loss
+WEIGHTED = ("feature", "expression", "identity", "reconstruction")  # mended: GanConfig has their weights
+DISCRIMINATOR = 4.0  # mended: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
+TAUGHT = 5.0  # mended: times the generator's learning rate, for what learns from labels
 
 
 @dataclass
@@ -78,6 +82,7 @@ class State:
     sums: torch.Tensor  # of the epoch so far, as SUMS names them; losses in units of 2**-32, so that they add up exactly
     broken_at: torch.Tensor  # images seen before this rank's first step whose losses were not finite
     neutral: int  # class
+    class_weights: torch.Tensor | None  # mended: in the classifier's loss; half of what it sees is neutral
     images_seen: int = 0
 
     @property
@@ -128,6 +133,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         loader = pair_loader(config, here, "train", device, world)
         val = pair_loader(config, here, "val", device)
         total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # pairs; every batch is full
+        plays_from = int(config.warmup * loader.n) if config.mode == "mended" else 0
 
         # Networks, and where they stood.
         state = fresh_state(config, manifest, device)
@@ -150,13 +156,13 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
             ends_epoch = (state.images_seen + config.batch_size) // loader.n > state.images_seen // loader.n
             pairs = loader.batch(state.images_seen)
             torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
-            step(state, config, pairs, device, world)
+            step(state, config, pairs, device, world, playing=state.images_seen >= plays_from)
             state.images_seen += config.batch_size
             watch.step(state.images_seen)
 
             broken = (device.type == "cpu" or log.due()) and bool(state.broken_at < NEVER)  # asking a GPU makes it wait
             if log.due() and not broken:
-                log.progress(state.images_seen, state.sums)
+                log.progress(state.images_seen, _so_far(state))
             taken_over = attempt is not None and attempt.superseded()
             asked = max(signals, default=saver.end_is_near(watch.longest_s))
             stop, save, lost, alarm = agreement.exchange([asked, saver.due(), taken_over, broken])
@@ -192,23 +198,13 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
     return rundir.status(config.run)
 
 
-def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, world: World) -> None:
-    """One step of each network on one batch. The generator's output is made once and serves all three."""
+def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, world: World, playing: bool = True) -> None:
+    """One step of each network on one batch; while not `playing`, of those alone that learn the expressions of real faces.
+    The generator's output is made once and serves all three."""
     mended = config.mode == "mended"
     target = pairs.target if mended else None
     mixed = autocast(config.precision, device)
     state.generator.train()
-
-    with mixed:
-        fake = state.generator(pairs.neutral, pairs.expressive)
-
-        # Discriminator: real faces to 1, made ones to 0.
-        real_score, real_features = state.discriminator(pairs.expressive, target)
-        fake_score, _ = state.discriminator(fake.detach(), target)
-        real_score, fake_score = real_score.float(), fake_score.float()
-        d_loss = 0.5 * ((real_score - 1).square().mean() + fake_score.square().mean())
-    _descend(state, "discriminator", d_loss, world)
-    d_correct = 0.5 * ((real_score > 0.5).float().mean() + (fake_score <= 0.5).float().mean())
 
     # Classifier: real faces only.
     with mixed:
@@ -218,37 +214,55 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
         else:  # the report's: it is shown expressive faces alone, which are all "1"
             seen, labels = pairs.expressive, torch.ones_like(pairs.target)
         logits = state.classifier(seen).float()
-        c_loss = functional.cross_entropy(logits, labels)
+        c_loss = functional.cross_entropy(logits, labels, state.class_weights)
     _descend(state, "classifier", c_loss, world)
-    c_correct = (logits.argmax(1) == labels).float().mean()
+    numbers = {"c_loss": c_loss, "c_correct": (logits.argmax(1) == labels).float().mean()}
+
+    # Expression's code: in the mended mode it learns its class as well.
+    with mixed:
+        code = state.generator.expression(pairs.expressive)
+        if state.generator.name:
+            numbers["code"] = functional.cross_entropy(state.generator.name(code).float(), pairs.target)
+    if not playing:
+        _descend(state, "generator", numbers["code"], world)
+        return _add_to_sums(state, len(pairs.target), numbers)
+
+    # Discriminator: real faces to 1, made ones to 0.
+    with mixed:
+        fake = state.generator.draw(pairs.neutral, code)
+        real_score, real_features = state.discriminator(pairs.expressive, target)
+        fake_score, _ = state.discriminator(fake.detach(), target)
+        real_score, fake_score = real_score.float(), fake_score.float()
+        d_loss = 0.5 * ((real_score - 1).square().mean() + fake_score.square().mean())
+    _descend(state, "discriminator", d_loss, world)
+    numbers |= {"d_loss": d_loss, "d_correct": 0.5 * ((real_score > 0.5).float().mean() + (fake_score <= 0.5).float().mean())}
 
     # Generator: fool the one, please the other, stay the same person.
     with _frozen(state.discriminator), _frozen(state.classifier), mixed:
         score, features = state.discriminator(fake, target)
-        parts = {"adversarial": (score.float() - 1).square().mean()}
+        numbers["adversarial"] = (score.float() - 1).square().mean()
         wanted = real_features.detach().float()
         share_buffers(state.classifier, world)
         state.classifier.eval()  # its batch norm shall not learn from made faces
         guessed = state.classifier(fake).float()
         state.classifier.train()
         if mended:
-            parts["feature"] = functional.l1_loss(_pooled(features.float()), _pooled(wanted))
-            parts["expression"] = functional.cross_entropy(guessed, pairs.target)
+            numbers["feature"] = functional.l1_loss(_pooled(features.float()), _pooled(wanted))
+            numbers["expression"] = functional.cross_entropy(guessed, pairs.target)
             kept, before = state.generator.encode(fake)[-1].float(), state.generator.encode(pairs.neutral)[-1].float()
-            parts["identity"] = functional.l1_loss(kept, before.detach())
+            numbers["identity"] = functional.l1_loss(kept, before.detach())
             off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
-            parts["reconstruction"] = (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
-            weights = {name: getattr(config, f"{name}_weight") for name in parts if name != "adversarial"}
+            numbers["reconstruction"] = (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
+            weights = {name: getattr(config, f"{name}_weight") for name in WEIGHTED}
         else:
-            parts["feature"] = functional.l1_loss(features.float(), wanted)
-            parts["expression"] = functional.cross_entropy(guessed, labels)
+            numbers["feature"] = functional.l1_loss(features.float(), wanted)
+            numbers["expression"] = functional.cross_entropy(guessed, labels)
             weights = PAPER
-        g_loss = parts["adversarial"] + sum(weights[name] * part for name, part in parts.items() if name in weights)
-    _descend(state, "generator", g_loss, world)
+        numbers["g_loss"] = numbers["adversarial"] + sum(weight * numbers[name] for name, weight in weights.items())
+    _descend(state, "generator", numbers["g_loss"] + numbers.get("code", 0), world)
     if state.ema:
         state.ema.update_parameters(state.generator)
-    numbers = {"d_correct": d_correct, "g_loss": g_loss, "d_loss": d_loss, "c_loss": c_loss, "c_correct": c_correct, **parts}
-    _add_to_sums(state, len(pairs.target), numbers)
+    _add_to_sums(state, len(pairs.target), numbers | {"games": torch.ones_like(d_loss)})
 
 
 def _descend(state: State, name: str, loss: torch.Tensor, world: World) -> None:
@@ -300,20 +314,41 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
     def placed(network: nn.Module) -> Any:
         return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    generator = placed(Generator(channels, size))
+    generator = placed(Generator(channels, size, classes if mended else 0))
     discriminator = placed(Discriminator(channels, classes if mended else 0, spectral=mended))
     classifier = placed(resnet_baseline(classes, channels, size) if mended else paper_classifier(channels))
-    networks = {"generator": generator, "discriminator": discriminator, "classifier": classifier}
-    adams: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.Adam(network.parameters(), config.lr, betas=(0.5, 0.999), fused=True)
-        for name, network in networks.items()
-    }
-    if mended:  # the classifier plays no game, and at a game's rate it has nothing to teach for long (docs/benchmarks.md)
-        adams["classifier"] = torch.optim.Adam(classifier.parameters(), 5 * config.lr, fused=True)
+    if mended:
+        for module in [*classifier.modules(), *generator.expression.modules()]:
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1  # Keras' .01 lags too far behind weights that guide while they learn
+    taught = [*classifier.parameters(), *generator.expression.parameters(), *generator.name.parameters()] if mended else []
+    adams = {
+        "generator": _adam(generator, config.lr, taught),
+        "discriminator": _adam(discriminator, (DISCRIMINATOR if mended else 1) * config.lr, taught),
+        "classifier": _adam(classifier, config.lr, taught),
+    }  # fmt: skip
     ema = AveragedModel(generator, multi_avg_fn=_average(config.ema), use_buffers=True) if mended and config.ema else None
     sums = torch.zeros(len(SUMS), dtype=torch.int64, device=device)
     broken_at = torch.full((), NEVER, dtype=torch.int64, device=device)
-    return State(generator, discriminator, classifier, ema, adams, sums, broken_at, manifest.classes.index("Neutral"))
+    neutral = manifest.classes.index("Neutral")
+    class_weights = torch.ones(classes, device=device) if mended else None
+    if class_weights is not None:
+        class_weights[neutral] = 1 / (classes - 1)  # as often as another, on average
+    return State(generator, discriminator, classifier, ema, adams, sums, broken_at, neutral, class_weights)
+
+
+def _adam(network: nn.Module, lr: float, taught: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The players' Adam with the report's rates; what is `taught` has Adam's usual ones and learns faster, as at a player's
+    rate it has nothing to teach for long (docs/benchmarks.md)."""
+    ids = {id(parameter) for parameter in taught}
+    players = [p for p in network.parameters() if id(p) not in ids]
+    learners = [p for p in network.parameters() if id(p) in ids]
+    groups: list[dict[str, Any]] = []
+    if players:
+        groups.append({"params": players, "betas": (0.5, 0.999)})
+    if learners:
+        groups.append({"params": learners, "lr": TAUGHT * lr})
+    return torch.optim.Adam(groups, lr, fused=True)
 
 
 def _average(share: float) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor | int], None]:
@@ -358,8 +393,9 @@ def _end_epoch(
     for network in (state.scored, state.classifier):
         share_buffers(network, world)
     means = {name: value / 2.0**32 / sums[0] for name, value in zip(SUMS[1:], sums[1:], strict=True)}
+    played = means.pop("games")
     row = {"epoch": state.images_seen // epoch_images, "images_seen": state.images_seen}
-    row |= {f"train_{name}": value for name, value in means.items()}
+    row |= {f"train_{name}": value if name in LEARNT else value / played for name, value in means.items()}
     device = val.images.device
     row |= on_rank_0(world, lambda: _validate(state, config, val, device))
     return row, sample_grid(state.scored, val, classes, config.precision)
@@ -403,6 +439,13 @@ def sample_grid(generator: Generator, val: PairLoader, classes: list[str], preci
             made = generator(neutral, expressive).float()
         strips.append(torch.cat([torch.cat([neutral[i], expressive[i], made[i]], 2) for i in range(people)], 2))
     return (torch.cat(strips, 1) + 1) / 2
+
+
+def _so_far(state: State) -> str:
+    pairs, *sums = state.sums.tolist()
+    means = {name: value / 2.0**32 / max(pairs, 1) for name, value in zip(SUMS[1:], sums, strict=True)}
+    game = f"G {means['g_loss'] / means['games']:.3f}  D {means['d_loss'] / means['games']:.4f}  " if means["games"] else ""
+    return f"{game}C {means['c_loss']:.3f}"
 
 
 def _line(row: dict[str, Any]) -> str:

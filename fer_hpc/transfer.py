@@ -46,8 +46,9 @@ def transfer(config: TransferConfig) -> Path:
 
 def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[int, int, int]]:
     """The generator of a GAN's run, ready to use, and the shape of its faces; of an unfinished run, as last saved."""
-    height, width, channels = rundir.config(run)["data"]["image_shape"]
-    generator = Generator(channels, height)
+    stored = rundir.config(run)
+    height, width, channels = stored["data"]["image_shape"]
+    generator = Generator(channels, height, len(stored["data"]["classes"]) if stored["science"]["mode"] == "mended" else 0)
     generator.load_state_dict(_weights(run))
     return generator.to(device).eval(), (height, width, channels)
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from fer_hpc import rundir
+from fer_hpc.config import GanConfig
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.distributed import World
 from fer_hpc.evaluate_gan import frechet, kernel
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
+from fer_hpc.train_gan import SUMS, fresh_state, pair_loader, step
 from tests.conftest import Fer
 from tests.processes import Started, start_ranks
 from tests.test_ranks import finish
@@ -48,6 +51,40 @@ def test_every_size_and_a_batch_of_one(size: int, channels: int) -> None:
         assert scores.shape == (1, 1, size // 8 - 2, size // 8 - 2)
         assert features.shape == (1, 256, size // 8, size // 8)
     assert paper_classifier(channels)(made).shape == (1, 2)
+
+
+def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -> None:
+    face, other = torch.rand(2, 2, 1, 32, 32) * 2 - 1
+    generator = Generator(1, 32, classes=7)
+    assert torch.equal(generator(face, other), face)  # nothing drawn yet
+    torch.nn.init.normal_(generator.out.weight)
+    made = generator(face, other)
+    assert made.shape == face.shape
+    assert made.abs().max() <= 1
+    assert (made - face).abs().mean() > 0.1
+    code = generator.expression(other)
+    assert generator.name is not None
+    assert generator.name(code).shape == (2, 7)
+
+
+def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
+    manifest, config = read_manifest(faces), GanConfig(faces, Path("unused"), batch_size=8, precision="fp32")
+    state, loader = fresh_state(config, manifest, CPU), pair_loader(config, manifest, "train", CPU)
+
+    def changed_by(playing: bool) -> set[str]:
+        networks = {"drawing": state.generator.out, "code": state.generator.expression, "discriminator": state.discriminator,
+                    "classifier": state.classifier}  # fmt: skip
+        before = {name: [p.clone() for p in network.parameters()] for name, network in networks.items()}
+        step(state, config, loader.batch(0), CPU, World(), playing)
+        return {
+            name for name, network in networks.items()
+            if any(not torch.equal(*both) for both in zip(before[name], network.parameters(), strict=True))
+        }  # fmt: skip
+
+    assert changed_by(playing=False) == {"code", "classifier"}
+    assert changed_by(playing=True) == {"code", "classifier", "drawing", "discriminator"}
+    sums = dict(zip(SUMS, state.sums.tolist(), strict=True))
+    assert (sums["pairs"], sums["games"]) == (16, 8 * 2**32)
 
 
 def test_the_reports_generator_has_its_layers() -> None:
@@ -192,8 +229,10 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
 
 
 def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
-    judge = tmp_path / "judge"
-    call = ("resnet_baseline", "--data", faces, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
+    larger, judge = tmp_path / "larger", tmp_path / "judge"
+    source = ("--source", "synthetic", "--count", 160, "--size", 40, "--out", larger)
+    assert fer("preprocess", *source).returncode == 0
+    call = ("resnet_baseline", "--data", larger, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
     assert fer("train", *call, "--no-tensorboard").returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
@@ -207,6 +246,7 @@ def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, 
         assert -1 <= low <= found["identity"][part]["mean"] <= high <= 1
     assert found["distance"]["frechet"]["value"] > found["distance"]["frechet"]["real_halves"]
     assert found["judge"]["features"] == 64
+    assert found["judge"]["image_shape"] == [40, 40, 1]  # it sees the 32-pixel faces at its own size
     for name in ("grid-test.png", "curves.png"):
         assert (gan_run / name).stat().st_size > 5000
     assert f"on test, {found['n']} pairs" in done.stdout
@@ -241,11 +281,12 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, ga
         assert labels[expressive.encode()] == train.columns["labels"][i]
     assert np.array_equal(open_split(after, "val").images[0], open_split(before, "val").images[0])
     assert "nothing to do" in fer(*call, "--fill", 20).stdout
-    blank = tmp_path / "blank"
-    assert fer("train_gan", "--data", faces, "--run", blank, "--epochs", 1, "--lr", 0.0, *QUICK).returncode == 0
-    refused = fer("generate", "--run", blank, "--data", tmp_path / "48" / "shards", "--out", tmp_path / "gray")
-    assert refused.returncode == 2
-    assert "its faces are nearly blank" in refused.stderr
+    for mode, said in (("paper", "its faces are nearly blank"), ("mended", "gives the neutral faces back")):
+        untrained = ("--data", faces, "--run", tmp_path / mode, "--mode", mode, "--epochs", 1, "--lr", 0.0)
+        assert fer("train_gan", *untrained, *QUICK).returncode == 0
+        refused = fer("generate", "--run", tmp_path / mode, "--data", tmp_path / "48" / "shards", "--out", tmp_path / "no")
+        assert refused.returncode == 2
+        assert said in refused.stderr
     for more, said in ((("--fill", 2), "no class has fewer than 2"), (("--seed", 1, "--fill", 20), "holds other things"),
                        (("--classes", "Contemt"), "did you mean 'Contempt'"),
                        (("--classes", "Disgust"), "has no face of that class")):  # fmt: skip

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from fer_hpc.models.resnet import resnet_baseline
+
 SIDES = (32, 64, 128, 256)
 _ENCODER = (64, 128, 256, 512, 512, 512, 512)  # of 256 pixels; a halved side has one stage less
 _DECODER = (512, 512, 256, 128, 64)
@@ -18,9 +20,11 @@ class Generator(nn.Module):
 
     Both faces [B, C, S, S] in [-1, 1]; gives [B, C, S, S] in [-1, 1]. S is 32, 64, 128 or 256: every stage halves it, down
     to 2x2, so 256 pixels have seven stages. The last stage up is bilinear, as in the report.
+    With `classes`, mended: what is drawn is a change of the neutral face, whose details, finer than the bilinear stage, stay;
+    and a ResNet makes the code, whose class `name` tells, so that it can be taught.
     """
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, classes: int = 0) -> None:
         super().__init__()
         stages = size.bit_length() - 2
         widths = _ENCODER[:stages]
@@ -31,10 +35,8 @@ class Generator(nn.Module):
             layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1)] + ([] if bare else [nn.BatchNorm2d(width)])
             self.down.append(nn.Sequential(*layers, nn.LeakyReLU(0.2)))
             inputs = width
-        self.expression = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1),
-            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, CODE),
-        )  # fmt: skip
+        self.expression = resnet_baseline(CODE, channels, size) if classes else _three_convolutions(channels, CODE)
+        self.name = nn.Linear(CODE, classes) if classes else None
         self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
         self.up = nn.ModuleList()
         inputs = 512
@@ -45,6 +47,8 @@ class Generator(nn.Module):
         self.out = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
         for part in (self.down, self.fuse, self.up, self.out):
             _initialise(part)
+        if classes:
+            nn.init.zeros_(self.out.weight)  # it begins with the neutral face
 
     def encode(self, neutral: torch.Tensor) -> list[torch.Tensor]:
         """What each stage of the encoder makes of the neutral face."""
@@ -55,13 +59,18 @@ class Generator(nn.Module):
         return found
 
     def forward(self, neutral: torch.Tensor, expressive: torch.Tensor) -> torch.Tensor:
+        return self.draw(neutral, self.expression(expressive))
+
+    def draw(self, neutral: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The neutral face with the expression of a code [B, CODE]."""
         skips = self.encode(neutral)
         deepest = skips.pop()
-        code = self.expression(expressive)[:, :, None, None].expand(-1, -1, *deepest.shape[2:])
-        x = self.fuse(torch.cat([deepest, code], 1))
+        x = self.fuse(torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1))
         for stage in self.up:
             x = torch.cat([stage(x), skips.pop()], 1)
-        return functional.interpolate(torch.tanh(self.out(x)), scale_factor=2.0, mode="bilinear", align_corners=True)
+        drawn = torch.tanh(self.out(x))
+        drawn = functional.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=True)
+        return drawn if self.name is None else (neutral + drawn.float()).clamp(-1, 1)
 
 
 class Discriminator(nn.Module):
@@ -101,10 +110,14 @@ class Discriminator(nn.Module):
 
 def paper_classifier(channels: int) -> nn.Module:
     """The report's expression classifier of two classes, of which it only ever saw the second."""
+    return _three_convolutions(channels, 2)
+
+
+def _three_convolutions(channels: int, outputs: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for inputs, outputs in ((channels, 32), (32, 64), (64, 128)):
-        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2))
+    for inputs, width in ((channels, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, width, 3, 2, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, outputs))
 
 
 def _initialise(network: nn.Module) -> None:
