@@ -1,7 +1,8 @@
 """What Ray costs, and what trials on one machine share: python bench/sweep.py --data SHARDS [--epochs N --trials K]
 
-The same trials, at one at a time and with the same threads: one after another in this process, and under fer_hpc.tune, both at
-the same time, each on a core of its own (two at least), so that both see the same machine.
+The same trials, at one at a time and with the same threads: one after another in one process, and under fer_hpc.tune, both at
+the same time, each on a core of its own (two at least), so that both see the same machine. Each is timed as a command, from
+the start of its process to the end.
 Then two at a time under Ray, whose memory is looked at: the shards are mapped, so all trials share one copy in the page cache.
 """
 
@@ -20,9 +21,7 @@ from pathlib import Path
 
 from fer_hpc import rundir
 from fer_hpc.arguments import configure
-from fer_hpc.distributed import World
 from fer_hpc.sweep import grid
-from fer_hpc.train import train
 
 
 def mapped(out: list[dict[str, float]], data: Path, ended: threading.Event) -> None:
@@ -46,15 +45,39 @@ def mapped(out: list[dict[str, float]], data: Path, ended: threading.Event) -> N
         out.append({"sharers": sharers, "private_mb": alone, "rss_mb": total})
 
 
+def flags_of(given: argparse.Namespace) -> list[str]:
+    return ["cnn_improved", "--data", str(given.data), "--batch-sizes", "128", "--lrs", "0.01", "--epochs", str(given.epochs),
+            "--seeds", *map(str, range(given.trials)), "--no-tensorboard"]  # fmt: skip
+
+
+def plain(out: Path, flags: list[str]) -> None:
+    """The trials one after another in this process."""
+    from fer_hpc.distributed import World
+    from fer_hpc.train import train
+
+    sweep, _, base = configure("tune", [*flags, "--out", str(out)])
+    for trial in grid(sweep, base):
+        train(trial.config, World())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)  # the one process: its folder
     given = parser.parse_args()
+    if given.plain:
+        return plain(given.plain, flags_of(given))
     folder = Path(tempfile.mkdtemp(prefix="fer-bench-sweep-"))
-    flags = ["cnn_improved", "--data", str(given.data), "--batch-sizes", "128", "--lrs", "0.01", "--epochs", str(given.epochs),
-             "--seeds", *map(str, range(given.trials)), "--no-tensorboard"]  # fmt: skip
+    flags = flags_of(given)
+
+    def alone() -> float:
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--plain", str(folder / "plain")], check=True, stdout=subprocess.DEVNULL
+        )
+        return time.monotonic() - began
 
     def under_ray(name: str, at_once: int) -> float:
         began = time.monotonic()
@@ -65,13 +88,9 @@ def main() -> None:
     try:
         sweep, _, base = configure("tune", [*flags, "--out", str(folder / "plain")])
         trials = grid(sweep, base)
-        with ThreadPoolExecutor(1) as pool:
-            under = pool.submit(under_ray, "ray", 1)
-            began = time.monotonic()
-            for trial in trials:
-                train(trial.config, World())
-            plain_s = time.monotonic() - began
-            ray_s = under.result()
+        with ThreadPoolExecutor(2) as pool:
+            both = pool.submit(alone), pool.submit(under_ray, "ray", 1)
+            plain_s, ray_s = (one.result() for one in both)
         print(f"{given.trials} trials one after another: in one process {plain_s:.1f} s ({plain_s / given.trials:.0f} s each), "
               f"under Ray {ray_s:.1f} s: {ray_s / plain_s:.3f} of it (bound 1.10)")  # fmt: skip
         for name, wall_s in (("plain", plain_s), ("ray", ray_s)):
