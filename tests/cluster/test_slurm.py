@@ -16,7 +16,7 @@ import pytest
 
 from fer_hpc import rundir
 from tests.cluster.slurm import Cluster, until
-from tests.processes import start_ranks
+from tests.processes import Started, start_ranks
 from tests.test_ranks import finish
 from tests.test_train import assert_same_outcome
 
@@ -32,6 +32,9 @@ def lasting(run: Path, seconds: float) -> tuple[object, ...]:
     return (*TINY, "--epochs", max(4, math.ceil(seconds / epoch_s)), "--no-tensorboard")
 
 
+Undisturbed = dict[int, tuple[Path, list[Started]]]
+
+
 @pytest.fixture(scope="module")
 def short(finished_run: Path) -> tuple[object, ...]:
     """Long enough to be lost on the way."""
@@ -39,14 +42,18 @@ def short(finished_run: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def whole(shards: Path, short: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Undisturbed runs of `short` without Slurm, by number of ranks."""
+def undisturbed(shards: Path, short: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Runs of `short` without Slurm, by number of ranks, which go on beside the first test."""
     folder = tmp_path_factory.mktemp("whole")
-    started = [
-        start_ranks(size, "train", "cnn_baseline", "--data", shards, "--run", folder / str(size), *short) for size in (1, 2)
-    ]
-    assert finish([rank for ranks in started for rank in ranks]) == [0, 0, 0]
-    return {size: folder / str(size) for size in (1, 2)}
+    call = ("train", "cnn_baseline", "--data", shards)
+    return {size: (folder / str(size), start_ranks(size, *call, "--run", folder / str(size), *short)) for size in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed: Undisturbed) -> dict[int, Path]:
+    """These, finished."""
+    assert finish([rank for _, ranks in undisturbed.values() for rank in ranks]) == [0, 0, 0]
+    return {size: run for size, (run, _) in undisturbed.items()}
 
 
 def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
@@ -64,6 +71,7 @@ def train(cluster: Cluster, site: Path, shards: Path, run: Path, flags: tuple[ob
     return cluster.sbatch(*sbatch, *call, cwd=site, **PYTHON)
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> None:
     """preprocess as an array, then training by 2 nodes x 2 ranks, then scoring, each waiting for the one before."""
     env = {**PYTHON, "FER_DATA": site / "my shards", "FER_RUNS": site / "runs"}
@@ -215,7 +223,7 @@ def ended(run: Path) -> bool:
 def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
-    long = lasting(finished_run, 45)  # enough for another start beside it
+    long = lasting(finished_run, 35)  # enough for another start beside it
     undisturbed = start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *long)
     job = train(cluster, site, shards, run, long, "--gres=gpu:1")
     until_saved(run)
