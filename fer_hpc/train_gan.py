@@ -67,7 +67,9 @@ VAL_PAIRS = 512  # at most so many are looked at after an epoch
 PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 for the adversarial loss
 WEIGHTED = ("feature", "expression", "identity", "reconstruction")  # mended: GanConfig has their weights
 DISCRIMINATOR = 4.0  # mended: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
-TAUGHT = 5.0  # mended: times the generator's learning rate, for what learns from labels
+TAUGHT = (
+    5.0  # mended: times the generator's learning rate, for what learns from labels before the game; in it, as the generator
+)
 
 
 @dataclass
@@ -205,6 +207,10 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
     target = pairs.target if mended else None
     mixed = autocast(config.precision, device)
     state.generator.train()
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            if group["taught"]:  # a classifier that changes fast is followed by nobody
+                group["lr"] = config.lr if playing else TAUGHT * config.lr
 
     # Classifier: real faces only.
     with mixed:
@@ -338,16 +344,12 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
 
 
 def _adam(network: nn.Module, lr: float, taught: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The players' Adam with the report's rates; what is `taught` has Adam's usual ones and learns faster, as at a player's
-    rate it has nothing to teach for long (docs/benchmarks.md)."""
+    """Adam with the report's rates for those that play; what is `taught` by labels has Adam's usual betas."""
     ids = {id(parameter) for parameter in taught}
-    players = [p for p in network.parameters() if id(p) not in ids]
-    learners = [p for p in network.parameters() if id(p) in ids]
     groups: list[dict[str, Any]] = []
-    if players:
-        groups.append({"params": players, "betas": (0.5, 0.999)})
-    if learners:
-        groups.append({"params": learners, "lr": TAUGHT * lr})
+    for is_taught, betas in ((False, (0.5, 0.999)), (True, (0.9, 0.999))):
+        if members := [p for p in network.parameters() if (id(p) in ids) == is_taught]:
+            groups.append({"params": members, "betas": betas, "taught": is_taught})
     return torch.optim.Adam(groups, lr, fused=True)
 
 
