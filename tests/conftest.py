@@ -11,15 +11,8 @@ import pytest
 
 from tests import processes
 
-LONGEST = ("test_slurm", "test_tune", "test_ranks", "test_train", "test_gan", "test_evaluate", "test_cli")  # files, in order
 Fer = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN_SPEED = ["--epochs", "3", "--batch-size", "30", "--checkpoint-every-s", "0.2", "--no-tensorboard", "--threads", "1"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files begin first, else the last one to begin runs while the other processes have nothing left to do."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def command(verb: str, *args: object) -> list[str]:
