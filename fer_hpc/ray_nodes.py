@@ -27,7 +27,10 @@ START_S = 120.0  # within which all nodes must be there
 # Workers train one trial after another, each in a new thread: the C library would give these threads one of up to 8 heaps a
 # core, and every heap keeps what its largest trial needed (seen: 3 GB after 27 trials, 1.1 GB with one heap). A trial that
 # needs too much is left to the kernel, which kills workers first: where Ray's own monitor kills one, Tune ends the sweep.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "RAY_memory_monitor_refresh_ms": "0"}
+# A busy node may need longer than the 20 questions, 2 s apart, after which Ray gives up its start.
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1", "RAY_memory_monitor_refresh_ms": "0", "RAY_NUM_REDIS_GET_RETRIES": str(round(START_S / 2)),
+}  # fmt: skip
 
 
 @contextlib.contextmanager
