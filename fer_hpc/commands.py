@@ -73,9 +73,7 @@ class EvaluateConfig:
     split: Literal["train", "val", "test"] = "val"  # which faces
     data: Path | None = None  # folder of shards; default: the one it was trained on
     tta: Literal["none", "flip", "ten_crop"] = "none"  # views averaged: the face; and its mirror image; five crops of both
-    judge: Path | None = (
-        None  # GAN: a classifier's run on the same faces, of any size, that judges; default: one trained here, in RUN/judge
-    )
+    judge: Path | None = None  # GAN: a classifier's run that judges, its faces of any size; default: one trained in RUN/judge
     pairs: int = 2000  # GAN: at most so many pairs of faces
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 

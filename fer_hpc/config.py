@@ -125,9 +125,7 @@ class GanConfig:
     seed: int = science(0)  # of pairs, initial weights and dropout
     epochs: int = science(50)  # passes over the expressive training faces; may grow on resume
     batch_size: int = science(8)  # pairs per step, over all ranks
-    lr: float = science(
-        2e-4
-    )  # of Adam; mended: the discriminator's is 4 times that, and until the generator plays labels are learnt at 5 times
+    lr: float = science(2e-4)  # of Adam; mended: times 4 for the discriminator, times 5 for what labels teach during --warmup
     warmup: float = science(0.5)  # mended: share of the first epoch in which only the expressions of real faces are learnt
     feature_weight: float = science(5.0)  # mended: of matching the discriminator's features, pooled over the face
     expression_weight: float = science(1.0)  # mended: of the classifier's cross-entropy

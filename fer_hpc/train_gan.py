@@ -67,9 +67,7 @@ VAL_PAIRS = 512  # at most so many are looked at after an epoch
 PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 for the adversarial loss
 WEIGHTED = ("feature", "expression", "identity", "reconstruction")  # mended: GanConfig has their weights
 DISCRIMINATOR = 4.0  # mended: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
-TAUGHT = (
-    5.0  # mended: times the generator's learning rate, for what learns from labels before the game; in it, as the generator
-)
+TAUGHT = 5.0  # mended: times the generator's learning rate, for what learns from labels until the generator plays
 
 
 @dataclass
@@ -135,7 +133,8 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         loader = pair_loader(config, here, "train", device, world)
         val = pair_loader(config, here, "val", device)
         total = -(-config.epochs * loader.n // config.batch_size) * config.batch_size  # pairs; every batch is full
-        plays_from = int(config.warmup * loader.n) if config.mode == "mended" else 0
+        warmup = min(int(config.warmup * loader.n), loader.n - config.batch_size)  # the epoch's last step plays in any case
+        plays_from = warmup if config.mode == "mended" else 0
 
         # Networks, and where they stood.
         state = fresh_state(config, manifest, device)
