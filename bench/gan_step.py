@@ -20,7 +20,8 @@ from fer_hpc.data.pairs import Pairs
 from fer_hpc.data.shards import read_manifest
 from fer_hpc.distributed import World
 from fer_hpc.evaluate import autocast, pick_device
-from fer_hpc.session import keep_freed_memory, step_seed
+from fer_hpc.malloc import keep_freed_memory
+from fer_hpc.session import step_seed
 from fer_hpc.settle import multiplies_bf16
 from fer_hpc.train_gan import State, _pooled, fresh_state, pair_loader, step
 

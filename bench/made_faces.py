@@ -22,12 +22,13 @@ def main() -> None:
     parser.add_argument("--preset", default="cnn_improved")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, help="default: the preset's")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     runs = {
         (name, seed): config.preset(
             given.preset, data=folder, run=given.out / f"{name}-seed{seed}", epochs=given.epochs, batch_size=given.batch_size,
-            seed=seed, threads=1, tensorboard=False, flip=True, balanced=True,
+            seed=seed, threads=1, tensorboard=False, flip=True, balanced=True, **({"lr": given.lr} if given.lr else {}),
         )
         for name, folder in (("plain", given.data), ("more", given.more)) for seed in range(given.seeds)
     }  # fmt: skip

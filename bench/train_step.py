@@ -30,8 +30,8 @@ from fer_hpc import config, rundir
 from fer_hpc.data import shards
 from fer_hpc.distributed import World
 from fer_hpc.evaluate import autocast, network
+from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.recipe import make_optimizer
-from fer_hpc.session import keep_freed_memory
 from fer_hpc.settle import multiplies_bf16
 from fer_hpc.train import train
 

@@ -22,7 +22,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.fer2013 import FER2013_CLASSES, Fer2013Csv
 from fer_hpc.data.folders import ClassFolders
 from fer_hpc.data.synthetic import Synthetic, end_with_parent
+from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.rundir import read_json, sha256, write_bytes, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
@@ -70,6 +71,7 @@ class Shard:
 def preprocess(config: PreprocessConfig) -> None:
     """Write the shards and their manifest; raises UserError for bad input, having lost nothing that was done."""
     began = time.monotonic()
+    keep_freed_memory()
     (config.out / "parts").mkdir(parents=True, exist_ok=True)
     with _opened(config) as source, _workers(config, source) as pool:
         # What is to be done: the same plan in every task, whatever has been done already.
@@ -94,8 +96,15 @@ def preprocess(config: PreprocessConfig) -> None:
         progress = Progress(sum(len(s.rows) for s in todo))
         blocks = ([rows.where[i] for i in block] for s in todo for block in _blocks(config, s.rows))
         results = progress.watch(_in_order(pool, blocks))
-        for shard in todo:
-            _build(config, rows, shard, plan, results)
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            for shard in todo:
+                gathered = _gather(config, shard, results)
+                if written is not None:
+                    written.result()  # at most two shards are in memory
+                written = writer.submit(_write, config, rows, shard, plan, gathered)
+            if written is not None:
+                written.result()
 
     # Put it together, once every task's shards are there.
     missing = [s for s in planned if not (config.out / "parts" / f"{s.name}.json").exists()]
@@ -214,6 +223,7 @@ def _workers(config: PreprocessConfig, source: Source) -> Iterator[ProcessPoolEx
 def _start_worker(source: Source, config: PreprocessConfig) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the pool
     end_with_parent()
+    keep_freed_memory()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     global _source, _config
@@ -266,8 +276,17 @@ def _read(where: Any) -> dict[str, Any]:
 # ---- back in the parent ----------------------------------------------------------------------------------------------
 
 
-def _build(config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, results: Iterator[Block]) -> None:
-    """Write one shard and its part file from the next of the workers' results."""
+@dataclass(frozen=True)
+class Gathered:
+    """What the workers made of a shard's rows."""
+
+    columns: dict[str, NDArray[Any]]  # of the good rows, in their order
+    reasons: list[str | None]  # per row of the shard; None: good
+    empty_boxes: int
+
+
+def _gather(config: PreprocessConfig, shard: Shard, results: Iterator[Block]) -> Gathered:
+    """The next of the workers' results, as many as make one shard."""
     n, good, empty_boxes = len(shard.rows), 0, 0
     reasons: list[str | None] = []
     read = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
@@ -279,19 +298,23 @@ def _build(config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, result
             read[name][good : good + arrived] = block.columns[name]
         empty_boxes += int(block.columns["empty_box"].sum()) if arrived else 0
         good += arrived
+    return Gathered({name: values[:good] for name, values in read.items()}, reasons, empty_boxes)
 
-    kept = shard.rows[np.array([reason is None for reason in reasons], bool)]
-    rejects = [(rows.source_id[i], reason) for i, reason in zip(shard.rows, reasons, strict=True) if reason is not None]
-    columns = {name: values[:good] for name, values in read.items()}
-    columns["labels"] = rows.label[kept]
+
+def _write(config: PreprocessConfig, rows: Rows, shard: Shard, plan: str, gathered: Gathered) -> None:
+    """Write one shard and its part file; in a thread, as the workers would else wait for the disk and the checksum."""
+    kept = shard.rows[np.array([reason is None for reason in gathered.reasons], bool)]
+    reasons = zip(shard.rows, gathered.reasons, strict=True)
+    rejects = [(rows.source_id[i], reason) for i, reason in reasons if reason is not None]
+    columns = gathered.columns | {"labels": rows.label[kept]}
     for name, absent in (("group", -1), ("synthetic", 0)):
-        known = rows.columns[name][kept] if name in rows.columns else np.full(good, absent)
+        known = rows.columns[name][kept] if name in rows.columns else np.full(len(kept), absent)
         columns[name] = known.astype(shards.COLUMNS[name][0])
     columns["source_id"] = np.array([rows.source_id[i] for i in kept], dtype=object)
     extra = {name: values[kept] for name, values in rows.columns.items() if name not in ("group", "synthetic")}
     entry = shards.write_shard(config.out / f"{shard.name}.h5", columns, extra)
     counts = np.bincount(columns["labels"], minlength=16).tolist()
-    part = {"plan": plan, "entry": entry, "class_counts": counts, "rejects": rejects, "empty_boxes": empty_boxes}
+    part = {"plan": plan, "entry": entry, "class_counts": counts, "rejects": rejects, "empty_boxes": gathered.empty_boxes}
     write_json(config.out / "parts" / f"{shard.name}.json", part)
 
 

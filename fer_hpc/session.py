@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import os
@@ -29,18 +28,6 @@ Config = TypeVar("Config", TrainConfig, GanConfig)
 
 class Superseded(Exception):
     """Another start has claimed the run; this one wrote nothing after that which anybody reads."""
-
-
-def keep_freed_memory() -> None:
-    """Let the C library reuse freed buffers instead of returning them to the kernel.
-
-    Activations are tens of megabytes; mapping them anew each step costs more in page faults than the arithmetic
-    (docs/benchmarks.md has the figure). A no-op where the library is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
 
 
 @contextlib.contextmanager

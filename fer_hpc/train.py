@@ -44,6 +44,7 @@ from fer_hpc.distributed import (
     told_by_all,
 )
 from fer_hpc.evaluate import autocast, network, pick_device, predict
+from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
 from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
@@ -52,7 +53,6 @@ from fer_hpc.session import (
     HALTED,
     Saver,
     Superseded,
-    keep_freed_memory,
     owned,
     set_determinism,
     step_seed,

@@ -42,13 +42,13 @@ from fer_hpc.distributed import (
     told_by_all,
 )
 from fer_hpc.evaluate import autocast, pick_device
+from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.models.gan import Discriminator, Generator, paper_classifier
 from fer_hpc.models.resnet import resnet_baseline
 from fer_hpc.runlog import RunLog, environment, place, use_of
 from fer_hpc.session import (
     Saver,
     Superseded,
-    keep_freed_memory,
     owned,
     set_determinism,
     step_seed,
