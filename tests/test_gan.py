@@ -17,7 +17,7 @@ from fer_hpc.config import GanConfig
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World
-from fer_hpc.evaluate_gan import frechet, kernel
+from fer_hpc.evaluate_gan import _distances, frechet, kernel
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.train_gan import SUMS, fresh_state, pair_loader, step
 from tests.conftest import Fer
@@ -244,6 +244,9 @@ def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, 
     for part in ("to_neutral", "to_expressive", "to_a_stranger"):
         low, high = found["identity"][part]["interval_95"]
         assert -1 <= low <= found["identity"][part]["mean"] <= high <= 1
+    for distance in (found["distance"]["frechet"], found["distance"]["kernel"]):
+        low, high = distance["bootstrap_95"]
+        assert low < distance["value"] < high
     assert found["distance"]["frechet"]["value"] > found["distance"]["frechet"]["real_halves"]
     assert found["judge"]["features"] == 64
     assert found["judge"]["image_shape"] == [40, 40, 1]  # it sees the 32-pixel faces at its own size
@@ -310,3 +313,6 @@ def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
     assert frechet(a, b) == pytest.approx(9 + 3 * (1 + 4 - 2 * 2), rel=0.05)
     assert abs(kernel(a, rng.normal(0, 1, (4000, 3)))) < 0.02
     assert kernel(a, b) > 1
+    found = _distances(a[:400], b[:400], a[399::-1], rng)["frechet"]
+    assert found["of_neutral_faces"] == pytest.approx(0, abs=1e-9)
+    assert found["bootstrap_95"][0] < found["value"] < found["bootstrap_95"][1]
