@@ -88,8 +88,8 @@ class TransferConfig:
 
     neutral: Path  # photo of a neutral face
     expression: Path  # photo of somebody else's expression
-    run: Path = Path()  # run folder of a GAN
-    out: Path = Path()  # PNG to write
+    run: Path = Path()  # run folder of a GAN; must be given
+    out: Path = Path()  # PNG to write; must be given
     whole: bool = False  # the photos are cut-out faces: take all of them, do not look for a face
     strip: bool = False  # write both inputs beside the output
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one

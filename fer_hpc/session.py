@@ -66,7 +66,8 @@ def owned(
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """A GPU's lack of memory, or what the CPU's allocator says."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    said = ("DefaultCPUAllocator: can't allocate", "can't start new thread")  # a thread's stack is memory as well
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def _out_of_memory(config: TrainConfig | GanConfig, world: World) -> str:

@@ -66,9 +66,8 @@ def _check_classifier(config: TrainConfig, manifest: Manifest, device: torch.dev
     height, width, channels = manifest.image_shape
     least, most = SIZES[config.model]
     if not least <= height <= most:
-        wanted = f"{least}x{least}" if least == most else f"{least} to {most} pixels"
         raise UserError(
-            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {wanted}; "
+            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {least} to {most} pixels; "
             f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
         )
     check_divides(config.batch_size, world.size, config.accumulate)

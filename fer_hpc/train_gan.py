@@ -68,6 +68,7 @@ PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 f
 WEIGHTED = ("feature", "expression", "identity", "reconstruction")  # mended: GanConfig has their weights
 DISCRIMINATOR = 4.0  # mended: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
 TAUGHT = 5.0  # mended: times the generator's learning rate, for what learns from labels until the generator plays
+MOVED = 1 / 8  # mended: of the side, by which faces are shifted at most before the classifier sees them
 
 
 @dataclass
@@ -214,7 +215,7 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
     # Classifier: real faces only.
     with mixed:
         if mended:
-            seen = torch.cat([pairs.neutral, pairs.expressive])
+            seen = moved(torch.cat([pairs.neutral, pairs.expressive]))
             labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
         else:  # the report's: it is shown expressive faces alone, which are all "1"
             seen, labels = pairs.expressive, torch.ones_like(pairs.target)
@@ -249,7 +250,7 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
         wanted = real_features.detach().float()
         share_buffers(state.classifier, world)
         state.classifier.eval()  # its batch norm shall not learn from made faces
-        guessed = state.classifier(fake).float()
+        guessed = state.classifier(moved(fake) if mended else fake).float()
         state.classifier.train()
         if mended:
             numbers["feature"] = functional.l1_loss(_pooled(features.float()), _pooled(wanted))
@@ -268,6 +269,19 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
     if state.ema:
         state.ema.update_parameters(state.generator)
     _add_to_sums(state, len(pairs.target), numbers | {"games": torch.ones_like(d_loss)})
+
+
+def moved(faces: torch.Tensor) -> torch.Tensor:
+    """Faces [B, C, S, S] as the classifier sees them: each mirrored or not and shifted by up to MOVED of its side, the border
+    repeating. So what pleases it has to be an expression rather than a pattern of dots. A gather, since sampling between the
+    pixels has no deterministic gradient on GPUs."""
+    n, _, side, _ = faces.shape
+    furthest = round(MOVED * side)
+    across, down = (torch.arange(side) + torch.randint(-furthest, furthest + 1, (n, 1)) for _ in range(2))
+    across = torch.where(torch.rand(n, 1) < 0.5, side - 1 - across, across)
+    y, x = (pixels.clamp(0, side - 1).to(faces.device, non_blocking=True) for pixels in (down, across))
+    rows = torch.arange(n, device=faces.device)[:, None, None]
+    return faces.permute(0, 2, 3, 1)[rows, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _descend(state: State, name: str, loss: torch.Tensor, world: World) -> None:

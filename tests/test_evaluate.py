@@ -55,9 +55,9 @@ def five_chunks(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     for split, n in (("train", 40), ("test", 1100)):
-        np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 48, 48, 1), np.uint8))
+        np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 32, 32, 1), np.uint8))
         np.save(folder / f"y_{split}.npy", np.eye(8, dtype=np.uint8)[np.arange(n) % 8])
-    assert fer("preprocess", "--source", "arrays", "--input", folder, "--out", folder / "shards").returncode == 0
+    assert fer("preprocess", "--source", "arrays", "--input", folder, "--size", 32, "--out", folder / "shards").returncode == 0
     return folder / "shards"
 
 
@@ -124,8 +124,11 @@ def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("happy", "sad", "angry"):
         (folder / "faces" / name).mkdir(parents=True)
         for i in range(16):
-            cv2.imwrite(str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (48, 48), np.uint8))
-    assert fer("preprocess", "--source", "folder", "--input", folder / "faces", "--out", folder / "three").returncode == 0
+            cv2.imwrite(str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (32, 32), np.uint8))
+    assert (
+        fer("preprocess", "--source", "folder", "--input", folder / "faces", "--size", 32, "--out", folder / "three").returncode
+        == 0
+    )
     return folder / "three"
 
 

@@ -26,7 +26,7 @@ from tests.test_ranks import finish
 from tests.test_train import until_training
 
 CPU = torch.device("cpu")
-QUICK = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.3, "--no-tensorboard")
+QUICK = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.8, "--no-tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,14 @@ def faces(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 synthetic faces of 32 pixels."""
     out = tmp_path_factory.mktemp("gan") / "shards"
     assert fer("preprocess", "--source", "synthetic", "--count", 160, "--size", 32, "--out", out).returncode == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def of_40_pixels(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same faces, larger."""
+    out = tmp_path_factory.mktemp("larger") / "shards"
+    assert fer("preprocess", "--source", "synthetic", "--count", 160, "--size", 40, "--out", out).returncode == 0
     return out
 
 
@@ -133,7 +141,7 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) -> None:
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
-    call = ("--data", faces, "--epochs", 2, *QUICK)
+    call = ("--data", faces, "--epochs", 2, "--warmup", 0.9, *QUICK)
     began = time.monotonic()
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
     seconds = time.monotonic() - began
@@ -166,8 +174,8 @@ def test_the_papers_mode_trains_and_is_another_experiment(fer: Fer, faces: Path,
     assert "--mode paper (now --mode mended)" in again.stderr
 
 
-def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, shards: Path, finished_run: Path, tmp_path: Path) -> None:
-    wrong = fer("train_gan", "--data", shards, "--run", tmp_path / "run")
+def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, of_40_pixels: Path, finished_run: Path, tmp_path: Path) -> None:
+    wrong = fer("train_gan", "--data", of_40_pixels, "--run", tmp_path / "run")
     assert wrong.returncode == 2
     assert "the GAN takes 32, 64, 128 or 256 pixels; preprocess with --size 32" in wrong.stderr
     other = fer("train_gan", "--data", faces, "--run", finished_run)
@@ -228,11 +236,11 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
     assert not (tmp_path / "never.png").exists()
 
 
-def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
-    larger, judge = tmp_path / "larger", tmp_path / "judge"
-    source = ("--source", "synthetic", "--count", 160, "--size", 40, "--out", larger)
-    assert fer("preprocess", *source).returncode == 0
-    call = ("resnet_baseline", "--data", larger, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
+def test_evaluate_measures_a_gan_with_another_classifier(
+    fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
+) -> None:
+    judge = tmp_path / "judge"
+    call = ("resnet_baseline", "--data", of_40_pixels, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
     assert fer("train", *call, "--no-tensorboard").returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
@@ -265,15 +273,15 @@ def test_evaluate_measures_a_gan_with_another_classifier(fer: Fer, faces: Path, 
     assert "wanted the finished run of a classifier" in wrong.stderr
 
 
-def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, gan_run: Path, tmp_path: Path) -> None:
-    larger = tmp_path / "48" / "more"
-    source = ("--source", "synthetic", "--size", 48, "--out", tmp_path / "48" / "shards")
-    assert fer("preprocess", *source, "--count", 160).returncode == 0
-    where = ("--data", tmp_path / "48" / "shards", "--out", larger)
+def test_made_faces_fill_up_a_rare_class_of_train_only(
+    fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
+) -> None:
+    larger = tmp_path / "more"
+    where = ("--data", of_40_pixels, "--out", larger)
     call = ("generate", "--run", gan_run, *where, "--classes", "Contempt", "Fear")
     done = fer(*call, "--fill", 20)
     assert done.returncode == 0, done.stderr
-    before, after = read_manifest(tmp_path / "48" / "shards"), read_manifest(larger)
+    before, after = read_manifest(of_40_pixels), read_manifest(larger)
     for name, was, now in zip(before.classes, before.class_counts("train"), after.class_counts("train"), strict=True):
         assert now == (20 if name in ("Contempt", "Fear") else was), name
     train, own = open_split(after, "train"), open_split(read_manifest(faces), "train")
@@ -290,7 +298,7 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, ga
     for mode, said in (("paper", "its faces are nearly blank"), ("mended", "gives the neutral faces back")):
         untrained = ("--data", faces, "--run", tmp_path / mode, "--mode", mode, "--epochs", 1, "--lr", 0.0)
         assert fer("train_gan", *untrained, *QUICK).returncode == 0
-        refused = fer("generate", "--run", tmp_path / mode, "--data", tmp_path / "48" / "shards", "--out", tmp_path / "no")
+        refused = fer("generate", "--run", tmp_path / mode, "--data", of_40_pixels, "--out", tmp_path / "no")
         assert refused.returncode == 2
         assert said in refused.stderr
     for more, said in ((("--fill", 2), "no class has fewer than 2"), (("--seed", 1, "--fill", 20), "holds other things"),
@@ -299,7 +307,7 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(fer: Fer, faces: Path, ga
         wrong = fer(*call, *more)
         assert wrong.returncode == 2
         assert said in wrong.stderr
-    assert fer("preprocess", *source[:-1], tmp_path / "other", "--count", 170).returncode == 0
+    assert fer("preprocess", "--source", "synthetic", "--count", 170, "--size", 40, "--out", tmp_path / "other").returncode == 0
     other = fer("generate", "--run", gan_run, "--data", tmp_path / "other", "--out", tmp_path / "never")
     assert other.returncode == 2
     assert "it may have seen val or test" in other.stderr

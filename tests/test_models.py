@@ -30,10 +30,10 @@ def test_the_small_resnet_has_keras_running_statistics_too() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("classes", "channels"), [(8, 1), (7, 3)])
-def test_every_parameter_gets_a_gradient(name: str, classes: int, channels: int) -> None:
+@pytest.mark.parametrize(("classes", "channels", "size"), [(8, 1, 48), (7, 3, 32)])
+def test_every_parameter_gets_a_gradient(name: str, classes: int, channels: int, size: int) -> None:
     torch.manual_seed(0)
-    size = max(48, SIZES[name][0])
+    size = max(size, SIZES[name][0])
     model = MODELS[name](classes, channels, size)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():

@@ -176,8 +176,8 @@ def four_gpus() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path: Path) -> None:
-    """Two trials of two workers fill four GPUs, each worker its own; eight small trials fit on four; five workers do not."""
+def test_several_workers_have_a_gpu_each(shards: Path, four_gpus: str, tmp_path: Path) -> None:
+    """Two trials of two workers fill four GPUs, each worker its own; five workers do not fit."""
     ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
     wide = done(
         sweep(shards, tmp_path / "wide", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--workers-per-trial", 2), **ray
@@ -191,13 +191,19 @@ def test_several_workers_and_shared_gpus(shards: Path, four_gpus: str, tmp_path:
         assert len({rank["gpus_visible"] for rank in ranks}) == 1, "both workers see the trial's GPUs"
         used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
     assert used[0] | used[1] == {"0", "1", "2", "3"}
+    much = done(sweep(shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5), **ray)
+    assert much.returncode == 2
+    assert "the largest trial that fits has --workers-per-trial 4" in much.stderr
+    assert not (tmp_path / "much").exists()
+
+
+@pytest.mark.long
+def test_small_trials_share_gpus(shards: Path, four_gpus: str, tmp_path: Path) -> None:
+    """Eight of half a GPU fit on four."""
+    ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
     small = done(
         sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--gpus-per-worker", 0.5), **ray
     )
     assert small.returncode == 0, small.stdout + small.stderr
     assert "up to 8 at a time" in small.stdout
     assert {rundir.environment(run)["ranks"][0]["gpus_visible"] for run in (tmp_path / "small" / "trials").iterdir()} == {"0"}
-    much = done(sweep(shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5), **ray)
-    assert much.returncode == 2
-    assert "the largest trial that fits has --workers-per-trial 4" in much.stderr
-    assert not (tmp_path / "much").exists()

@@ -29,7 +29,7 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 # Height and width that a network takes, from and to; and the (size, channels) that it was made for.
-SIZES = {name: (48, 48) for name in MODELS} | {
+SIZES = {name: (32, 128) for name in MODELS} | {  # dense layers over what is left of the face grow with its area
     "resnet_baseline": (32, 1024), "resnet_small": (32, 1024), "resnet_improved": (64, 1024),
 }  # fmt: skip
 USUAL = {name: (48, 1) for name in MODELS} | {"resnet_improved": (224, 3)}

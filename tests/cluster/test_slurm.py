@@ -220,6 +220,7 @@ def ended(run: Path) -> bool:
     return (rundir.read_json(run / "attempts" / "0001" / "status.json") or {}).get("state") == "interrupted"
 
 
+@pytest.mark.long
 def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
@@ -282,32 +283,22 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
 def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     out = site / "study"
     said = fer(cluster, ROOT / "jobs" / "pipeline.py", "cnn_baseline", "--source", "synthetic", "--count", 240, "--out", out,
-               "--tasks", 2, "--seeds", 0, 1, "--epochs", 1, *TINY)  # fmt: skip
+               "--tasks", 2, "--seeds", 0, "--epochs", 1, *TINY)  # fmt: skip
     page = out / "report" / "index.html"
     until(page.exists, 180, f"the pipeline's page\n{said}\n{logs(site)}")
-    assert sorted(p.name for p in (out / "runs").iterdir()) == ["cnn_baseline-seed0", "cnn_baseline-seed1"]
-    assert all((run / "eval-val.json").exists() for run in (out / "runs").iterdir())
+    (run,) = (out / "runs").iterdir()
+    assert run.name == "cnn_baseline-seed0"
+    assert (run / "eval-val.json").exists()
 
 
 SWEEP = ("cnn_baseline", "--batch-sizes", 36, "--lrs", 0.01, "--checkpoint-every-s", 0.5, "--no-tensorboard")
 WIDE = ("--workers-per-trial", 2, "--at-once", 1)
 
 
-def test_a_sweep_over_two_nodes(cluster: Cluster, site: Path, shards: Path) -> None:
-    """Ray over the job's nodes, a trial with a worker on each; nothing of Ray outlives the job."""
-    out = site / "sweep"
-    call = ("slurm/tune.sh", *SWEEP, "--data", shards, "--out", out, "--epochs", 1, "--seeds", 0, *WIDE)
-    job = cluster.sbatch("--nodes=2", "--gres=gpu:1", *call, cwd=site, **PYTHON)
-    assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site) + str(list(out.glob("logs/*")))
-    (run,) = (out / "trials").iterdir()
-    hosts = {rank["host"] for rank in rundir.environment(run)["ranks"]}
-    assert len(hosts) == 2, "one GPU a node, two workers: both nodes"
-    until(lambda: not of_jobs(cluster), 20, lambda: f"the end of {of_jobs(cluster)}")
-
-
 @pytest.mark.long
 def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(cluster: Cluster, site: Path, shards: Path) -> None:
-    """Stopped by Slurm's warning while it trains, it goes on by itself; an array then adds a seed."""
+    """Ray over the job's nodes, a trial with a worker on each. Stopped by Slurm's warning while it trains, it goes on by
+    itself; nothing of Ray outlives the job; an array then adds a seed."""
     out = site / "sweep"
     flags = (*SWEEP, "--data", shards, "--out", out, "--epochs", 12)
     job = cluster.sbatch("--nodes=2", "--gres=gpu:1", "slurm/tune.sh", *flags, "--seeds", 0, *WIDE, cwd=site, **PYTHON)
@@ -319,6 +310,7 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(cluster: Cluster, site
     assert json.loads((out / "summary.json").read_text())["finished"] == 1
     (run,) = (out / "trials").iterdir()
     assert len(rundir.attempts(run)) == 2
+    assert len({rank["host"] for rank in rundir.environment(run)["ranks"]}) == 2, "one GPU a node, two workers: both nodes"
     until(lambda: not of_jobs(cluster), 20, lambda: f"the end of {of_jobs(cluster)}")
 
     said = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
