@@ -1,8 +1,8 @@
 """What label smoothing, mirrored faces and even classes each bring: python bench/ablation.py --data SHARDS --out DIR
 
 All eight combinations x --seeds, as many at a time as there are cores; run again, it goes on. The learning rate falls along a
-cosine, so that a small budget ends settled. An effect is the mean difference with and without, over the other two, seed by seed;
-its interval is Student's t over the seeds. Chosen and scored on val.
+cosine, so that a small budget ends settled. An effect is the mean difference with and without, over the other two, seed by
+seed; its interval is Student's t over the seeds. Chosen and scored on val.
 """
 
 from __future__ import annotations

@@ -247,7 +247,11 @@ def _read_block(places: list[Any]) -> Block:
             reasons.append(None)
         except faces.Reject as reject:
             reasons.append(str(reject))
-    return Block({name: np.stack([f[name] for f in found]) for name in found[0]} if found else {}, reasons)
+    columns = {name: np.stack([f[name] for f in found]) for name in found[0]} if found else {}
+    if found:  # into crop pixels all at once: a face's own few numbers would take longer than its hash
+        to_crop = columns.pop("to_crop")[:, None]
+        columns["landmarks"] = columns["landmarks"] * to_crop[..., :2] + to_crop[..., 2:]
+    return Block(columns, reasons)
 
 
 def _read(where: Any) -> dict[str, Any]:
@@ -265,7 +269,8 @@ def _read(where: Any) -> dict[str, Any]:
     image, to_crop, empty_box = faces.cut(picture, box, _config.size, reduced)
     return {
         "images": image,
-        "landmarks": NO_LANDMARKS if face.landmarks is None else face.landmarks * to_crop[:2] + to_crop[2:],
+        "landmarks": NO_LANDMARKS if face.landmarks is None else face.landmarks,
+        "to_crop": to_crop,
         "valence": face.valence,
         "arousal": face.arousal,
         "image_hash": shards.image_hash(image),

@@ -19,7 +19,7 @@ from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World
 from fer_hpc.evaluate_gan import _distances, frechet, kernel
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
-from fer_hpc.train_gan import SUMS, fresh_state, pair_loader, step
+from fer_hpc.train_gan import SUMS, fresh_state, moved, pair_loader, step
 from tests.conftest import Fer
 from tests.processes import Started, start_ranks
 from tests.test_ranks import finish
@@ -93,6 +93,25 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
     assert changed_by(playing=True) == {"code", "classifier", "drawing", "discriminator"}
     sums = dict(zip(SUMS, state.sums.tolist(), strict=True))
     assert (sums["pairs"], sums["games"]) == (16, 8 * 2**32)
+
+
+def test_the_classifier_sees_every_face_moved_in_its_own_way() -> None:
+    torch.manual_seed(0)
+    side, furthest = 16, 2
+    face = torch.rand(1, 3, side, side)
+    padded = torch.nn.functional.pad(face, [furthest] * 4, mode="replicate")
+    wanted = {
+        (dy, dx, flip): shifted.flip(3) if flip else shifted
+        for dy in range(2 * furthest + 1) for dx in range(2 * furthest + 1) for flip in (False, True)
+        for shifted in [padded[:, :, dy : dy + side, dx : dx + side]]
+    }  # fmt: skip
+    faces = face.expand(400, -1, -1, -1).clone().requires_grad_()
+    seen = moved(faces)
+    found = [next(k for k, w in wanted.items() if torch.equal(w[0], one)) for one in seen]
+    assert set(found) == set(wanted), "every shift in both directions, mirrored and not"
+    seen.sum().backward()
+    assert faces.grad is not None
+    assert faces.grad.sum() == seen.numel(), "gradients pass"
 
 
 def test_the_reports_generator_has_its_layers() -> None:

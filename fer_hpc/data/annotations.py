@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -229,9 +230,17 @@ def contained(root: Path, text: str) -> Path:
 
 
 def read_picture(path: Path | str) -> bytes:
+    """A picture file's bytes; raises Reject. By plain system calls: open() takes as long again, for each of a million files."""
     try:
-        with open(path, "rb", buffering=0) as f:  # noqa: PTH123  the path may be text: see AffectNetFolder
-            return f.read()
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            data = os.read(descriptor, size)
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):  # one call is enough up to 2 GB
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise Reject("missing image") from None
     except OSError as error:

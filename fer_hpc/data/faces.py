@@ -45,7 +45,7 @@ def widened(box: Box) -> Box:
 
 def landmark_box(landmarks: NDArray[np.float32]) -> Box:
     """The tight box of landmarks [68, 2], widened."""
-    (left, top), (right, bottom) = landmarks.min(0).tolist(), landmarks.max(0).tolist()
+    (left, top), (right, bottom) = np.minimum.reduce(landmarks).tolist(), np.maximum.reduce(landmarks).tolist()
     return widened((left, top, right, bottom))
 
 
