@@ -20,6 +20,7 @@ import numpy as np
 
 from fer_hpc import config
 from fer_hpc.commands import EvaluateConfig
+from fer_hpc.data.synthetic import end_with_parent
 from fer_hpc.distributed import World
 from fer_hpc.metrics import mean_interval
 
@@ -41,7 +42,7 @@ def scores_of(chosen: config.TrainConfig) -> dict[str, float]:
 
 def all_scores(runs: dict[Any, config.TrainConfig]) -> dict[Any, dict[str, float]]:
     """The scores of runs by their keys, trained beside each other."""
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), end_with_parent) as pool:
         return dict(zip(runs, pool.map(scores_of, runs.values()), strict=True))
 
 

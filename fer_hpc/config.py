@@ -128,7 +128,7 @@ class GanConfig:
     lr: float = science(2e-4)  # of Adam; mended: times 4 for the discriminator, times 5 for what labels teach during --warmup
     warmup: float = science(0.5)  # mended: share of the first epoch in which only the expressions of real faces are learnt
     feature_weight: float = science(5.0)  # mended: of matching the discriminator's features, pooled over the face
-    expression_weight: float = science(1.0)  # mended: of the classifier's cross-entropy
+    expression_weight: float = science(2.0)  # mended: of the classifier's cross-entropy
     identity_weight: float = science(0.5)  # mended: of keeping the neutral face's code
     reconstruction_weight: float = science(2.0)  # mended: of giving the neutral face back where it is both inputs
     ema: float = science(0.999)  # mended: share kept per step by a moving average of the generator; 0: none

@@ -177,14 +177,17 @@ def training_flops(model: nn.Module, image: torch.Tensor) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def use_of(device: torch.device, flops_per_s: float) -> dict[str, float]:
-    """Peak memory, arithmetic rate and, on a GPU whose peak is known, its share of that (MFU)."""
-    if device.type != "cuda":
-        return {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "tflop_per_s": flops_per_s / 1e12}
-    found = {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9, "tflop_per_s": flops_per_s / 1e12}
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
-    return found | ({"mfu": flops_per_s / peak} if peak else {})
+def use_of(device: torch.device, flops_per_s: float | None = None) -> dict[str, float]:
+    """Peak memory and, where it is known, the arithmetic rate and its share of the GPU's peak (MFU)."""
+    on_gpu = device.type == "cuda"
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_kb / 1e6}
+    if flops_per_s is not None:
+        found["tflop_per_s"] = flops_per_s / 1e12
+        name = torch.cuda.get_device_name(device) if on_gpu else ""
+        if peak := next((peak for key, peak in PEAK_FLOPS.items() if key in name), None):
+            found["mfu"] = flops_per_s / peak
+    return found
 
 
 def place(world: World, device: torch.device) -> dict[str, Any]:

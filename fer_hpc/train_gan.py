@@ -175,7 +175,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
                     train_s, trained = time.monotonic() - epoch_began, state.images_seen - epoch_from
                     row, grid = _end_epoch(state, config, loader.n, val, list(manifest.classes), world)
                     timing = {"train_s": train_s, "val_s": time.monotonic() - epoch_began - train_s,
-                              "images_per_s": trained / train_s} | use_of(device, 0.0)  # fmt: skip
+                              "images_per_s": trained / train_s} | use_of(device)  # fmt: skip
                     log.images("neutral | expression | output", grid, state.images_seen)
                     log.epoch(row, timing, _line(row))
                 epoch_began, epoch_from = time.monotonic(), state.images_seen
