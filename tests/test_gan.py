@@ -157,7 +157,7 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
     assert whole.neutral.max() <= 1
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) -> None:
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
     call = ("--data", faces, "--epochs", 2, "--warmup", 0.9, *QUICK)
