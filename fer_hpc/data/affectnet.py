@@ -27,6 +27,7 @@ from fer_hpc.data.annotations import (
     landmarks_of,
     natural,
     read_columns,
+    read_file,
     read_picture,
 )
 from fer_hpc.data.faces import Box, Reject
@@ -91,7 +92,7 @@ def _npy(path: str) -> NDArray[np.float64] | None:
     The usual header is read here, ten times as fast as by numpy (there are four such files a face); numpy reads the rest.
     """
     try:
-        data = _content(path)
+        data = read_file(path, LARGEST_ANNOTATION)
         begin = 10 + int.from_bytes(data[8:10], "little")
         kind = _kind(data[:begin])
         if kind:
@@ -105,14 +106,6 @@ def _npy(path: str) -> NDArray[np.float64] | None:
 
 def _names(folder: Path) -> list[str]:
     return os.listdir(folder)  # noqa: PTH208  a Path for each of a million files costs seconds
-
-
-def _content(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)  # half the time of open(): there are four of these a face
-    try:
-        return os.read(descriptor, LARGEST_ANNOTATION)
-    finally:
-        os.close(descriptor)
 
 
 @functools.cache  # the same few headers come again and again
@@ -144,7 +137,7 @@ def _labels(paths: list[str]) -> list[int | str]:
     labels: list[int | str] = []
     for path in paths:
         try:
-            content = _content(path)
+            content = read_file(path, LARGEST_ANNOTATION)
         except OSError:
             content = b""
         if content not in known:
