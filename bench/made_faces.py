@@ -1,7 +1,8 @@
 """Whether a GAN's faces of rare classes help a classifier: python bench/made_faces.py --data SHARDS --more SHARDS --out DIR
 
 `--more` is what fer_hpc.generate made of `--data`. The same preset with balanced classes on both, seed by seed, as many at a
-time as there are cores; run again, it goes on. Chosen and scored on val; the interval is Student's t over the seeds.
+time as there are cores; run again, it goes on. The learning rate falls along a cosine. Chosen and scored on val; the interval
+is Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="default: the preset's")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
+    rate = {} if given.lr is None else {"lr": given.lr}
     runs = {
         (name, seed): config.preset(
             given.preset, data=folder, run=given.out / f"{name}-seed{seed}", epochs=given.epochs, batch_size=given.batch_size,
-            seed=seed, threads=1, tensorboard=False, flip=True, balanced=True, **({"lr": given.lr} if given.lr else {}),
+            seed=seed, schedule="cosine", threads=1, tensorboard=False, flip=True, balanced=True, hang_factor=0.0, **rate,
         )
         for name, folder in (("plain", given.data), ("more", given.more)) for seed in range(given.seeds)
     }  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 RESAMPLES = 2000  # of the bootstrap
 
@@ -66,6 +65,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     n = len(values)
     if n < 2:
         return None
+    from scipy.special import stdtrit  # a tenth of a command's start, and few need it
+
     half = float(stdtrit(n - 1, 0.5 + level / 2) * np.std(values, ddof=1) / np.sqrt(n))
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 from torch.nn import functional
 
 DRAWS = 16  # random numbers per position
@@ -90,6 +89,8 @@ def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torc
 
 def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:
     """How much of each image stays when it is mixed with its partner: Beta(mixup, mixup) (Zhang et al. 2018)."""
+    from scipy.special import betaincinv  # a tenth of a training's start, and only mixup needs it
+
     return betaincinv(a.mixup, a.mixup, u[:, MIX_WEIGHT]).astype(np.float32)
 
 
