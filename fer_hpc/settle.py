@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +74,11 @@ def _check_classifier(config: TrainConfig, manifest: Manifest, device: torch.dev
     check_divides(config.batch_size, world.size, config.accumulate)
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
+    compiler = os.environ.get("CXX", "g++")  # as torch looks for it
+    if config.compile and shutil.which(compiler) is None:
+        raise UserError(
+            f"--compile needs a C++ compiler, and there is no {compiler}; load or install one, set CXX, or leave --compile out"
+        )
 
 
 def _check_gan(config: GanConfig, manifest: Manifest, world: World) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fer_hpc import checkpoint, rundir
 from tests.conftest import TRAIN_SPEED, Fer, command
 from tests.processes import Started
+from tests.processes import run as run_command
 
 SECONDS = 120
 
@@ -303,12 +305,22 @@ def test_what_tensorboard_shows(fer: Fer, shards: Path, tmp_path: Path) -> None:
     assert any("convolution" in str(event.get("name")) for event in trace["traceEvents"])
 
 
+def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> None:
+    arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", "--compile")
+    ended = run_command("train", *arguments, env={**os.environ, "CXX": "no-such-compiler"})
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "--compile needs a C++ compiler, and there is no no-such-compiler" in ended.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         ("--optimizer", "adamw", "--schedule", "cosine", "--warmup-epochs", "0.5", "--ema", "0.9", "--clip", "1"),
         ("--balanced", "--accumulate", "2", "--deterministic"),
         pytest.param(("--precision", "fp16", "--epochs", "1"), marks=pytest.mark.long, id="fp16, slow on a CPU"),
+        pytest.param(("--compile",), marks=pytest.mark.long, id="compiled, half a minute each"),
         (
             "--class-weights",
             "5",
