@@ -49,7 +49,12 @@ def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[in
     stored = rundir.config(run)
     height, width, channels = stored["data"]["image_shape"]
     generator = Generator(channels, height, len(stored["data"]["classes"]) if stored["science"]["mode"] == "mended" else 0)
-    generator.load_state_dict(_weights(run))
+    try:
+        generator.load_state_dict(_weights(run))
+    except RuntimeError:
+        raise UserError(
+            f"--run {run}: its generator has other layers than this version's; train it anew in another folder"
+        ) from None
     return generator.to(device).eval(), (height, width, channels)
 
 

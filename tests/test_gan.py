@@ -75,6 +75,19 @@ def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -
     assert generator.name(code).shape == (2, 7)
 
 
+@pytest.mark.parametrize("size", SIDES)
+def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None:
+    """Told to the bottleneck alone it moved the face by half, 0.15, 0.11 and 0.05 of that at the start, and at 64 pixels by nothing after training."""
+    torch.manual_seed(0)
+    generator = Generator(1, size, classes=7)
+    torch.nn.init.normal_(generator.out.weight, 0.0, 0.02)
+    with torch.no_grad():
+        neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
+        codes = 0.35 * torch.randn(8, generator.name.in_features)  # type: ignore[union-attr, arg-type]
+        change = generator.eval().draw(neutral, codes) - neutral
+    assert change.std(0).mean() > 0.8 * change.abs().mean()
+
+
 def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
     manifest, config = read_manifest(faces), GanConfig(faces, Path("unused"), batch_size=8, precision="fp32")
     state, loader = fresh_state(config, manifest, CPU), pair_loader(config, manifest, "train", CPU)

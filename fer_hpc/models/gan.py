@@ -21,7 +21,8 @@ class Generator(nn.Module):
     Both faces [B, C, S, S] in [-1, 1]; gives [B, C, S, S] in [-1, 1]. S is 32, 64, 128 or 256: every stage halves it, down
     to 2x2, so 256 pixels have seven stages. The last stage up is bilinear, as in the report.
     With `classes`, mended: what is drawn is a change of the neutral face, whose details, finer than the bilinear stage, stay;
-    and a ResNet makes the code, whose class `name` tells, so that it can be taught.
+    a ResNet makes the code, whose class `name` tells, so that it can be taught; and the code scales and shifts what every
+    stage up has normalised (FiLM, Perez et al. 2018): told to the bottleneck alone, it fades by each stage above it.
     """
 
     def __init__(self, channels: int, size: int, classes: int = 0) -> None:
@@ -38,11 +39,12 @@ class Generator(nn.Module):
         self.expression = resnet_baseline(CODE, channels, size) if classes else _three_convolutions(channels, CODE)
         self.name = nn.Linear(CODE, classes) if classes else None
         self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
-        self.up = nn.ModuleList()
+        self.up, self.told = nn.ModuleList(), nn.ModuleList()
+        self.dropout = nn.Dropout(0.5)  # of the two deepest stages up
         inputs = 512
         for i, width in enumerate(_DECODER[7 - stages :]):
-            layers = [nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width), nn.ReLU()]
-            self.up.append(nn.Sequential(*layers, *([nn.Dropout(0.5)] if i < 2 else [])))
+            self.up.append(nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width)))
+            self.told.append(nn.Linear(CODE, 2 * width) if classes else nn.Identity())
             inputs = width + widths[stages - 2 - i]  # the encoder's stage of that side joins
         self.out = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
         for part in (self.down, self.fuse, self.up, self.out):
@@ -66,8 +68,13 @@ class Generator(nn.Module):
         skips = self.encode(neutral)
         deepest = skips.pop()
         x = self.fuse(torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1))
-        for stage in self.up:
-            x = torch.cat([stage(x), skips.pop()], 1)
+        for i, (stage, told) in enumerate(zip(self.up, self.told, strict=True)):
+            x = stage(x)
+            if self.name is not None:
+                scale, shift = told(code)[:, :, None, None].chunk(2, 1)
+                x = x * (1 + scale) + shift
+            x = functional.relu(x)
+            x = torch.cat([self.dropout(x) if i < 2 else x, skips.pop()], 1)
         drawn = torch.tanh(self.out(x))
         drawn = functional.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=True)
         return drawn if self.name is None else (neutral + drawn.float()).clamp(-1, 1)
