@@ -39,12 +39,12 @@ class Generator(nn.Module):
         self.expression = resnet_baseline(CODE, channels, size) if classes else _three_convolutions(channels, CODE)
         self.name = nn.Linear(CODE, classes) if classes else None
         self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
-        self.up, self.told = nn.ModuleList(), nn.ModuleList()
-        self.dropout = nn.Dropout(0.5)  # of the two deepest stages up
+        self.up, self.told, self.act = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         inputs = 512
         for i, width in enumerate(_DECODER[7 - stages :]):
             self.up.append(nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width)))
             self.told.append(nn.Linear(CODE, 2 * width) if classes else nn.Identity())
+            self.act.append(nn.Sequential(nn.ReLU(), *([nn.Dropout(0.5)] if i < 2 else [])))
             inputs = width + widths[stages - 2 - i]  # the encoder's stage of that side joins
         self.out = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
         for part in (self.down, self.fuse, self.up, self.out):
@@ -68,13 +68,12 @@ class Generator(nn.Module):
         skips = self.encode(neutral)
         deepest = skips.pop()
         x = self.fuse(torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1))
-        for i, (stage, told) in enumerate(zip(self.up, self.told, strict=True)):
+        for stage, told, act in zip(self.up, self.told, self.act, strict=True):
             x = stage(x)
             if self.name is not None:
                 scale, shift = told(code)[:, :, None, None].chunk(2, 1)
                 x = x * (1 + scale) + shift
-            x = functional.relu(x)
-            x = torch.cat([self.dropout(x) if i < 2 else x, skips.pop()], 1)
+            x = torch.cat([act(x), skips.pop()], 1)
         drawn = torch.tanh(self.out(x))
         drawn = functional.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=True)
         return drawn if self.name is None else (neutral + drawn.float()).clamp(-1, 1)
