@@ -75,7 +75,7 @@ def _check_classifier(config: TrainConfig, manifest: Manifest, device: torch.dev
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
     compiler = os.environ.get("CXX", "g++")  # as torch looks for it
-    if config.compile and shutil.which(compiler) is None:
+    if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
             f"--compile needs a C++ compiler, and there is no {compiler}; load or install one, set CXX, or leave --compile out"
         )
