@@ -31,7 +31,8 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
     with autocast(config.precision, device):
         code = g.expression(pairs.expressive)
         named = functional.cross_entropy(g.name(code).float(), pairs.target)
-        fake = g.draw(pairs.neutral, code)
+        encoded = g.encode(pairs.neutral)
+        fake = g.draw(pairs.neutral, encoded, code)
         real_score, wanted = d(pairs.expressive, pairs.target)
         fake_score, _ = d(fake.detach(), pairs.target)
         loss = 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
@@ -51,7 +52,7 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
     with autocast(config.precision, device):
         score, features = d(fake, pairs.target)
         off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
-        kept, before = g.encode(fake)[-1].float(), g.encode(pairs.neutral)[-1].float().detach()
+        kept, before = g.encode(fake)[-1].float(), encoded[-1].detach().float()
         loss = (
             (score.float() - 1).square().mean()
             + named

@@ -16,12 +16,13 @@ from typing import IO, Any, cast
 
 import torch
 
+from fer_hpc.config import UserError
 from fer_hpc.rundir import sync_folder
 
 _DIGEST = 64  # bytes of the comment: SHA-256 in hexadecimal
 
 
-class DamagedCheckpoint(Exception):
+class DamagedCheckpoint(UserError):
     """The file is cut off, changed, or not one of ours."""
 
 

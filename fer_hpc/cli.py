@@ -239,11 +239,15 @@ def _measure(config: EvaluateConfig) -> int:
     if config.tta != "none":
         raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
     from fer_hpc.distributed import World
-    from fer_hpc.evaluate_gan import evaluate_gan, in_words
+    from fer_hpc.evaluate_gan import Interrupted, evaluate_gan, in_words
 
     if World.detect().rank:
         return EXIT_FINISHED  # one process measures
-    print(in_words(config.run, evaluate_gan(config)))
+    try:
+        print(in_words(config.run, evaluate_gan(config)))
+    except Interrupted as why:
+        print(why)
+        return EXIT_RUN_AGAIN
     return EXIT_FINISHED
 
 

@@ -66,8 +66,8 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a run's best weights on a split, or measure what a GAN's run makes of it. Again with the same weights and data, it
-    says what was found."""
+    """Score a run's best weights on a split (again with the same weights and data, it says what was found), or measure what a
+    GAN's run makes of it."""
 
     run: Path  # run folder
     split: Literal["train", "val", "test"] = "val"  # which faces
@@ -78,8 +78,8 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self) -> None:
-        if self.pairs < 2:
-            raise UserError(f"--pairs {self.pairs}: wanted at least 2")
+        if self.pairs < 8:
+            raise UserError(f"--pairs {self.pairs}: wanted at least 8")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from fer_hpc.data.shards import (
 )
 from fer_hpc.evaluate import pick_device
 from fer_hpc.models.gan import Generator
-from fer_hpc.transfer import load_generator, weights_file
+from fer_hpc.transfer import load_generator
 
 CHUNK = 64
 LEAST_CHANGE = 1.0  # of 255, of the neutral faces; less is no expression
@@ -52,7 +52,8 @@ def generate(config: GenerateConfig) -> str:
     own = _trained_on(config, manifest)
     counts = dict(zip(manifest.classes, manifest.class_counts("train"), strict=True))
     missing = _missing(config, counts)
-    gan = rundir.sha256(weights_file(config.run))
+    device = pick_device(config.device)
+    generator, _, gan = load_generator(config.run, device)
     plan = f"{manifest.fingerprint} and {gan[:16]}, seed {config.seed}: {missing}"
     found = rundir.read_json(config.out / "manifest.json")
     added = ", ".join(f"{n:,} {name}" for name, n in missing.items())
@@ -67,7 +68,7 @@ def generate(config: GenerateConfig) -> str:
         raise UserError(f"--out {config.out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder")
     for name in files:
         _linked(manifest.folder / name, config.out / name)
-    made, extra, change = _made(config, manifest, own, missing, gan[:8])
+    made, extra, change = _made(config, manifest, own, missing, generator, gan[:8], device)
     if change < LEAST_CHANGE:
         raise UserError(
             f"--run {config.run}: it gives the neutral faces back (changed by {change:.1f} of 255); train it longer"
@@ -139,12 +140,16 @@ def _linked(source: Path, target: Path) -> None:
 
 
 def _made(
-    config: GenerateConfig, manifest: Manifest, own: Manifest, missing: dict[str, int], gan: str
+    config: GenerateConfig,
+    manifest: Manifest,
+    own: Manifest,
+    missing: dict[str, int],
+    generator: Generator,
+    gan: str,
+    device: torch.device,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], float]:
     """A shard's columns of made faces, its extra columns, for which nothing is known, and how far the faces are from the
     neutral ones (mean absolute difference, of 255)."""
-    device = pick_device(config.device)
-    generator, _ = load_generator(config.run, device)
     split = open_split(own, "train")
     loader = PairLoader(split, own.classes.index("Neutral"), 1, config.seed, device, mended=False)
     labels, groups, ids, rng = loader.labels, loader.groups, split.columns["source_id"], np.random.default_rng(config.seed)

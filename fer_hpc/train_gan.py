@@ -63,6 +63,7 @@ NEVER = 2**62  # images_seen of a step that did not happen
 LEARNT = ("c_loss", "c_correct", "code")  # known of every pair; the others only once the generator plays
 SUMS = ("pairs", *LEARNT, "games", "d_correct", "g_loss", "d_loss", "adversarial", "feature", "expression", "identity",
         "reconstruction")  # fmt: skip
+CLASSIFIER = "resnet_baseline"  # mended: network of the classifier, and of the expression's code; no judge may be one
 VAL_PAIRS = 512  # at most so many are looked at after an epoch
 PAPER = {"feature": 10.0, "expression": 20.0}  # the report's weights beside 1 for the adversarial loss
 WEIGHTED = ("feature", "expression", "identity", "reconstruction")  # mended: GanConfig has their weights
@@ -116,6 +117,8 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
     """
     # Setup: which run this is, and rank 0's right to write it.
     manifest = read_manifest(config.data)
+    if manifest.content.get("generated"):
+        raise UserError(f"--data {config.data} holds faces that a GAN made; train on the shards that they were added to")
     device = pick_device(config.device, world.local_rank)
     keep_freed_memory()
     given = config
@@ -235,7 +238,8 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
 
     # Discriminator: real faces to 1, made ones to 0.
     with mixed:
-        fake = state.generator.draw(pairs.neutral, code)
+        encoded = state.generator.encode(pairs.neutral)
+        fake = state.generator.draw(pairs.neutral, encoded, code)
         real_score, real_features = state.discriminator(pairs.expressive, target)
         fake_score, _ = state.discriminator(fake.detach(), target)
         real_score, fake_score = real_score.float(), fake_score.float()
@@ -255,8 +259,9 @@ def step(state: State, config: GanConfig, pairs: Pairs, device: torch.device, wo
         if mended:
             numbers["feature"] = functional.l1_loss(_pooled(features.float()), _pooled(wanted))
             numbers["expression"] = functional.cross_entropy(guessed, pairs.target)
-            kept, before = state.generator.encode(fake)[-1].float(), state.generator.encode(pairs.neutral)[-1].float()
-            numbers["identity"] = functional.l1_loss(kept, before.detach())
+            with _unmoved_statistics(state.generator.down):
+                kept = state.generator.encode(fake)[-1].float()
+            numbers["identity"] = functional.l1_loss(kept, encoded[-1].detach().float())
             off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
             numbers["reconstruction"] = (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
             weights = {name: getattr(config, f"{name}_weight") for name in WEIGHTED}
@@ -298,6 +303,18 @@ def _frozen(network: nn.Module) -> Any:
     network.requires_grad_(False)
     yield
     network.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _unmoved_statistics(network: nn.Module) -> Any:
+    """Batch norm by the batch, as in training, whose running statistics stay: when it draws it is given neutral faces alone."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _pooled(features: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
 
     sys.exit(main(["transfer", *sys.argv[1:]]))
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from fer_hpc.models.gan import Generator
 def transfer(config: TransferConfig) -> Path:
     """Write the neutral person with the other's expression to `config.out`, a PNG of the GAN's own size; gives its path."""
     device = pick_device(config.device)
-    generator, shape = load_generator(config.run, device)
+    generator, shape, _ = load_generator(config.run, device)
     faces = [face_of(path, shape, config.whole) for path in (config.neutral, config.expression)]
     with torch.inference_mode():
         inputs = [torch.from_numpy(face).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1 for face in faces]
@@ -44,43 +43,41 @@ def transfer(config: TransferConfig) -> Path:
     return config.out
 
 
-def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[int, int, int]]:
-    """The generator of a GAN's run, ready to use, and the shape of its faces; of an unfinished run, as last saved."""
+def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[int, int, int], str]:
+    """The generator of a GAN's run, ready to use, the shape of its faces, and the SHA-256 of its file; of an unfinished run, as
+    last saved."""
     stored = rundir.config(run)
     height, width, channels = stored["data"]["image_shape"]
     generator = Generator(channels, height, len(stored["data"]["classes"]) if stored["science"]["mode"] == "mended" else 0)
+    weights, path = _weights(run)
     try:
-        generator.load_state_dict(_weights(run))
+        generator.load_state_dict(weights)
     except RuntimeError:
         raise UserError(
             f"--run {run}: its generator has other layers than this version's; train it anew in another folder"
         ) from None
-    return generator.to(device).eval(), (height, width, channels)
+    return generator.to(device).eval(), (height, width, channels), rundir.sha256(path)
 
 
-def _weights(run: Path) -> dict[str, Any]:
+def _weights(run: Path) -> tuple[dict[str, Any], Path]:
+    """The newest weights that can be read, and the file that they are from."""
     final = rundir.outcome(run, "final.pt")
-    if final:
-        return dict(checkpoint.load(final)["model"])
-    for _, _, path in rundir.checkpoints(run):
-        with contextlib.suppress(checkpoint.DamagedCheckpoint):
+    for path in [*([final] if final else []), *(path for _, _, path in rundir.checkpoints(run))]:
+        try:
             saved = checkpoint.load(path)
-            if "ema" not in saved:
-                return dict(saved["generator"])
-            return {k.removeprefix("module."): v for k, v in saved["ema"].items() if k.startswith("module.")}
-    raise UserError(f"{run} holds no weights yet; train it first")
-
-
-def weights_file(run: Path) -> Path:
-    """The file that `load_generator` reads."""
-    found = rundir.outcome(run, "final.pt") or next((path for _, _, path in rundir.checkpoints(run)), None)
-    if found is None:
-        raise UserError(f"{run} holds no weights yet; train it first")
-    return found
+        except checkpoint.DamagedCheckpoint as damage:
+            print(f"warning: {damage}; taking the one before", file=sys.stderr)
+            continue
+        if path == final:
+            return dict(saved["model"]), path
+        if "ema" not in saved:
+            return dict(saved["generator"]), path
+        return {k.removeprefix("module."): v for k, v in saved["ema"].items() if k.startswith("module.")}, path
+    raise UserError(f"{run} holds no weights that can be read; train it first")
 
 
 def face_of(path: Path, shape: tuple[int, int, int], whole: bool) -> NDArray[np.uint8]:
-    """The face on a photo, cut as the training faces were; [H, W, C]."""
+    """The face on a photo, as AffectNet's are cut: a box around it and 15 % on each side; or `whole`; [H, W, C]."""
     size, _, channels = shape
     try:
         image = decode(path.read_bytes(), channels)

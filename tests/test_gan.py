@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fer_hpc.config import GanConfig
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World
-from fer_hpc.evaluate_gan import _distances, frechet, kernel
+from fer_hpc.evaluate_gan import _distances, _of_another_class, _resamples, _with_interval, frechet, kernel
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.train_gan import SUMS, fresh_state, moved, pair_loader, step
 from tests.conftest import Fer
@@ -85,7 +86,7 @@ def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None
     with torch.no_grad():
         neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
         codes = 0.35 * torch.randn(8, generator.name.in_features)  # type: ignore[union-attr, arg-type]
-        change = generator.eval().draw(neutral, codes) - neutral
+        change = generator.eval().draw(neutral, generator.encode(neutral), codes) - neutral
     assert change.std(0).mean() > 0.4 * change.abs().mean()
 
 
@@ -171,22 +172,22 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
     assert whole.neutral.max() <= 1
 
 
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "mended")])
+def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mode: str) -> None:
+    """Once while only expressions are learnt, once while all play."""
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
-    call = ("--data", faces, "--epochs", 2, "--warmup", 0.9, *QUICK)
-    began = time.monotonic()
+    call = ("--data", faces, "--epochs", 2, "--warmup", 0.6, "--mode", mode, *QUICK)
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
-    seconds = time.monotonic() - began
-    for attempt in (1, 2):
+    epoch = rundir.rows(whole)[0]["images_seen"]
+    for attempt, images_seen in ((1, 8), (2, epoch)):
         ranks = start_ranks(size, "train_gan", *call, "--run", killed)
-        until_training(killed, attempt, images_seen=8)
-        time.sleep(rng.uniform(0, seconds / 10))  # well before the end, also where the machine has less to do by now
+        until_training(killed, attempt, images_seen=images_seen)
+        time.sleep(rng.uniform(0, 0.3))
         for rank in ranks:
             rank.kill()
         finish(ranks)
     assert rundir.status(killed)["state"] == "interrupted"
-    assert rundir.checkpoints(killed), "something was saved before the kills"
+    assert rundir.checkpoints(killed)[0][1] >= epoch, "saved while all play"
     assert finish(start_ranks(size, "train_gan", *call, "--run", killed)) == [0] * size
     for name in ("metrics.jsonl", "final.pt"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -218,6 +219,9 @@ def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, of_40_pixels: Pat
     assert broken.returncode == 2
     assert "a loss is not a finite number" in broken.stderr
     assert rundir.status(tmp_path / "broken")["state"] == "failed"
+    early = fer("evaluate", tmp_path / "broken", "--pairs", 8)
+    assert early.returncode == 2
+    assert "holds no weights" in early.stderr
 
 
 def test_a_signal_saves_and_asks_to_be_run_again(faces: Path, tmp_path: Path) -> None:
@@ -257,9 +261,12 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
     blank = tmp_path / "blank.png"
     cv2.imwrite(str(blank), np.full((80, 60), 128, np.uint8))
     (tmp_path / "text.jpg").write_text("no picture")
+    huge = tmp_path / "huge.png"
+    cv2.imwrite(str(huge), np.zeros((9000, 9000), np.uint8))
     for neutral, run, said in (
         (blank, gan_run, "blank.png (60x80): no face found; give a photo of an upright face, or --whole"),
         (tmp_path / "text.jpg", gan_run, "text.jpg: not an image"),
+        (huge, gan_run, "picture too large"),
         (tmp_path / "gone.jpg", gan_run, "No such file or directory"),
         (photos[0], finished_run, "holds a classifier"),
     ):
@@ -267,14 +274,23 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "never.png").exists()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(gan_run, damaged)
+    final = rundir.outcome(damaged, "final.pt")
+    assert final
+    final.write_bytes(final.read_bytes()[:1000])
+    done = fer("transfer", photos[0], photos[1], "--run", damaged, "--out", tmp_path / "checkpoint.png")
+    assert done.returncode == 0, done.stderr
+    assert "its checksum does not match" in done.stderr
+    assert (cv2.imread(str(tmp_path / "checkpoint.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]).all()
 
 
 def test_evaluate_measures_a_gan_with_another_classifier(
     fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
 ) -> None:
     judge = tmp_path / "judge"
-    call = ("resnet_baseline", "--data", of_40_pixels, "--run", judge, "--epochs", 2, "--batch-size", 32, "--threads", 1)
-    assert fer("train", *call, "--no-tensorboard").returncode == 0
+    how = ("--data", of_40_pixels, "--epochs", 2, "--batch-size", 32, "--threads", 1, "--no-tensorboard")
+    assert fer("train", "cnn_baseline", "--run", judge, *how).returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
     found = json.loads((gan_run / "eval-test.json").read_text())
@@ -289,11 +305,14 @@ def test_evaluate_measures_a_gan_with_another_classifier(
         low, high = distance["bootstrap_95"]
         assert low < distance["value"] < high
     assert found["distance"]["frechet"]["value"] > found["distance"]["frechet"]["real_halves"]
-    assert found["judge"]["features"] == 64
+    assert found["judge"]["features"] == 1024
+    assert found["judge"]["trained_on"] == read_manifest(of_40_pixels).fingerprint
+    low, high = found["expression"]["balanced_accuracy_95"]
+    assert low <= found["expression"]["balanced_accuracy"] <= high
     assert found["judge"]["image_shape"] == [40, 40, 1]  # it sees the 32-pixel faces at its own size
     for name in ("grid-test.png", "curves.png"):
         assert (gan_run / name).stat().st_size > 5000
-    assert f"on test, {found['n']} pairs" in done.stdout
+    assert f"on test, {found['n']} pairs of {found['neutral_faces']} neutral faces" in done.stdout
     fer("report", gan_run, "--out", tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"{found['distance']['frechet']['value']:.4g}" in page
@@ -301,9 +320,15 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     del found["expression"]["accuracy_of_neutral_faces"], found["distance"]["frechet"]["of_neutral_faces"]
     (gan_run / "eval-test.json").write_text(json.dumps(found))  # as earlier versions wrote it
     assert fer("report", gan_run, "--out", tmp_path / "earlier").returncode == 0
-    wrong = fer("evaluate", gan_run, "--judge", gan_run)
-    assert wrong.returncode == 2
-    assert "wanted the finished run of a classifier" in wrong.stderr
+    assert fer("train", "resnet_baseline", "--run", tmp_path / "alike", *how[:3], 1, *how[4:]).returncode == 0
+    for wrong, said in (
+        (("--judge", gan_run), "wanted the finished run of a classifier"),
+        (("--judge", tmp_path / "alike"), "is a resnet_baseline, as the GAN's own classifier"),
+        (("--judge", judge, "--pairs", 7), "wanted at least 8"),
+    ):
+        done = fer("evaluate", gan_run, *wrong)
+        assert done.returncode == 2
+        assert said in done.stderr
 
 
 def test_made_faces_fill_up_a_rare_class_of_train_only(
@@ -357,6 +382,32 @@ def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
     assert frechet(a, b) == pytest.approx(9 + 3 * (1 + 4 - 2 * 2), rel=0.05)
     assert abs(kernel(a, rng.normal(0, 1, (4000, 3)))) < 0.02
     assert kernel(a, b) > 1
-    found = _distances(a[:400], b[:400], a[399::-1], rng)["frechet"]
-    assert found["of_neutral_faces"] == pytest.approx(0, abs=1e-9)
+    found = _distances(a[:400], b[:400], a[:400], rng)["frechet"]
+    assert found["of_neutral_faces"] == pytest.approx(found["real_halves"])
     assert found["bootstrap_95"][0] < found["value"] < found["bootstrap_95"][1]
+
+
+def test_faces_of_the_same_law_are_as_near_as_other_real_ones() -> None:
+    """Frechet distances fall as 1/n: halves of the real faces against all made ones would flatter the made ones."""
+    rng = np.random.default_rng(0)
+    real, made, neutral = rng.normal(0, 1, (3, 400, 40))
+    found = _distances(real, made, neutral, rng)["frechet"]
+    assert found["value"] == pytest.approx(found["real_halves"], rel=0.1)
+    assert found["of_neutral_faces"] == pytest.approx(found["real_halves"], rel=0.1)
+
+
+def test_intervals_draw_all_pairs_of_a_person_together() -> None:
+    """Ten people of a hundred equal pairs each tell as much as ten pairs."""
+    values = np.repeat(np.random.default_rng(1).normal(size=10), 100)
+    narrow, wide = (
+        _with_interval(values, _resamples(people))["interval_95"] for people in (np.arange(1000), np.arange(1000) // 100)
+    )
+    assert wide[1] - wide[0] > 7 * (narrow[1] - narrow[0])
+    balanced = _with_interval(values > 0, _resamples(np.arange(1000)), (values > 0).astype(int))
+    assert balanced == {"mean": 0.5, "interval_95": [0.5, 0.5]}
+
+
+def test_another_expression_is_of_another_class() -> None:
+    target = np.array([1, 1, 1, 2, 3, 3, 1])
+    assert (target[_of_another_class(target)] != target).all()
+    assert sorted(_of_another_class(np.ones(5, int)).tolist()) == [0, 1, 2, 3, 4]

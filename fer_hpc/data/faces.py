@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
-
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))  # a header that claims more is refused unread
 
 import cv2
 import numpy as np

@@ -63,12 +63,11 @@ class Generator(nn.Module):
         return found
 
     def forward(self, neutral: torch.Tensor, expressive: torch.Tensor) -> torch.Tensor:
-        return self.draw(neutral, self.expression(expressive))
+        return self.draw(neutral, self.encode(neutral), self.expression(expressive))
 
-    def draw(self, neutral: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """The neutral face with the expression of a code [B, CODE]."""
-        skips = self.encode(neutral)
-        deepest = skips.pop()
+    def draw(self, neutral: torch.Tensor, encoded: list[torch.Tensor], code: torch.Tensor) -> torch.Tensor:
+        """The neutral face, of which `encode` has made `encoded`, with the expression of a code [B, CODE]."""
+        *skips, deepest = encoded
         x = self.fuse(torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1))
         for stage, told, act in zip(self.up, self.told, self.act, strict=True):
             x = stage(x)
