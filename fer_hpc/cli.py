@@ -128,6 +128,8 @@ def _guarded(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int
     else:
         from fer_hpc.train_gan import train_gan as run
 
+    import torch.distributed
+
     world = World.detect()
     try:
         status = run(config, world)
@@ -136,8 +138,9 @@ def _guarded(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int
         return _leave(world.size, EXIT_FINISHED if world.job else EXIT_TAKEN_OVER, f"fer-hpc {verb}: {why}")
     except PeerLost as why:
         return _leave(world.size, EXIT_RUN_AGAIN, f"fer-hpc {verb}: {why}; the same command goes on from the last checkpoint")
-    except UserError as error:  # rank 0 says it for all
-        return _leave(world.size, EXIT_USER_ERROR, "" if world.rank else f"fer-hpc {verb}: error: {error}")
+    except UserError as error:  # rank 0 says it for all, once they are connected
+        said = world.rank and torch.distributed.is_initialized()
+        return _leave(world.size, EXIT_USER_ERROR, "" if said else f"fer-hpc {verb}: error: {error}")
     if world.rank:
         return None if status["state"] == "finished" else EXIT_RUN_AGAIN
     if status["state"] != "finished":

@@ -43,6 +43,8 @@ class World:
         env, job = os.environ, this_job()
         if "WORLD_SIZE" in env or "RANK" in env:
             local_size = _number("LOCAL_WORLD_SIZE", "1")
+            if _number("RANK") >= _number("WORLD_SIZE"):
+                raise UserError(f"RANK is {env['RANK']} and WORLD_SIZE {env['WORLD_SIZE']}: ranks count from 0; use torchrun")
             return World(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"), local_size, job)
         if env.get("SLURM_STEP_ID", "").isdecimal() and _number("SLURM_STEP_NUM_TASKS", "1") > 1:
             per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
@@ -141,7 +143,7 @@ def noticing_lost_peers(world: World) -> Iterator[None]:
 
 
 def on_rank_0(world: World, work: Callable[[], Any]) -> Any:
-    """What `work()` gives on rank 0, a JSON value, on every rank; its UserError is raised on every rank."""
+    """What `work()` gives on rank 0, a JSON value, on every rank; its UserError, or OSError, is a UserError on every rank."""
     if world.size == 1:
         return work()
     told: dict[str, Any] = {}
@@ -150,6 +152,8 @@ def on_rank_0(world: World, work: Callable[[], Any]) -> Any:
             told = {"value": work()}
         except UserError as error:
             told = {"error": str(error)}
+        except OSError as error:
+            told = {"error": f"{error.filename}: {error.strerror}" if error.filename else str(error)}
     text = _broadcast(json.dumps(told).encode() if world.rank == 0 else b"")
     told = json.loads(text)
     if "error" in told:

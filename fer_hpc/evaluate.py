@@ -150,6 +150,8 @@ def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
     names = np.array([classes.index(c) if c in classes else -1 for c in manifest.classes])
     labels = names[split.columns["labels"]]
     known = labels >= 0
+    if not known.any():
+        raise UserError(f"--data {manifest.folder}: its {config.split} split has no face of {', '.join(classes)}")
     logits, labels = logits[known][:, [trained_on.index(c) for c in classes]], labels[known]
     result = {
         "split": config.split, "data": manifest.fingerprint, "weights": rundir.sha256(weights), "tta": config.tta,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import nn
@@ -23,10 +24,14 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
 
 
 def make_plateau(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """Keras' ReduceLROnPlateau: lowered after `patience` epochs without gain, not one later as torch counts."""
+    """Keras' ReduceLROnPlateau: lowered after `patience` epochs without gain, not one later as torch counts; a factor of 1,
+    which torch refuses, is never applied."""
+    factor, patience = config.plateau_factor, config.plateau_patience - 1
+    if factor == 1:
+        factor, patience = 0.5, sys.maxsize
     return torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, "max" if config.plateau_on.endswith("accuracy") else "min", factor=config.plateau_factor,
-        patience=config.plateau_patience - 1, threshold=1e-4, threshold_mode="abs", min_lr=config.lr_min, eps=0,
+        optimizer, "max" if config.plateau_on.endswith("accuracy") else "min", factor=factor,
+        patience=patience, threshold=1e-4, threshold_mode="abs", min_lr=config.lr_min, eps=0,
     )  # fmt: skip
 
 

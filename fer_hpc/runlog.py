@@ -108,8 +108,12 @@ class RunLog:
         does not fit."""
         for name, file in self._files.items():
             values = row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
-            file.write(json.dumps(values) + "\n")
-            file.flush()
+            try:
+                file.write(json.dumps(values) + "\n")
+                file.flush()
+            except OSError as error:
+                error.filename = file.name  # the message for users names it
+                raise
         if self._tensorboard:
             for name, value in (*row.items(), *timing.items()):
                 if isinstance(value, float):

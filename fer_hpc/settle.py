@@ -10,12 +10,25 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from fer_hpc import checkpoint, rundir, weights
-from fer_hpc.config import GanConfig, Run, TrainConfig, UserError, check_divides, continued, science_hash, unknown
+from fer_hpc.config import (
+    GanConfig,
+    Run,
+    TrainConfig,
+    UserError,
+    check_divides,
+    continued,
+    fields_of,
+    science_hash,
+    unknown,
+)
+from fer_hpc.data.loader import affect_of
 from fer_hpc.data.shards import Manifest, open_split, staged
 from fer_hpc.distributed import World, on_rank_0, sum_over_ranks
+from fer_hpc.evaluate import network
 from fer_hpc.models import MODELS, SIZES, USUAL
 from fer_hpc.models.gan import SIDES
 
@@ -35,8 +48,11 @@ def settled(config: Run, manifest: Manifest, device: torch.device, world: World)
     if isinstance(config, TrainConfig):
         _check_classifier(config, manifest, device, world)
         if config.init_from and (stored is None or config.init_from.exists()):  # a run that goes on does not need it any more
-            init_hash = rundir.sha256(weights.weights_file(config.init_from))
-            config = dataclasses.replace(config, init_hash=init_hash)
+            begin_with = weights.weights_file(config.init_from)
+            if stored is None:  # before the run folder says that it began with them
+                model = network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
+                weights.init_from(model, begin_with, manifest.classes)
+            config = dataclasses.replace(config, init_hash=rundir.sha256(begin_with))
     else:
         _check_gan(config, manifest, world)
     if stored is None:
@@ -72,6 +88,8 @@ def _check_classifier(config: TrainConfig, manifest: Manifest, device: torch.dev
             f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
         )
     check_divides(config.batch_size, world.size, config.accumulate)
+    if config.va_weight and not np.isfinite(affect_of(open_split(manifest, "train"))).any():
+        raise UserError(f"--va-weight {config.va_weight}: no training face of {config.data} has a valence or arousal")
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError("--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out")
     compiler = os.environ.get("CXX", "g++")  # as torch looks for it

@@ -15,10 +15,10 @@ if __name__ == "__main__":  # the arguments are checked before torch is loaded
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ from fer_hpc.session import (
 from fer_hpc.settle import restore, settled, staged_data
 from fer_hpc.watchdog import Watchdog
 
+MOST = 1024  # a mean loss above it counts as that: sums over an epoch of 2 million images stay within 64 bits
 NEVER = 2**62  # images_seen of a step that did not happen
 
 
@@ -134,7 +135,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         net = _across_ranks(state, config, world, device)
         _warm_up(net, state, config, loader, objective, world)
         parent = restore(state, config.run, world)
-        taken = _begin_with(state, config.init_from) if config.init_from and not parent else ""
+        taken = "" if parent or not config.init_hash else _begin_with(state, config, manifest.classes)
         log = RunLog(attempt, config.tensorboard, state.images_seen, total, loader.n)
         ranks = told_by_all(place(world, device), world)
         if attempt:
@@ -254,9 +255,11 @@ def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) 
     return State(model, ema, optimizer, make_plateau(config, optimizer), scaler, sums, broken_at, len(manifest.classes))
 
 
-def _begin_with(state: State, path: Path) -> str:
+def _begin_with(state: State, config: TrainConfig, classes: tuple[str, ...]) -> str:
     """Start from the weights that --init-from means; gives a line on what was taken."""
-    taken = weights.init_from(state.model, weights.weights_file(path))
+    if not config.init_from:
+        raise UserError(f"{config.run} has no checkpoint yet and begins with other weights: give its --init-from again")
+    taken = weights.init_from(state.model, weights.weights_file(config.init_from), classes)
     if state.ema:
         state.ema.module.load_state_dict(state.model.state_dict())
     return taken
@@ -325,7 +328,8 @@ def _add_to_sums(state: State, outputs: torch.Tensor, labels: torch.Tensor, sums
     n = torch.full_like(state.broken_at, len(labels))
     classes = int(state.classes)
     correct = (outputs.detach()[:, :classes].argmax(1) == labels).sum()
-    units = [(value.double().nan_to_num() * 2.0**32).round().long() for value in (loss, objective)]
+    most = float(MOST * len(labels))
+    units = [(value.double().nan_to_num().clamp(-most, most) * 2.0**32).round().long() for value in (loss, objective)]
     state.sums += torch.stack([n, correct, *units])
     broken = ~(loss.isfinite() & objective.isfinite())
     state.broken_at.clamp_(max=torch.where(broken, state.images_seen, NEVER))
@@ -384,6 +388,11 @@ def _end_epoch(
 
     def score() -> dict[str, float]:  # rank 0's numbers count: the last bit may differ between kinds of processors
         val_loss, val_accuracy = loss_and_accuracy(outputs, labels)
+        if not math.isfinite(val_loss):
+            raise UserError(
+                f"the loss on val is not a finite number at {state.images_seen:,} images seen; the last good checkpoint is "
+                "kept: use a smaller --lr or --clip 1 in another --run folder"
+            )
         values = {
             "train_loss": units[0] / 2.0**32 / images, "train_objective": units[1] / 2.0**32 / images,
             "train_accuracy": correct / images, "val_loss": val_loss,

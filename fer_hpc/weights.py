@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def init_from(model: nn.Module, path: Path) -> str:
-    """Copy the weights that fit into `model`; gives one line on what was taken.
+def init_from(model: nn.Module, path: Path, classes: Sequence[str]) -> str:
+    """Copy the weights that fit into `model`, which tells `classes`; gives one line on what was taken.
 
-    Everything but the last layer must fit; the last layer is taken where its shape is the same, else it stays as drawn.
+    Everything but the last layer must fit; the last layer is taken where its shape is the same, and its classes as far as the
+    file names them, else it stays as drawn.
     """
     own = model.state_dict()
-    found = _keras(model, path) if path.suffix in (".h5", ".hdf5") else _ours(path)
+    found, theirs = (_keras(model, path), None) if path.suffix in (".h5", ".hdf5") else _ours(path)
     head = list(own)[-2:]  # weight and bias of the last layer
+    if theirs not in (None, list(classes)):
+        found = {name: tensor for name, tensor in found.items() if name not in head}
     missing = [name for name in own if name not in head and (name not in found or found[name].shape != own[name].shape)]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
@@ -47,15 +51,18 @@ def init_from(model: nn.Module, path: Path) -> str:
     return f"{path}: {len(fits)} tensors taken" + (f", the last layer is new ({', '.join(replaced)})" if replaced else "")
 
 
-def _ours(path: Path) -> dict[str, torch.Tensor]:
+def _ours(path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """A file's weights, and the classes of its last layer."""
     try:
         saved = checkpoint.load(path)
     except checkpoint.DamagedCheckpoint as error:
-        raise UserError(f"--init-from: {error}") from None
+        raise UserError(
+            f"--init-from: {error}; give a run folder, its best.pt or final.pt, or the .h5 of a Keras model"
+        ) from None
     weights = saved.get("model")
     if not isinstance(weights, dict):
         raise UserError(f"--init-from {path}: holds no model; give best.pt or final.pt of a run, or the run folder")
-    return weights
+    return weights, saved.get("data", {}).get("classes")
 
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -69,13 +76,14 @@ def _keras(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         architecture, arrays = read_keras(path)
-    except (OSError, KeyError, ValueError):
+        layers = architecture["config"]["layers"]
+        names = [layer["config"]["name"] for layer in layers]
+        sequential = architecture["class_name"] == "Sequential"
+    except (OSError, KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
             f"--init-from {path}: not a Keras model file; wanted the .h5 of model.save(), with its architecture"
         ) from None
-    layers = architecture["config"]["layers"]
-    names = [layer["config"]["name"] for layer in layers]
-    if architecture["class_name"] == "Sequential":
+    if sequential:
         before = {name: {previous} for previous, name in zip(names, names[1:], strict=False)}
     else:
         before = {layer["config"]["name"]: _mentioned(layer.get("inbound_nodes"), set(names)) for layer in layers}

@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fer_hpc import checkpoint, rundir
+from fer_hpc.data.shards import read_manifest
 from tests.conftest import TRAIN_SPEED, Fer, command
 from tests.processes import Started
 from tests.processes import run as run_command
@@ -38,8 +39,12 @@ def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
 
 
 def assert_same_outcome(run: Path, other: Path) -> None:
+    """Metrics, weights, and with the last checkpoint the optimiser and all else that a continuation needs."""
     for name in ("metrics.jsonl", "final.pt", "best.pt"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    last, others = (rundir.checkpoints(each)[0][2] for each in (run, other))
+    assert last.name == others.name
+    assert last.read_bytes() == others.read_bytes()
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -162,6 +167,11 @@ def test_a_diverging_run_stops_and_names_the_place(fer: Fer, shards: Path, tmp_p
     assert "images seen" in done.stderr
     assert "--lr" in done.stderr
     assert rundir.status(tmp_path / "run")["state"] == "failed"
+    one_step = ("--epochs", 1, "--batch-size", read_manifest(shards).n("train"), "--threads", 1, "--no-tensorboard")
+    after = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "after", *one_step, "--lr", 1e30)
+    assert after.returncode == 2, "the step's own loss is a number, that of val after it is none"
+    assert "the loss on val is not a finite number" in after.stderr
+    assert not (tmp_path / "after" / "best.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -282,6 +292,50 @@ def test_fine_tuning_takes_everything_but_a_head_of_other_classes(
 class Stranger:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_weights_to_begin_with_are_not_forgotten(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+    """A file that does not fit leaves the run folder free; a start that saved nothing asks for the file again."""
+    call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED)
+    (tmp_path / "text.pt").write_text("no weights")
+    refused = fer(*call, "--init-from", tmp_path / "text.pt")
+    assert refused.returncode == 2
+    assert "or the .h5 of a Keras model" in refused.stderr
+    started = start(shards, tmp_path / "run", "--init-from", finished_run, "--checkpoint-every-s", 1000)
+    until_training(tmp_path / "run", 1)
+    started.kill()
+    started.wait()
+    forgotten = fer(*call)
+    assert forgotten.returncode == 2
+    assert "give its --init-from again" in forgotten.stderr
+    assert "tensors taken" in fer(*call, "--init-from", finished_run).stderr
+
+
+def test_a_learning_rate_may_stay_as_it_is(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    call = ("--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED, "--plateau-factor", 1, "--plateau-patience", 1)
+    assert fer("train", "cnn_baseline", *call, "--lr", 1e-30).returncode == 0
+    assert [row["lr"] for row in rundir.rows(tmp_path / "run")] == [1e-30] * 3
+
+
+def test_damaged_data_is_one_message(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    shard = next(broken.glob("train-*.h5"))
+    shard.write_bytes(bytes(100) + shard.read_bytes()[100:])
+    call = ("train", "cnn_baseline", "--data", broken, "--run", tmp_path / "run", *TRAIN_SPEED)
+    headless = fer(*call)
+    assert headless.returncode == 2
+    assert "is damaged" in headless.stderr
+    for text in (
+        '{"format": 1}',
+        "[1]",
+        '{"format": 1, "image_shape": [48, 48, 1], "classes": [], "fingerprint": "", "splits": 3}',
+    ):
+        (broken / "manifest.json").write_text(text)
+        done = fer(*call)
+        assert done.returncode == 2, text
+        assert "preprocess again" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_strangers_pickle_is_refused(fer: Fer, shards: Path, tmp_path: Path) -> None:

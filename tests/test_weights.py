@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from fer_hpc.config import UserError
+from fer_hpc import checkpoint
+from fer_hpc.config import CLASSES, UserError
 from fer_hpc.models import MODELS
 from fer_hpc.weights import init_from
 
@@ -98,7 +99,7 @@ def test_a_keras_file_gives_the_same_network(name: str, version: int, tmp_path: 
     write_keras(tmp_path / "model.h5", layers, name.startswith("cnn"), version)
     torch.manual_seed(1)
     ours = MODELS[name](8, 1, 48)
-    init_from(ours, tmp_path / "model.h5")
+    init_from(ours, tmp_path / "model.h5", CLASSES)
     for key, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
 
@@ -106,10 +107,27 @@ def test_a_keras_file_gives_the_same_network(name: str, version: int, tmp_path: 
 def test_a_keras_file_of_another_network_is_refused(tmp_path: Path) -> None:
     write_keras(tmp_path / "model.h5", cnn_layers(MODELS["cnn_baseline"](8, 1, 48)), True, 2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another network"):
-        init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / "model.h5")
+        init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / "model.h5", CLASSES)
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(UserError, match="not a Keras model file"):
-        init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / "text.h5")
+    with h5py.File(tmp_path / "list.h5", "w") as f:
+        f.attrs["model_config"] = "[1]"
+        f.create_group("model_weights")
+    for name in ("text.h5", "list.h5"):
+        with pytest.raises(UserError, match="not a Keras model file"):
+            init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / name, CLASSES)
+
+
+def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_path: Path) -> None:
+    theirs, classes = MODELS["resnet_baseline"](7, 1, 48), [name for name in CLASSES if name != "Neutral"]
+    checkpoint.save(tmp_path / "best.pt", {"model": theirs.state_dict(), "data": {"classes": classes}})
+    for same, wanted in ((classes, True), ([name for name in CLASSES if name != "Contempt"], False)):
+        ours = MODELS["resnet_baseline"](7, 1, 48)
+        said = init_from(ours, tmp_path / "best.pt", same)
+        taken = {name: torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items()}
+        *body, weight, _ = taken.values()
+        assert all(body)
+        assert weight is wanted
+        assert ("the last layer is new" in said) is not wanted
 
 
 def test_stride_two_looks_where_keras_looks() -> None:

@@ -53,7 +53,9 @@ def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch
     theta = np.empty((len(u), 2, 3), np.float32)
     theta[:, 0] = np.stack([side * zoom * np.cos(angle), -zoom * np.sin(angle), 2 * a.shift * (2 * u[:, SHIFT_X] - 1)], 1)
     theta[:, 1] = np.stack([side * zoom * np.sin(angle), zoom * np.cos(angle), 2 * a.shift * (2 * u[:, SHIFT_Y] - 1)], 1)
-    grid = functional.affine_grid(torch.from_numpy(theta).to(images.device), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(
+        torch.from_numpy(theta).to(images.device, non_blocking=True), list(images.shape), align_corners=False
+    )
     warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return warped.contiguous(memory_format=torch.channels_last)
 
@@ -62,7 +64,7 @@ def relight(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> to
     """Gamma, then contrast around mid-gray and brightness, in place; images in [0, 1]."""
 
     def column(values: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(images.device).view(-1, 1, 1, 1)
+        return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
     if a.gamma:
         images.pow_(column((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)))
@@ -84,7 +86,7 @@ def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torc
     y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     top, left, h, w = (v[:, None, None] for v in (top, left, h, w))
     inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w) & (u[:, ERASE] < a.erase)[:, None, None]
-    return images.masked_fill_(torch.from_numpy(inside).to(images.device)[:, None], GRAY)
+    return images.masked_fill_(torch.from_numpy(inside).to(images.device, non_blocking=True)[:, None], GRAY)
 
 
 def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -176,7 +176,7 @@ class Images:
         per_piece = max(1, CACHED // pixels[0].numel()) if self.device.type == "cpu" else len(rows)
         for floats, part in zip(self._floats.split(per_piece), pixels.split(per_piece), strict=True):
             floats.copy_(part).mul_(1 / 255)
-        index = torch.from_numpy(rows).to(self.device)
+        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
         affect = None if self.affect is None else self.affect[index]
         return Batch(self._floats.permute(0, 3, 1, 2), self.labels[index], rows, affect=affect)
 
@@ -194,7 +194,7 @@ def _buffer(shape: tuple[int, ...], kind: type) -> torch.Tensor:
 def _mirror(pixels: torch.Tensor, which: NDArray[np.int64]) -> None:
     """Mirror some images of [B, H, W, C] in place."""
     if pixels.device.type != "cpu":
-        index = torch.from_numpy(which).to(pixels.device)
+        index = torch.from_numpy(which).to(pixels.device, non_blocking=True)
         pixels[index] = pixels[index].flip(2)
         return
     images = pixels.numpy()  # OpenCV mirrors 8 to 20 times as fast as torch does on a CPU
@@ -229,7 +229,7 @@ class TrainLoader:
         batch, u = self._augmented(images_seen, mine)
         if not self.augmentation.mixup:
             return batch
-        weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(self.images.device)
+        weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(self.images.device, non_blocking=True)
         offset = self._partner_offset(images_seen)
         if self.size == 1:  # the partners are in this batch already
             rolled = None if batch.affect is None else batch.affect.roll(-offset, 0)

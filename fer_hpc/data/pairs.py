@@ -69,8 +69,9 @@ class PairLoader:
         flips = [(u[:, k] < 0.5) & self.mended for k in (0, 1)]
         flips[1] = np.where(same, flips[0], flips[1])
         faces = [self.faces(rows, flip) for rows, flip in zip((neutral, expressive), flips, strict=True)]
+        device = self.images.device
         target, both = torch.from_numpy(self.labels[expressive]), torch.from_numpy(same)
-        return Pairs(faces[0], faces[1], target.to(self.images.device), both.to(self.images.device))
+        return Pairs(faces[0], faces[1], target.to(device, non_blocking=True), both.to(device, non_blocking=True))
 
     def faces(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> torch.Tensor:
         """Some rows' faces in [-1, 1], in memory of their own."""

@@ -128,10 +128,17 @@ def read_manifest(folder: Path) -> Manifest:
     if content is None:
         what = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
-    if content.get("format") != FORMAT:
-        raise UserError(f"{folder}: shard format {content.get('format')}, this version reads {FORMAT}; preprocess again")
-    height, width, channels = content["image_shape"]
-    return Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again")
+    try:
+        height, width, channels = content["image_shape"]
+        manifest = Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
+        for split in content["splits"]:
+            manifest.n(split), manifest.class_counts(split), content["splits"][split]["shards"]
+        return manifest
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'manifest.json'} is no manifest of shards ({error!r}); preprocess again") from None
 
 
 def staged(manifest: Manifest, folder: Path) -> Manifest:
@@ -211,10 +218,13 @@ def open_split(manifest: Manifest, split: str) -> Split:
         if size != entry["bytes"]:
             got = "is missing" if size < 0 else f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
             raise UserError(f"shard {path} {got}; copy it again, or delete it and preprocess again")
-        with h5py.File(path, "r", locking=False) as f:
-            images = f["images"]
-            offset = images.id.get_offset()  # None for an empty data set
-            shape = images.shape
+        try:
+            with h5py.File(path, "r", locking=False) as f:
+                images = f["images"]
+                offset = images.id.get_offset()  # None for an empty data set
+                shape = images.shape
+        except (OSError, KeyError) as error:
+            raise UserError(f"shard {path} is damaged ({error}); copy it again, or delete it and preprocess again") from None
         paths.append(path)
         mapped.append(np.zeros(shape, np.uint8) if offset is None else np.memmap(path, np.uint8, "c", offset, shape))
     starts = np.cumsum([0, *(len(m) for m in mapped)])
