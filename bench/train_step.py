@@ -29,8 +29,9 @@ from torch.nn.functional import cross_entropy
 from fer_hpc import config, rundir
 from fer_hpc.data import shards
 from fer_hpc.distributed import World
-from fer_hpc.evaluate import autocast, network
+from fer_hpc.evaluate import autocast
 from fer_hpc.malloc import keep_freed_memory
+from fer_hpc.models import network
 from fer_hpc.recipe import make_optimizer
 from fer_hpc.settle import multiplies_bf16
 from fer_hpc.train import train

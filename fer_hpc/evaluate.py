@@ -26,7 +26,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.loader import EVAL_CHUNK, Images, affect_of, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.distributed import World, gather_in_turn, process_group
-from fer_hpc.models import MODELS
+from fer_hpc.models import network
 from fer_hpc.objective import read_outputs
 from fer_hpc.rundir import result_name
 
@@ -51,12 +51,6 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision for `bf16` and `fp16`, nothing for `fp32` and `fp64`."""
     return torch.autocast(device.type, _DTYPES[precision]) if precision in _DTYPES else contextlib.nullcontext()
-
-
-def network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The network of a configuration's science fields, with two more outputs where it has a valence/arousal head."""
-    height, _, channels = image_shape
-    return MODELS[science["model"]](classes + (2 if science.get("va_weight") else 0), channels, height)
 
 
 def predict(model: nn.Module, images: Images, precision: str, world: World = ALONE, tta: str = "none") -> NDArray[np.float32]:

@@ -22,7 +22,8 @@ from fer_hpc.config import UserError, preset
 from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.distributed import World
-from fer_hpc.evaluate import network, pick_device
+from fer_hpc.evaluate import pick_device
+from fer_hpc.models import network
 from fer_hpc.models.gan import Generator
 from fer_hpc.train import train
 from fer_hpc.train_gan import CLASSIFIER, sample_grid

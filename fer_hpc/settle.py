@@ -28,8 +28,7 @@ from fer_hpc.config import (
 from fer_hpc.data.loader import affect_of
 from fer_hpc.data.shards import Manifest, open_split, staged
 from fer_hpc.distributed import World, on_rank_0, sum_over_ranks
-from fer_hpc.evaluate import network
-from fer_hpc.models import MODELS, SIZES, USUAL
+from fer_hpc.models import MODELS, SIZES, USUAL, network
 from fer_hpc.models.gan import SIDES
 
 OWN = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")  # what may lie in a run folder before its first start

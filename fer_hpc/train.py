@@ -43,9 +43,10 @@ from fer_hpc.distributed import (
     sum_over_ranks,
     told_by_all,
 )
-from fer_hpc.evaluate import autocast, network, pick_device, predict
+from fer_hpc.evaluate import autocast, pick_device, predict
 from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
+from fer_hpc.models import network
 from fer_hpc.objective import Mass, Objective, class_weights, read_outputs
 from fer_hpc.recipe import cosine_lr, make_ema, make_optimizer, make_plateau, set_mode
 from fer_hpc.runlog import Profile, RunLog, environment, place, training_flops, use_of

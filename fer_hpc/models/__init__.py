@@ -1,8 +1,9 @@
-"""Networks: numbers in, tensors out. No configuration, no files."""
+"""Networks: numbers in, tensors out. No files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -33,3 +34,9 @@ SIZES = {name: (32, 128) for name in MODELS} | {  # dense layers over what is le
     "resnet_baseline": (32, 1024), "resnet_small": (32, 1024), "resnet_improved": (64, 1024),
 }  # fmt: skip
 USUAL = {name: (48, 1) for name in MODELS} | {"resnet_improved": (224, 3)}
+
+
+def network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network of a configuration's science fields, with two more outputs where it has a valence/arousal head."""
+    height, _, channels = image_shape
+    return MODELS[science["model"]](classes + (2 if science.get("va_weight") else 0), channels, height)
