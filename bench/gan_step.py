@@ -87,7 +87,7 @@ def main() -> None:
         for name, state in states.items():
             began = time.monotonic()
             for k in range(given.steps):
-                seen = k * given.batch_size
+                seen = state.images_seen = k * given.batch_size
                 torch.manual_seed(step_seed(0, seen, 0))
                 pairs = loader.batch(seen)
                 if name == "ours":
