@@ -18,31 +18,35 @@ from typing import Any
 
 import numpy as np
 
-from fer_hpc import config
-from fer_hpc.commands import EvaluateConfig
-from fer_hpc.data.synthetic import end_with_parent
-from fer_hpc.distributed import World
-from fer_hpc.metrics import mean_interval
+from fer_hpc.config import TrainConfig, preset
+from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.evaluation.metrics import mean_interval
+from fer_hpc.parallel.process import end_with_parent
+from fer_hpc.parallel.world import World
 
 FACTORS: dict[str, dict[str, Any]] = {
-    "label smoothing .1": {"label_smoothing": 0.1}, "mirrored faces": {"flip": True}, "balanced classes": {"balanced": True},
-}  # fmt: skip
+    "label smoothing .1": {"label_smoothing": 0.1},
+    "mirrored faces": {"flip": True},
+    "balanced classes": {"balanced": True},
+}
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
-def scores_of(chosen: config.TrainConfig) -> dict[str, float]:
+def scores_of(chosen: TrainConfig) -> dict[str, float]:
     """Train a run, or go on with it, and score its best weights on val."""
-    from fer_hpc.evaluate import evaluate
-    from fer_hpc.train import train
+    from fer_hpc.evaluation.score import evaluate
+    from fer_hpc.training.loop import train
 
     train(chosen, World())
     scored = evaluate(EvaluateConfig(chosen.run))
     return {name: scored[name] for name in SCORES}
 
 
-def all_scores(runs: dict[Any, config.TrainConfig]) -> dict[Any, dict[str, float]]:
+def all_scores(runs: dict[Any, TrainConfig]) -> dict[Any, dict[str, float]]:
     """The scores of runs by their keys, trained beside each other."""
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), end_with_parent
+    ) as pool:
         return dict(zip(runs, pool.map(scores_of, runs.values()), strict=True))
 
 
@@ -61,30 +65,58 @@ def main() -> None:
     parser.add_argument("--preset", default="cnn_improved")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, help="instead of the preset's, which may be too slow for few epochs")
+    parser.add_argument(
+        "--lr", type=float, help="instead of the preset's, which may be too slow for few epochs"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     rate = {} if given.lr is None else {"lr": given.lr}
     runs = {}
     for *used, seed in itertools.product(*[(False, True)] * len(FACTORS), range(given.seeds)):
-        fields = {k: v for on, factor in zip(used, FACTORS.values(), strict=True) if on for k, v in factor.items()}
-        name = "-".join([*(k for on, k in zip(used, ("smooth", "flip", "balanced"), strict=True) if on), f"seed{seed}"])
-        runs[*used, seed] = config.preset(
-            given.preset, data=given.data, run=given.out / name, epochs=given.epochs, batch_size=given.batch_size, seed=seed,
-            schedule="cosine", threads=1, tensorboard=False, hang_factor=0.0, **rate, **fields,
-        )  # fmt: skip
+        fields = {
+            k: v
+            for on, factor in zip(used, FACTORS.values(), strict=True)
+            if on
+            for k, v in factor.items()
+        }
+        name = "-".join(
+            [
+                *(k for on, k in zip(used, ("smooth", "flip", "balanced"), strict=True) if on),
+                f"seed{seed}",
+            ]
+        )
+        runs[*used, seed] = preset(
+            given.preset,
+            data=given.data,
+            run=given.out / name,
+            epochs=given.epochs,
+            batch_size=given.batch_size,
+            seed=seed,
+            schedule="cosine",
+            threads=1,
+            tensorboard=False,
+            hang_factor=0.0,
+            **rate,
+            **fields,
+        )
     found = all_scores(runs)
     print(f"{given.preset}, {given.epochs} epochs, {given.seeds} seeds, {given.data}")
     for score in SCORES:
         print(f"{score}, points")
         for used in itertools.product(*[(False, True)] * len(FACTORS)):
             values = [100 * found[*used, seed][score] for seed in range(given.seeds)]
-            print(f"  {' + '.join(n for n, on in zip(FACTORS, used, strict=True) if on) or 'none':<56}{np.mean(values):6.2f}")
+            print(
+                f"  {' + '.join(n for n, on in zip(FACTORS, used, strict=True) if on) or 'none':<56}{np.mean(values):6.2f}"
+            )
         for k, name in enumerate(FACTORS):
             with_it = [key for key in runs if key[k]]
             differences = [
                 np.mean(
-                    [found[key][score] - found[*key[:k], False, *key[k + 1 :]][score] for key in with_it if key[-1] == seed]
+                    [
+                        found[key][score] - found[*key[:k], False, *key[k + 1 :]][score]
+                        for key in with_it
+                        if key[-1] == seed
+                    ]
                 )
                 for seed in range(given.seeds)
             ]

@@ -16,14 +16,13 @@ import torch
 from torch.nn import functional
 
 from fer_hpc.config import GanConfig
-from fer_hpc.data.pairs import Pairs
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.distributed import World
-from fer_hpc.evaluate import autocast, pick_device
-from fer_hpc.malloc import keep_freed_memory
-from fer_hpc.session import step_seed
-from fer_hpc.settle import multiplies_bf16
-from fer_hpc.train_gan import State, _pooled, fresh_state, pair_loader, step
+from fer_hpc.gan.loop import State, _channel_statistics, fresh_state, pair_loader, step
+from fer_hpc.gan.pairs import Pairs
+from fer_hpc.parallel.device import autocast, pick_device, supports_bf16
+from fer_hpc.parallel.process import keep_freed_memory
+from fer_hpc.parallel.world import World
+from fer_hpc.run.session import step_seed
 
 
 def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) -> None:
@@ -56,10 +55,15 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
         loss = (
             (score.float() - 1).square().mean()
             + named
-            + config.feature_weight * functional.l1_loss(_pooled(features.float()), _pooled(wanted.detach().float()))
+            + config.feature_weight
+            * functional.l1_loss(
+                _channel_statistics(features.float()), _channel_statistics(wanted.detach().float())
+            )
             + config.expression_weight * functional.cross_entropy(c(fake).float(), pairs.target)
             + config.identity_weight * functional.l1_loss(kept, before)
-            + config.reconstruction_weight * (off * pairs.same).sum() / pairs.same.sum().clamp(min=1)
+            + config.reconstruction_weight
+            * (off * pairs.same).sum()
+            / pairs.same.sum().clamp(min=1)
         )
     loss.backward()
     state.optimizers["generator"].step()
@@ -78,10 +82,13 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     device, manifest = pick_device("auto"), read_manifest(given.data)
-    precision = "bf16" if multiplies_bf16(device) else "fp32"
+    precision = "bf16" if supports_bf16(device) else "fp32"
     config = GanConfig(given.data, Path("unused"), batch_size=given.batch_size, precision=precision)  # type: ignore[arg-type]
     loader = pair_loader(config, manifest, "train", device)
-    states = {"ours": fresh_state(config, manifest, device), "bare": fresh_state(config, manifest, device)}
+    states = {
+        "ours": fresh_state(config, manifest, device),
+        "bare": fresh_state(config, manifest, device),
+    }
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for round_ in range(given.rounds + 1):  # the first warms up
         for name, state in states.items():
@@ -98,9 +105,14 @@ def main() -> None:
                 torch.cuda.synchronize()
             if round_:
                 seconds[name].append(time.monotonic() - began)
-    rates = {name: given.steps * given.batch_size / statistics.median(times) for name, times in seconds.items()}
-    print(f"{manifest.image_shape}, batch {given.batch_size}, {precision} on {device}: ours {rates['ours']:.1f} pairs/s, "
-          f"bare {rates['bare']:.1f}, ratio {rates['ours'] / rates['bare']:.3f} (bound 0.95)")  # fmt: skip
+    rates = {
+        name: given.steps * given.batch_size / statistics.median(times)
+        for name, times in seconds.items()
+    }
+    print(
+        f"{manifest.image_shape}, batch {given.batch_size}, {precision} on {device}: ours {rates['ours']:.1f} pairs/s, "
+        f"bare {rates['bare']:.1f}, ratio {rates['ours'] / rates['bare']:.3f} (bound 0.95)"
+    )
 
 
 if __name__ == "__main__":

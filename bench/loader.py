@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import Images, TrainLoader
+from fer_hpc.data.loader import ImageStore, TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest, write_shard
 
 BATCH, WORKERS = 256, 2
@@ -36,16 +36,29 @@ def make_shards(folder: Path, pixels: np.ndarray) -> None:
     """The pictures as one of our shards, with labels and otherwise empty columns."""
     n = len(pixels)
     columns = {
-        "images": pixels, "labels": np.arange(n) % 8, "valence": np.full(n, np.nan, np.float32),
-        "arousal": np.full(n, np.nan, np.float32), "landmarks": np.full((n, 68, 2), np.nan, np.float32),
-        "group": np.full(n, -1), "synthetic": np.ones(n, np.uint8), "image_hash": np.full(n, b"", "S32"),
+        "images": pixels,
+        "labels": np.arange(n) % 8,
+        "valence": np.full(n, np.nan, np.float32),
+        "arousal": np.full(n, np.nan, np.float32),
+        "landmarks": np.full((n, 68, 2), np.nan, np.float32),
+        "group": np.full(n, -1),
+        "synthetic": np.ones(n, np.uint8),
+        "image_hash": np.full(n, b"", "S32"),
         "source_id": np.array([str(i) for i in range(n)], dtype=object),
-    }  # fmt: skip
+    }
     entry = write_shard(folder / "train-00000.h5", columns, {})
     classes = [f"class {k}" for k in range(8)]
     counts = dict(zip(classes, np.bincount(columns["labels"], minlength=8).tolist(), strict=True))
     split = {"n": n, "class_counts": counts, "shards": [entry]}
-    write_manifest(folder, {"format": 1, "image_shape": list(pixels.shape[1:]), "classes": classes, "splits": {"train": split}})
+    write_manifest(
+        folder,
+        {
+            "format": 1,
+            "image_shape": list(pixels.shape[1:]),
+            "classes": classes,
+            "splits": {"train": split},
+        },
+    )
 
 
 def ours(folder: Path) -> Passes:
@@ -66,7 +79,10 @@ def bare_loop(pixels: np.ndarray) -> Passes:
     """index_select + flip + normalise on a tensor in memory, with reused buffers: the bound for the whole task."""
     data = torch.from_numpy(pixels)
     shape = (BATCH, *data.shape[1:])
-    taken, floats = torch.from_numpy(np.empty(shape, np.uint8)), torch.from_numpy(np.empty(shape, np.float32))
+    taken, floats = (
+        torch.from_numpy(np.empty(shape, np.uint8)),
+        torch.from_numpy(np.empty(shape, np.float32)),
+    )
 
     def run() -> Iterator[int]:
         for rows in torch.randperm(len(data)).split(BATCH)[:-1]:
@@ -107,7 +123,9 @@ def image_folder(folder: Path, pixels: np.ndarray) -> Passes:
     chain = transforms.Compose([*gray, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     data = datasets.ImageFolder(str(folder), chain)
     return of_loader(
-        torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True)
+        torch.utils.data.DataLoader(
+            data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+        )
     )
 
 
@@ -117,7 +135,9 @@ def webdataset(folder: Path, pixels: np.ndarray) -> Passes:
     with wds.ShardWriter(str(folder / "%04d.tar"), maxcount=len(pixels) // 8, verbose=0) as sink:
         for i, picture in enumerate(pixels):
             buffer = io.BytesIO()
-            Image.fromarray(picture.squeeze()).save(buffer, "PNG" if pixels.shape[3] == 1 else "JPEG", quality=90)
+            Image.fromarray(picture.squeeze()).save(
+                buffer, "PNG" if pixels.shape[3] == 1 else "JPEG", quality=90
+            )
             sink.write({"__key__": f"{i:08d}", "img": buffer.getvalue(), "cls": i % 8})
 
     def decode(sample: dict[str, bytes]) -> tuple[torch.Tensor, int]:
@@ -125,12 +145,22 @@ def webdataset(folder: Path, pixels: np.ndarray) -> Passes:
         return to_float(image.reshape(image.shape[0], image.shape[1], -1)), int(sample["cls"])
 
     shards = [str(p) for p in sorted(folder.glob("*.tar"))]
-    data = wds.WebDataset(shards, shardshuffle=8, empty_check=False).shuffle(1000).map(decode).batched(BATCH, partial=False)
-    return of_loader(wds.WebLoader(data, batch_size=None, num_workers=WORKERS, persistent_workers=True))
+    data = (
+        wds.WebDataset(shards, shardshuffle=8, empty_check=False)
+        .shuffle(1000)
+        .map(decode)
+        .batched(BATCH, partial=False)
+    )
+    return of_loader(
+        wds.WebLoader(data, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    )
 
 
 def litdata(folder: Path, pixels: np.ndarray) -> Passes:
-    os.environ.update(DATA_OPTIMIZER_CACHE_FOLDER=str(folder / "c"), DATA_OPTIMIZER_DATA_CACHE_FOLDER=str(folder / "d"))
+    os.environ.update(
+        DATA_OPTIMIZER_CACHE_FOLDER=str(folder / "c"),
+        DATA_OPTIMIZER_DATA_CACHE_FOLDER=str(folder / "d"),
+    )
     import litdata as ld
     from litdata.streaming.writer import BinaryWriter
 
@@ -148,14 +178,18 @@ def litdata(folder: Path, pixels: np.ndarray) -> Passes:
             return to_float(np.asarray(sample["image"])), sample["label"]
 
     data = Data(str(out), shuffle=True, drop_last=True)
-    return of_loader(ld.StreamingDataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True))
+    return of_loader(
+        ld.StreamingDataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
+    )
 
 
 def mosaic(folder: Path, pixels: np.ndarray) -> Passes:
     from streaming import MDSWriter, StreamingDataset
 
     shape = ",".join(map(str, pixels.shape[1:]))
-    with MDSWriter(out=str(folder / "mds"), columns={"image": f"ndarray:uint8:{shape}", "label": "int"}) as writer:
+    with MDSWriter(
+        out=str(folder / "mds"), columns={"image": f"ndarray:uint8:{shape}", "label": "int"}
+    ) as writer:
         for i, picture in enumerate(pixels):
             writer.write({"image": picture, "label": i % 8})
 
@@ -165,7 +199,11 @@ def mosaic(folder: Path, pixels: np.ndarray) -> Passes:
             return to_float(sample["image"]), sample["label"]
 
     data = Data(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
-    return of_loader(torch.utils.data.DataLoader(data, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True))
+    return of_loader(
+        torch.utils.data.DataLoader(
+            data, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True
+        )
+    )
 
 
 class H5Samples(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -186,7 +224,9 @@ def h5py_per_sample(folder: Path) -> Passes:
     split = read_manifest(folder)
     data = H5Samples(folder / "train-00000.h5", split.n("train"))
     return of_loader(
-        torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True)
+        torch.utils.data.DataLoader(
+            data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+        )
     )
 
 
@@ -203,7 +243,12 @@ class InMemory(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 def in_memory(pixels: np.ndarray) -> Passes:
     loader = torch.utils.data.DataLoader(
-        InMemory(pixels), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
+        InMemory(pixels),
+        BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        persistent_workers=True,
     )
     return of_loader(loader)
 
@@ -217,7 +262,11 @@ def tf_data(pixels: np.ndarray) -> Passes:
     def prepare(images: object, labels: object) -> tuple[object, object]:
         return tf.image.random_flip_left_right(tf.cast(images, tf.float32) / 255.0), labels
 
-    data = tf.data.Dataset.from_tensor_slices((pixels, labels)).shuffle(len(pixels)).batch(BATCH, drop_remainder=True)
+    data = (
+        tf.data.Dataset.from_tensor_slices((pixels, labels))
+        .shuffle(len(pixels))
+        .batch(BATCH, drop_remainder=True)
+    )
     data = data.map(prepare, num_parallel_calls=WORKERS).prefetch(2)
 
     def run() -> Iterator[int]:
@@ -235,12 +284,15 @@ def rate(passes: Passes, seconds: float) -> float:
     return images / (time.perf_counter() - began)
 
 
-def memcpy_rate(pixels: np.ndarray, images: Images, seconds: float) -> tuple[float, float]:
+def memcpy_rate(pixels: np.ndarray, images: ImageStore, seconds: float) -> tuple[float, float]:
     """uint8 delivery (shuffled select from the mapping) and a plain copy of as many contiguous bytes, images/s.
 
     Timed in turn, batch by batch: the bandwidth that other programs leave changes from second to second.
     """
-    source, target = torch.from_numpy(pixels), torch.from_numpy(np.empty((BATCH, *pixels.shape[1:]), np.uint8))
+    source, target = (
+        torch.from_numpy(pixels),
+        torch.from_numpy(np.empty((BATCH, *pixels.shape[1:]), np.uint8)),
+    )
     order = np.random.default_rng(0).permutation(len(pixels))
     spent, batches, until = [0.0, 0.0], 0, time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -255,7 +307,9 @@ def memcpy_rate(pixels: np.ndarray, images: Images, seconds: float) -> tuple[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--channels", type=int, default=1, choices=(1, 3))
     parser.add_argument("--count", type=int, default=20_480)
@@ -263,8 +317,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (args.count, 12, 12, args.channels), np.uint8)  # blocks: compresses about as faces do
-    pixels = np.repeat(np.repeat(small, args.size // 12 + 1, 1), args.size // 12 + 1, 2)[:, : args.size, : args.size].copy()
+    small = rng.integers(
+        0, 256, (args.count, 12, 12, args.channels), np.uint8
+    )  # blocks: compresses about as faces do
+    pixels = np.repeat(np.repeat(small, args.size // 12 + 1, 1), args.size // 12 + 1, 2)[
+        :, : args.size, : args.size
+    ].copy()
     with tempfile.TemporaryDirectory() as root_name:
         root = Path(root_name)
         make_shards(root, pixels)
@@ -291,12 +349,18 @@ def main() -> None:
             for name, passes in ready.items():
                 rates[name] = max(rates[name], rate(passes, args.seconds))
         delivered, copied = memcpy_rate(
-            pixels, Images(open_split(read_manifest(root), "train"), torch.device("cpu")), args.seconds
+            pixels,
+            ImageStore(open_split(read_manifest(root), "train"), torch.device("cpu")),
+            args.seconds,
         )
-    print(f"{args.size}x{args.size}x{args.channels}, batches of {BATCH}, {torch.get_num_threads()} cores, float32 images/s")
+    print(
+        f"{args.size}x{args.size}x{args.channels}, batches of {BATCH}, {torch.get_num_threads()} cores, float32 images/s"
+    )
     for name, value in rates.items():
         print(f"  {name:<22}{value:>12,.0f}   ours is {rates['ours'] / value:6.2f} times that")
-    print(f"  uint8 delivery        {delivered:>12,.0f}   {delivered / copied:.2f} of memcpy ({copied:,.0f})")
+    print(
+        f"  uint8 delivery        {delivered:>12,.0f}   {delivered / copied:.2f} of memcpy ({copied:,.0f})"
+    )
 
 
 def _sub(root: Path, name: str) -> Path:

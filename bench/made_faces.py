@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ablation import SCORES, all_scores, said
 
-from fer_hpc import config
+from fer_hpc.config import preset
 
 
 def main() -> None:
@@ -28,17 +28,35 @@ def main() -> None:
     given = parser.parse_args()
     rate = {} if given.lr is None else {"lr": given.lr}
     runs = {
-        (name, seed): config.preset(
-            given.preset, data=folder, run=given.out / f"{name}-seed{seed}", epochs=given.epochs, batch_size=given.batch_size,
-            seed=seed, schedule="cosine", threads=1, tensorboard=False, flip=True, balanced=True, hang_factor=0.0, **rate,
+        (name, seed): preset(
+            given.preset,
+            data=folder,
+            run=given.out / f"{name}-seed{seed}",
+            epochs=given.epochs,
+            batch_size=given.batch_size,
+            seed=seed,
+            schedule="cosine",
+            threads=1,
+            tensorboard=False,
+            flip=True,
+            balanced=True,
+            hang_factor=0.0,
+            **rate,
         )
-        for name, folder in (("plain", given.data), ("more", given.more)) for seed in range(given.seeds)
-    }  # fmt: skip
+        for name, folder in (("plain", given.data), ("more", given.more))
+        for seed in range(given.seeds)
+    }
     found = all_scores(runs)
-    print(f"{given.preset}, balanced classes, {given.epochs} epochs, {given.seeds} seeds: {given.more} against {given.data}")
+    print(
+        f"{given.preset}, balanced classes, {given.epochs} epochs, {given.seeds} seeds: {given.more} against {given.data}"
+    )
     for score in SCORES:
-        plain, more = ([found[name, seed][score] for seed in range(given.seeds)] for name in ("plain", "more"))
-        print(f"{score}, points: plain {100 * np.mean(plain):.2f}, with made faces {100 * np.mean(more):.2f}")
+        plain, more = (
+            [found[name, seed][score] for seed in range(given.seeds)] for name in ("plain", "more")
+        )
+        print(
+            f"{score}, points: plain {100 * np.mean(plain):.2f}, with made faces {100 * np.mean(more):.2f}"
+        )
         print(said("difference", (b - a for a, b in zip(plain, more, strict=True))))
 
 

@@ -24,9 +24,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_hpc.commands import PreprocessConfig
-from fer_hpc.data import faces, synthetic
-from fer_hpc.preprocess import preprocess
+from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.data import faces
+from fer_hpc.data.preprocess import preprocess
+from fer_hpc.data.synthetic import faces as synthetic
 
 SIDE, UNIQUE = 425, 1000
 
@@ -38,27 +39,44 @@ def make_faces(root: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     for i in range(count):
         if i >= UNIQUE:  # more names for the same files: the work is the same
-            for kind in ("images/{}.jpg", *(f"annotations/{{}}_{k}.npy" for k in ("exp", "val", "aro", "lnd"))):
-                os.link(root / "train_set" / kind.format(i % UNIQUE), root / "train_set" / kind.format(i))
+            for kind in (
+                "images/{}.jpg",
+                *(f"annotations/{{}}_{k}.npy" for k in ("exp", "val", "aro", "lnd")),
+            ):
+                os.link(
+                    root / "train_set" / kind.format(i % UNIQUE),
+                    root / "train_set" / kind.format(i),
+                )
             continue
         face = synthetic.draw_face(i)
         height, width = face.image.shape[:2]
-        image = cv2.resize(face.image, (SIDE, SIDE)).astype(np.float32) + rng.normal(0, 9, (SIDE, SIDE, 1)).astype(np.float32)
+        image = cv2.resize(face.image, (SIDE, SIDE)).astype(np.float32) + rng.normal(
+            0, 9, (SIDE, SIDE, 1)
+        ).astype(np.float32)
         cv2.imwrite(
-            str(root / "train_set/images" / f"{i}.jpg"), image.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 88]
+            str(root / "train_set/images" / f"{i}.jpg"),
+            image.clip(0, 255).astype(np.uint8),
+            [cv2.IMWRITE_JPEG_QUALITY, 88],
         )
         stem = root / "train_set/annotations"
         np.save(stem / f"{i}_exp.npy", np.array(str(face.label)))
         np.save(stem / f"{i}_val.npy", np.array("0.1"))
         np.save(stem / f"{i}_aro.npy", np.array("0.1"))
-        np.save(stem / f"{i}_lnd.npy", (face.landmarks * (SIDE / width, SIDE / height)).astype(np.float64).ravel())
+        np.save(
+            stem / f"{i}_lnd.npy",
+            (face.landmarks * (SIDE / width, SIDE / height)).astype(np.float64).ravel(),
+        )
 
 
 def plain_loop(root: Path, count: int, size: int, channels: int) -> float:
     began = time.perf_counter()
     for i in range(count):
         image = cv2.imread(str(root / "train_set/images" / f"{i}.jpg"))
-        points = np.load(root / "train_set/annotations" / f"{i}_lnd.npy").reshape(68, 2).astype(np.float32)
+        points = (
+            np.load(root / "train_set/annotations" / f"{i}_lnd.npy")
+            .reshape(68, 2)
+            .astype(np.float32)
+        )
         left, top, right, bottom = (int(v) for v in faces.landmark_box(points))
         code = cv2.COLOR_BGR2GRAY if channels == 1 else cv2.COLOR_BGR2RGB
         part = cv2.cvtColor(image[max(top, 0) : bottom, max(left, 0) : right], code)
@@ -72,8 +90,12 @@ def bare_decoder(root: Path, count: int, channels: int, size: int) -> float:
     spent = 0.0
     for i in range(count):
         data = (root / "train_set/images" / f"{i}.jpg").read_bytes()
-        points = np.load(root / "train_set/annotations" / f"{i}_lnd.npy").reshape(68, 2).astype(np.float32)
-        reduced = faces.reduction(faces.landmark_box(points), size) if size else 1
+        points = (
+            np.load(root / "train_set/annotations" / f"{i}_lnd.npy")
+            .reshape(68, 2)
+            .astype(np.float32)
+        )
+        reduced = faces.decode_scale(faces.landmark_box(points), size) if size else 1
         began = time.perf_counter()
         faces.decode(data, channels, reduced)
         spent += time.perf_counter() - began
@@ -84,12 +106,16 @@ def ours(root: Path, out: Path, count: int, size: int, channels: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        preprocess(PreprocessConfig("affectnet", out, root, split="report", size=size, channels=channels))
+        preprocess(
+            PreprocessConfig("affectnet", out, root, split="report", size=size, channels=channels)
+        )
     return count / (time.perf_counter() - began)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=48)
@@ -98,17 +124,32 @@ def main() -> None:
     count, few, form = given.count, min(given.count, 3000), (given.size, given.channels)
     cv2.setNumThreads(1)
     cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(cores, get_context("spawn")) as pool,
+    ):
         root, out = Path(name) / "faces", Path(name) / "shards"
         make_faces(root, count)
-        size = np.mean([(root / "train_set/images" / f"{i}.jpg").stat().st_size for i in range(min(count, UNIQUE))])
+        size = np.mean(
+            [
+                (root / "train_set/images" / f"{i}.jpg").stat().st_size
+                for i in range(min(count, UNIQUE))
+            ]
+        )
 
         def per_core(size: int) -> float:
-            calls = [pool.submit(bare_decoder, root, few, given.channels, size) for _ in range(cores)]
+            calls = [
+                pool.submit(bare_decoder, root, few, given.channels, size) for _ in range(cores)
+            ]
             return float(np.mean([call.result() for call in calls]))
 
         rounds = [
-            (plain_loop(root, few, *form), per_core(0), per_core(given.size), ours(root, out, count, *form))
+            (
+                plain_loop(root, few, *form),
+                per_core(0),
+                per_core(given.size),
+                ours(root, out, count, *form),
+            )
             for _ in range(given.rounds)
         ]
     plain, full, reduced, mine = np.array(rounds).T
@@ -117,10 +158,18 @@ def main() -> None:
         return f"{np.median(a / b):.2f} ({min(a / b):.2f} to {max(a / b):.2f})"
 
     to = f"to {given.size}x{given.size}x{given.channels}"
-    print(f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, faces/s, all of ours included")
-    print(f"  plain cv2.imread loop, 1 core      {np.median(plain):8,.0f}   ours is {ratio(mine, plain)} times that")
-    print(f"  the decoder alone, per core        {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}")
-    print(f"  the same at our reduction          {np.median(reduced):8,.0f}   ours per core is {ratio(mine / cores, reduced)}")
+    print(
+        f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, faces/s, all of ours included"
+    )
+    print(
+        f"  plain cv2.imread loop, 1 core      {np.median(plain):8,.0f}   ours is {ratio(mine, plain)} times that"
+    )
+    print(
+        f"  the decoder alone, per core        {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}"
+    )
+    print(
+        f"  the same at our reduction          {np.median(reduced):8,.0f}   ours per core is {ratio(mine / cores, reduced)}"
+    )
     print(f"  ours, {cores} cores                      {np.median(mine):8,.0f}")
 
 

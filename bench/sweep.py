@@ -19,9 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fer_hpc import rundir
-from fer_hpc.arguments import configure
-from fer_hpc.sweep import grid
+from fer_hpc.cli.parse import configure
+from fer_hpc.run.folder import read_rows
+from fer_hpc.sweep.grid import grid
 
 
 def mapped(out: list[dict[str, float]], data: Path, ended: threading.Event) -> None:
@@ -46,14 +46,26 @@ def mapped(out: list[dict[str, float]], data: Path, ended: threading.Event) -> N
 
 
 def flags_of(given: argparse.Namespace) -> list[str]:
-    return ["cnn_improved", "--data", str(given.data), "--batch-sizes", "128", "--lrs", "0.01", "--epochs", str(given.epochs),
-            "--seeds", *map(str, range(given.trials)), "--no-tensorboard"]  # fmt: skip
+    return [
+        "cnn_improved",
+        "--data",
+        str(given.data),
+        "--batch-sizes",
+        "128",
+        "--lrs",
+        "0.01",
+        "--epochs",
+        str(given.epochs),
+        "--seeds",
+        *map(str, range(given.trials)),
+        "--no-tensorboard",
+    ]
 
 
 def plain(out: Path, flags: list[str]) -> None:
     """The trials one after another in this process."""
-    from fer_hpc.distributed import World
-    from fer_hpc.train import train
+    from fer_hpc.parallel.world import World
+    from fer_hpc.training.loop import train
 
     sweep, _, base = configure("tune", [*flags, "--out", str(out)])
     for trial in grid(sweep, base):
@@ -75,13 +87,24 @@ def main() -> None:
     def alone() -> float:
         began = time.monotonic()
         subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--plain", str(folder / "plain")], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, __file__, *sys.argv[1:], "--plain", str(folder / "plain")],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         return time.monotonic() - began
 
     def under_ray(name: str, at_once: int) -> float:
         began = time.monotonic()
-        call = [sys.executable, "-m", "fer_hpc.tune", *flags, "--out", str(folder / name), "--at-once", str(at_once)]
+        call = [
+            sys.executable,
+            "-m",
+            "fer_hpc.tune",
+            *flags,
+            "--out",
+            str(folder / name),
+            "--at-once",
+            str(at_once),
+        ]
         subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
         return time.monotonic() - began
 
@@ -91,14 +114,25 @@ def main() -> None:
         with ThreadPoolExecutor(2) as pool:
             both = pool.submit(alone), pool.submit(under_ray, "ray", 1)
             plain_s, ray_s = (one.result() for one in both)
-        print(f"{given.trials} trials one after another: in one process {plain_s:.1f} s ({plain_s / given.trials:.0f} s each), "
-              f"under Ray {ray_s:.1f} s: {ray_s / plain_s:.3f} of it (bound 1.10)")  # fmt: skip
+        print(
+            f"{given.trials} trials one after another: in one process {plain_s:.1f} s ({plain_s / given.trials:.0f} s each), "
+            f"under Ray {ray_s:.1f} s: {ray_s / plain_s:.3f} of it (bound 1.10)"
+        )
         for name, wall_s in (("plain", plain_s), ("ray", ray_s)):
             runs = [folder / name / "trials" / trial.name for trial in trials]
-            busy_s = sum(row["train_s"] + row["val_s"] for run in runs for row in rundir.rows(run, "timing.jsonl"))
-            print(f"  {name:<6}{busy_s:.1f} s of training and validation, {wall_s - busy_s:.1f} s of all else")
-        same = [(folder / "ray" / "trials" / t.name / "final.pt").read_bytes() == (t.config.run / "final.pt").read_bytes()
-                for t in trials]  # fmt: skip
+            busy_s = sum(
+                row["train_s"] + row["val_s"]
+                for run in runs
+                for row in read_rows(run, "timing.jsonl")
+            )
+            print(
+                f"  {name:<6}{busy_s:.1f} s of training and validation, {wall_s - busy_s:.1f} s of all else"
+            )
+        same = [
+            (folder / "ray" / "trials" / t.name / "final.pt").read_bytes()
+            == (t.config.run / "final.pt").read_bytes()
+            for t in trials
+        ]
         print(f"weights bit-identical: {all(same)}")
         seen: list[dict[str, float]] = []
         ended = threading.Event()
@@ -108,8 +142,10 @@ def main() -> None:
         ended.set()
         watcher.join()
         most = max(seen, key=lambda s: (s["sharers"], s["rss_mb"]))
-        print(f"two at a time: {most['sharers']:.0f} mappings of the shards, {most['rss_mb']:.1f} MB in all their views, "
-              f"{most['private_mb']:.1f} MB of it not shared")  # fmt: skip
+        print(
+            f"two at a time: {most['sharers']:.0f} mappings of the shards, {most['rss_mb']:.1f} MB in all their views, "
+            f"{most['private_mb']:.1f} MB of it not shared"
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

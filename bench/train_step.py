@@ -26,15 +26,16 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fer_hpc import config, rundir
+from fer_hpc import config
+from fer_hpc.config import PRESETS, TrainConfig, fields_of, preset
 from fer_hpc.data import shards
-from fer_hpc.distributed import World
-from fer_hpc.evaluate import autocast
-from fer_hpc.malloc import keep_freed_memory
 from fer_hpc.models import network
-from fer_hpc.recipe import make_optimizer
-from fer_hpc.settle import multiplies_bf16
-from fer_hpc.train import train
+from fer_hpc.parallel.device import autocast, supports_bf16
+from fer_hpc.parallel.process import keep_freed_memory
+from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import read_rows
+from fer_hpc.training.loop import train
+from fer_hpc.training.optim import make_optimizer
 
 CLASSES = 8
 
@@ -44,7 +45,9 @@ def make_shards(folder: Path, n: int, size: int, channels: int) -> Path:
     rng = np.random.default_rng(0)
     entries = {}
     for split, count in (("train", n), ("val", 256)):
-        columns = {name: np.zeros((count, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()}
+        columns = {
+            name: np.zeros((count, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()
+        }
         columns["images"] = rng.integers(0, 256, (count, size, size, channels), np.uint8)
         columns["labels"] = np.arange(count) % CLASSES
         columns["source_id"] = np.arange(count).astype(str).astype(object)
@@ -63,19 +66,25 @@ def make_shards(folder: Path, n: int, size: int, channels: int) -> Path:
     return folder
 
 
-def ours(chosen: config.TrainConfig, steps: int) -> float:
+def ours(chosen: TrainConfig, steps: int) -> float:
     """Images/s of a run of one epoch, as its own timing row says."""
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
         run = Path(name) / "run"
         train(dataclasses.replace(chosen, run=run, epochs=1), World())
-        return float(rundir.rows(run, "timing.jsonl")[0]["images_per_s"])
+        return float(read_rows(run, "timing.jsonl")[0]["images_per_s"])
 
 
-def bare_loop(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def bare_loop(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
     torch.manual_seed(0)
-    model = network(config.fields_of(chosen, "science"), CLASSES, shape).to(memory_format=torch.channels_last).train()
+    model = (
+        network(fields_of(chosen, "science"), CLASSES, shape)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
     optimizer = make_optimizer(chosen, model)
-    images = torch.rand(chosen.batch_size, shape[2], shape[0], shape[1]).to(memory_format=torch.channels_last)
+    images = torch.rand(chosen.batch_size, shape[2], shape[0], shape[1]).to(
+        memory_format=torch.channels_last
+    )
     labels = torch.arange(chosen.batch_size) % CLASSES
 
     def run(steps: int) -> float:
@@ -91,7 +100,7 @@ def bare_loop(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callab
     return run
 
 
-def lightning(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def lightning(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
     import logging
     import warnings
 
@@ -103,7 +112,7 @@ def lightning(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callab
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = network(config.fields_of(chosen, "science"), CLASSES, shape)
+            self.model = network(fields_of(chosen, "science"), CLASSES, shape)
 
         def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
             return cross_entropy(self.model(batch[0]), batch[1])
@@ -113,12 +122,18 @@ def lightning(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callab
 
     def run(steps: int) -> float:
         n = steps * chosen.batch_size
-        data = torch.utils.data.TensorDataset(torch.rand(n, shape[2], shape[0], shape[1]), torch.arange(n) % CLASSES)
+        data = torch.utils.data.TensorDataset(
+            torch.rand(n, shape[2], shape[0], shape[1]), torch.arange(n) % CLASSES
+        )
         batches = torch.utils.data.DataLoader(data, chosen.batch_size, shuffle=True)
         trainer = L.Trainer(
-            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
             enable_model_summary=False,
-        )  # fmt: skip
+        )
         module = Module()
         began = time.perf_counter()
         trainer.fit(module, batches)
@@ -140,19 +155,30 @@ def keras_model(name: str, shape: tuple[int, int, int]) -> object:
             stages += [conv(filters, activation="relu"), layers.BatchNormalization()]
             stages += [layers.MaxPooling2D()] if pool else []
             stages.append(layers.Dropout(0.2))
-        stages += [layers.Flatten(), layers.Dense(1024, activation="relu"), layers.Dropout(0.3), layers.BatchNormalization()]
+        stages += [
+            layers.Flatten(),
+            layers.Dense(1024, activation="relu"),
+            layers.Dropout(0.3),
+            layers.BatchNormalization(),
+        ]
         return Sequential([*stages, layers.Dense(CLASSES, activation="softmax")])
     inputs = Input(shape)
     x = layers.ReLU()(layers.BatchNormalization()(conv(16)(inputs)))
     for filters, stride in ((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
         y = layers.ReLU()(layers.BatchNormalization()(conv(filters, strides=stride)(x)))
         y = layers.BatchNormalization()(conv(filters)(y))
-        shortcut = x if stride == 1 else layers.BatchNormalization()(layers.Conv2D(filters, 1, strides=stride)(x))
+        shortcut = (
+            x
+            if stride == 1
+            else layers.BatchNormalization()(layers.Conv2D(filters, 1, strides=stride)(x))
+        )
         x = layers.ReLU()(layers.Add()([y, shortcut]))
-    return Model(inputs, layers.Dense(CLASSES, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+    return Model(
+        inputs, layers.Dense(CLASSES, activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    )
 
 
-def keras(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def keras(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from keras import optimizers
 
@@ -162,7 +188,10 @@ def keras(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callable[[
 
     def run(steps: int) -> float:
         n = steps * chosen.batch_size
-        images, labels = np.random.default_rng(0).random((n, *shape), np.float32), np.arange(n) % CLASSES
+        images, labels = (
+            np.random.default_rng(0).random((n, *shape), np.float32),
+            np.arange(n) % CLASSES,
+        )
         began = time.perf_counter()
         model.fit(images, labels, batch_size=chosen.batch_size, epochs=1, verbose=0)  # type: ignore[attr-defined]
         return n / (time.perf_counter() - began)
@@ -171,8 +200,10 @@ def keras(chosen: config.TrainConfig, shape: tuple[int, int, int]) -> Callable[[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=[*config.PRESETS])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", nargs="+", default=[*PRESETS])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -180,14 +211,21 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     keep_freed_memory()
-    precision = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    precision = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     for name in args.presets:
         big = name == "resnet_improved"
         shape = (224, 224, 3) if big else (48, 48, 1)
         batch, steps = (16, max(4, args.steps // 2)) if big else (args.batch_size, args.steps)
         with tempfile.TemporaryDirectory() as folder:
             data = make_shards(Path(folder) / "data", batch * steps, shape[0], shape[2])
-            chosen = config.preset(name, data=data, run=Path(folder), batch_size=batch, precision=precision, threads=threads)
+            chosen = preset(
+                name,
+                data=data,
+                run=Path(folder),
+                batch_size=batch,
+                precision=precision,
+                threads=threads,
+            )
             candidates: dict[str, Callable[[int], float]] = {"ours": lambda n, c=chosen: ours(c, n)}  # type: ignore[misc]
             candidates["bare loop"] = bare_loop(chosen, shape)
             if name in ("cnn_baseline", "resnet_baseline"):
@@ -198,7 +236,9 @@ def main() -> None:
                         print(f"{peer}: left out ({missing})", file=sys.stderr)
             for run in candidates.values():
                 run(2)  # an unmeasured start
-            rates = {who: max(values) for who, values in _rounds(candidates, steps, args.rounds).items()}
+            rates = {
+                who: max(values) for who, values in _rounds(candidates, steps, args.rounds).items()
+            }
         print(
             json.dumps(
                 {
@@ -212,11 +252,14 @@ def main() -> None:
         )
         for who, value in rates.items():
             print(
-                f"  {name:<16} {who:<10} {value:8,.1f} images/s   ours is {rates['ours'] / value:5.2f} times that", flush=True
+                f"  {name:<16} {who:<10} {value:8,.1f} images/s   ours is {rates['ours'] / value:5.2f} times that",
+                flush=True,
             )
 
 
-def _rounds(candidates: dict[str, Callable[[int], float]], steps: int, rounds: int) -> dict[str, list[float]]:
+def _rounds(
+    candidates: dict[str, Callable[[int], float]], steps: int, rounds: int
+) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {who: [] for who in candidates}
     for _ in range(rounds):
         for who, run in candidates.items():

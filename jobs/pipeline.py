@@ -8,7 +8,7 @@ says that all is done. `fer-hpc status DIR`, `fer-hpc cancel DIR`.
 
 import sys
 
-from fer_hpc.cli import pipeline, run_command
+from fer_hpc.cli.main import pipeline, run_command
 
 if __name__ == "__main__":
     sys.exit(run_command("pipeline", lambda: pipeline(sys.argv[1:])))

@@ -2,7 +2,7 @@
 
 import sys
 
-from fer_hpc.cli import job
+from fer_hpc.cli.main import job
 
 if __name__ == "__main__":
     sys.exit(job("preprocess", sys.argv[1:]))

@@ -5,7 +5,7 @@ The flags are those of fer_hpc.tune, and so is the folder: either may go on wher
 
 import sys
 
-from fer_hpc.cli import run_command, sweep_array
+from fer_hpc.cli.main import run_command, sweep_array
 
 if __name__ == "__main__":
     sys.exit(run_command("sweep", lambda: sweep_array(sys.argv[1:])))

@@ -59,7 +59,7 @@ if [ ${#task[@]} -eq 0 ]; then # a script's defaults; what the user gave stands 
         fi
         ;;
     esac
-    task=("${fer_python[@]}" -m fer_hpc.cli "$verb" "$@")
+    task=("${fer_python[@]}" -m fer_hpc "$verb" "$@")
 fi
 
 export PYTHONUNBUFFERED=1
@@ -83,7 +83,7 @@ if [ "$verb" = tune ]; then # its Ray listens on the network: only who has the j
 fi
 
 # Mistakes are said once, here, before any rank starts.
-logs=$("${fer_python[@]}" -m fer_hpc.cli begin "$((tasks * SLURM_JOB_NUM_NODES))" "$verb" "$@")
+logs=$("${fer_python[@]}" -m fer_hpc begin "$((tasks * SLURM_JOB_NUM_NODES))" "$verb" "$@")
 echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): fer_hpc.$verb $*"
 echo "on $SLURM_JOB_NODELIST, $tasks task(s) a node; each writes $logs/$SLURM_JOB_ID-RANK.log"
 
@@ -103,7 +103,7 @@ if [ -e "$logs/$SLURM_JOB_ID-0.log" ]; then # the end of it, where a person look
 fi
 
 # srun's code alone says little: it was seen to be 0 after a node had died. The run folder knows.
-if "${fer_python[@]}" -m fer_hpc.cli end "$code" "$verb" "$@"; then
+if "${fer_python[@]}" -m fer_hpc end "$code" "$verb" "$@"; then
     # Not where it is being cancelled, nor where it was started anew while this node was cut off.
     now=$(squeue -h -j "$job" -o %T || true)/$(scontrol show -o job "$job" | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
     case $now in

@@ -9,10 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests.helpers import processes
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
-TRAIN_SPEED = ["--epochs", "3", "--batch-size", "30", "--checkpoint-every-s", "0.2", "--no-tensorboard", "--threads", "1"]
+TRAIN_SPEED = [
+    "--epochs",
+    "3",
+    "--batch-size",
+    "30",
+    "--checkpoint-every-s",
+    "0.2",
+    "--no-tensorboard",
+    "--threads",
+    "1",
+]
 
 
 def command(verb: str, *args: object) -> list[str]:
@@ -26,7 +36,9 @@ def fer() -> Fer:
     def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         if verb in ("train", "train_gan", "evaluate", "generate", "transfer"):
             return processes.run(verb, *args, timeout=timeout)
-        return subprocess.run(command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     return run
 

@@ -22,13 +22,17 @@ def fer_csv(folder: Path, text: str) -> Fer2013Csv:
 
 
 def test_fer2013_numbers_become_names_not_indices(tmp_path: Path) -> None:
-    source = fer_csv(tmp_path, "emotion,pixels,Usage\n" + "".join(f"{k},{GRAY},Training\n" for k in range(7)))
+    source = fer_csv(
+        tmp_path, "emotion,pixels,Usage\n" + "".join(f"{k},{GRAY},Training\n" for k in range(7))
+    )
     rows = source.rows()
     assert [source.classes[k] for k in rows.label] == list(ORDER)
     assert source.classes == CLASSES[:7]
 
 
-@pytest.mark.parametrize("header", ["emotion,pixels,Usage", "emotion, Usage, pixels", '"emotion","pixels","Usage"'])
+@pytest.mark.parametrize(
+    "header", ["emotion,pixels,Usage", "emotion, Usage, pixels", '"emotion","pixels","Usage"']
+)
 def test_fer2013_columns_in_any_order(tmp_path: Path, header: str) -> None:
     cells = {"emotion": "3", "pixels": f'"{GRAY}"', "Usage": "PublicTest"}
     line = ",".join(cells[name.strip().strip('"')] for name in header.split(","))
@@ -64,9 +68,15 @@ def test_fer2013_files_without_a_usable_row(tmp_path: Path, text: str, message: 
 
 @pytest.mark.parametrize(
     ("pixels", "reason"),
-    [("1 2 3", "3 pixels, wanted 2304"), (GRAY[:-1] + "x", "not whole numbers"), (GRAY[:-1] + "256", "outside 0 to 255")],
+    [
+        ("1 2 3", "3 pixels, wanted 2304"),
+        (GRAY[:-1] + "x", "not whole numbers"),
+        (GRAY[:-1] + "256", "outside 0 to 255"),
+    ],
 )
-def test_fer2013_bad_pixels_are_rejected_with_the_reason(tmp_path: Path, pixels: str, reason: str) -> None:
+def test_fer2013_bad_pixels_are_rejected_with_the_reason(
+    tmp_path: Path, pixels: str, reason: str
+) -> None:
     source = fer_csv(tmp_path, f"emotion,pixels,Usage\n0,{pixels},Training\n")
     source.rows()
     with pytest.raises(Reject, match=reason):
@@ -81,11 +91,15 @@ def test_a_broken_gzip_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_affectnet_folder_gives_what_was_drawn(affectnet: Path) -> None:
-    from fer_hpc.data.synthetic import draw_face
+    from fer_hpc.data.synthetic.faces import draw_face
 
     source = AffectNetFolder(affectnet)
     rows = source.rows()
-    assert rows.source_id[:3] == ["train_set/0", "train_set/1", "train_set/2"]  # in the order of numbers
+    assert rows.source_id[:3] == [
+        "train_set/0",
+        "train_set/1",
+        "train_set/2",
+    ]  # in the order of numbers
     assert rows.columns["group"][:7].tolist() == [0, 0, 0, 0, 0, 0, 1]
     drawn, read = draw_face(17), source.face(source.rows().where[17])
     assert rows.label[17] == drawn.label
@@ -121,7 +135,9 @@ def add(root: Path, stem: str, label: np.ndarray | None, image: bytes = b"pictur
         (None, "no label"),
     ],
 )
-def test_affectnet_bad_labels_are_rejected_with_the_reason(broken: Path, label: np.ndarray | None, reason: str) -> None:
+def test_affectnet_bad_labels_are_rejected_with_the_reason(
+    broken: Path, label: np.ndarray | None, reason: str
+) -> None:
     rows = AffectNetFolder(add(broken, "1", label)).rows()
     assert rows.source_id == ["train_set/0"]
     assert len(rows.rejects) == 1
@@ -129,7 +145,12 @@ def test_affectnet_bad_labels_are_rejected_with_the_reason(broken: Path, label: 
 
 
 def test_affectnet_label_forms_are_all_read(broken: Path) -> None:
-    for stem, label in {"1": np.array("2"), "2": np.array(2), "3": np.array([2.0]), "4": np.array("2.0")}.items():
+    for stem, label in {
+        "1": np.array("2"),
+        "2": np.array(2),
+        "3": np.array([2.0]),
+        "4": np.array("2.0"),
+    }.items():
         add(broken, stem, label)
     assert AffectNetFolder(broken).rows().label.tolist() == [3, 2, 2, 2, 2]
 

@@ -7,10 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_hpc import checkpoint
-from fer_hpc.checkpoint import DamagedCheckpoint
+from fer_hpc.run import checkpoint
+from fer_hpc.run.checkpoint import DamagedCheckpoint
 
-STATE = {"images_seen": 7, "weights": torch.arange(50.0), "best": {"value": 0.5, "images_seen": 3, "name": "best"}}
+STATE = {
+    "images_seen": 7,
+    "weights": torch.arange(50.0),
+    "best": {"value": 0.5, "images_seen": 3, "name": "best"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,9 @@ class Evil:
         return print, ("unpickled",)
 
 
-def test_objects_in_a_checkpoint_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_objects_in_a_checkpoint_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "evil.pt"
     checkpoint.save(path, {"state": Evil()})  # with a right checksum
     with pytest.raises(DamagedCheckpoint, match="refused"):
@@ -76,7 +82,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
     path = tmp_path / "1.pt"
     checkpoint.save(path, STATE)
     before = path.read_bytes()
-    with pytest.raises(AttributeError):  # a local function cannot be pickled: the write breaks off in the middle
+    with pytest.raises(
+        AttributeError
+    ):  # a local function cannot be pickled: the write breaks off in the middle
         checkpoint.save(path, {**STATE, "bad": lambda: None})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["1.pt"]

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fer_hpc import cluster, rundir
-from fer_hpc.arguments import configure
+from fer_hpc.cli.parse import configure
+from fer_hpc.cluster.launch import should_requeue
 from fer_hpc.config import TrainConfig
+from fer_hpc.files import write_json
+from fer_hpc.run.folder import attempt_path, read_environment, read_status
 from tests.conftest import Fer
 
 ROOT = Path(__file__).parents[1]
@@ -24,13 +26,36 @@ QUICK = ("--epochs", "1", "--batch-size", "36", "--threads", "1", "--no-tensorbo
 
 def run_job(script: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
     call = [sys.executable, str(ROOT / "jobs" / f"{script}.py"), *map(str, args)]
-    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **env})
+    return subprocess.run(
+        call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **env}
+    )
 
 
-def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(shards: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(
+    shards: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "my run; rm -rf $HOME"
-    done = run_job("train", "cnn_improved", "--data", shards, "--run", run, "--nodes", 2, "--gpus-per-node", 4, "--partition",
-                   "gpu", "--account", "a'b", "--mem", "64G", "--time-min", 90, "--dry-run")  # fmt: skip
+    done = run_job(
+        "train",
+        "cnn_improved",
+        "--data",
+        shards,
+        "--run",
+        run,
+        "--nodes",
+        2,
+        "--gpus-per-node",
+        4,
+        "--partition",
+        "gpu",
+        "--account",
+        "a'b",
+        "--mem",
+        "64G",
+        "--time-min",
+        90,
+        "--dry-run",
+    )
     assert done.returncode == 0, done.stderr
     head, script = done.stdout.split("\n", 1)
     assert head == (
@@ -71,32 +96,63 @@ exec {launch} train cnn_improved --data {shards} --run '{run}' -- {sys.executabl
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--batch-size", "100", "--nodes", "3"), "--batch-size 100 does not divide by world size 3; use 99 or 102"),
+        (
+            ("--batch-size", "100", "--nodes", "3"),
+            "--batch-size 100 does not divide by world size 3; use 99 or 102",
+        ),
         (("--data", "/nowhere"), "--data /nowhere is not there on"),
         (("--nodes", "0"), "--nodes 0: wanted at least 1"),
     ],
 )
-def test_mistakes_are_said_before_submission(shards: Path, tmp_path: Path, args: tuple[str, ...], message: str) -> None:
-    done = run_job("train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", "--cluster", "local", *args)
+def test_mistakes_are_said_before_submission(
+    shards: Path, tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    done = run_job(
+        "train",
+        "cnn_improved",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--cluster",
+        "local",
+        *args,
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_without_slurm_it_says_where_to_go(shards: Path, tmp_path: Path) -> None:
-    done = run_job("train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", PATH=str(tmp_path))
+    done = run_job(
+        "train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", PATH=str(tmp_path)
+    )
     assert done.returncode == 2
     assert "no sbatch on the PATH here" in done.stderr
 
 
-def test_a_local_job_runs_in_the_background_and_is_listed(fer: Fer, shards: Path, tmp_path: Path) -> None:
+def test_a_local_job_runs_in_the_background_and_is_listed(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "one"
-    done = run_job("train", "cnn_baseline", "--data", shards, "--run", run, *QUICK, "--cluster", "local", "--gpus-per-node", 2)
+    done = run_job(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        run,
+        *QUICK,
+        "--cluster",
+        "local",
+        "--gpus-per-node",
+        2,
+    )
     assert done.returncode == 0, done.stderr
     end = time.monotonic() + 120
-    while rundir.status(run)["state"] != "finished" and time.monotonic() < end:
+    while read_status(run)["state"] != "finished" and time.monotonic() < end:
         time.sleep(0.2)
-    assert rundir.environment(run)["world_size"] == 2
+    assert read_environment(run)["world_size"] == 2
     listed = fer("cli", "status", tmp_path / "runs").stdout
     assert re.search(r"runs/one  finished +1 of 1  best val 0\.\d{4}", listed), listed
     assert "finished; best epoch 1" in fer("cli", "logs", run).stdout
@@ -104,20 +160,25 @@ def test_a_local_job_runs_in_the_background_and_is_listed(fer: Fer, shards: Path
 
 def test_a_debug_job_runs_here_and_now(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = run_job("train", "cnn_baseline", "--data", shards, "--run", run, *QUICK, "--cluster", "debug")
+    done = run_job(
+        "train", "cnn_baseline", "--data", shards, "--run", run, *QUICK, "--cluster", "debug"
+    )
     assert done.returncode == 0, done.stderr
-    assert rundir.status(run)["state"] == "finished"
+    assert read_status(run)["state"] == "finished"
 
 
 def made(run: Path, *starts: tuple[int, str, int]) -> Path:
     """A run folder whose starts began at an image, ended in a state, and left a checkpoint."""
     parent = None
     for number, (images_seen, state, saved) in enumerate(starts, 1):
-        folder = rundir.attempt_path(run, number)
+        folder = attempt_path(run, number)
         folder.mkdir(parents=True)
-        rundir.write_json(folder / "environment.json", {"parent": parent})
-        rundir.write_json(folder / "status.json", {"state": state, "why": "x"})
-        rundir.write_json(folder / "owner.json", {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0})
+        write_json(folder / "environment.json", {"parent": parent})
+        write_json(folder / "status.json", {"state": state, "why": "x"})
+        write_json(
+            folder / "owner.json",
+            {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0},
+        )
         os.utime(folder, (0, 0))  # its heartbeat stopped long ago
         assert parent is None or parent["images_seen"] == images_seen
         if saved > images_seen:
@@ -142,26 +203,38 @@ def made(run: Path, *starts: tuple[int, str, int]) -> Path:
         ([*[(0, "interrupted", 0)] * 2, (0, "interrupted", 36)], 75, True),
     ],
 )
-def test_who_is_started_again(tmp_path: Path, starts: list[tuple[int, str, int]], code: int, again: bool) -> None:
-    config = configure("train", ["cnn_baseline", "--data", "x", "--run", str(made(tmp_path / "run", *starts))])
+def test_who_is_started_again(
+    tmp_path: Path, starts: list[tuple[int, str, int]], code: int, again: bool
+) -> None:
+    config = configure(
+        "train", ["cnn_baseline", "--data", "x", "--run", str(made(tmp_path / "run", *starts))]
+    )
     assert isinstance(config, TrainConfig)
-    assert cluster.should_requeue(config, code)[0] is again
+    assert should_requeue(config, code)[0] is again
 
 
 def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-    env |= {"FER_PYTHON": sys.executable, "FER_DATA": str(shards), "FER_RUNS": str(tmp_path / "runs")}
+    env |= {
+        "FER_PYTHON": sys.executable,
+        "FER_DATA": str(shards),
+        "FER_RUNS": str(tmp_path / "runs"),
+    }
     call = ["bash", str(ROOT / "slurm" / "train_cnn.sh"), "cnn_baseline", *QUICK]
-    done = subprocess.run(call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert rundir.status(tmp_path / "runs" / "cnn_baseline")["state"] == "finished"
+    assert read_status(tmp_path / "runs" / "cnn_baseline")["state"] == "finished"
 
 
 def test_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck here")
     scripts = sorted(map(str, (ROOT / "slurm").glob("*.sh")))
-    done = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
     assert len(scripts) >= 9
 

@@ -26,7 +26,15 @@ def troubled(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows += [(k, k % 7, "PrivateTest") for k in (49, *range(50, 60))]  # 49 is in val too
     lines = [f"{label},{pictures[k]},{usage}" for k, label, usage in rows]
     (folder / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
-    done = fer("preprocess", "--source", "fer2013", "--input", folder / "fer.csv", "--out", folder / "shards")
+    done = fer(
+        "preprocess",
+        "--source",
+        "fer2013",
+        "--input",
+        folder / "fer.csv",
+        "--out",
+        folder / "shards",
+    )
     assert done.returncode == 0, done.stderr
     return folder / "shards"
 
@@ -47,7 +55,9 @@ def test_every_trouble_is_found_and_counted(fer: Fer, troubled: Path) -> None:
     }
 
 
-def test_the_clean_copy_is_clean_and_says_what_it_lacks(fer: Fer, troubled: Path, tmp_path: Path) -> None:
+def test_the_clean_copy_is_clean_and_says_what_it_lacks(
+    fer: Fer, troubled: Path, tmp_path: Path
+) -> None:
     done = fer("doctor", troubled, "--fix", tmp_path / "clean")
     assert done.returncode == 3
     again = fer("doctor", tmp_path / "clean", "--json")
@@ -72,8 +82,28 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(fer: Fer, troubled: Path
 
 
 def test_people_in_two_splits_are_found(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
-    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--split", "report", "--out", tmp_path / "by-face")
-    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--split", "person", "--out", tmp_path / "by-person")
+    fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--split",
+        "report",
+        "--out",
+        tmp_path / "by-face",
+    )
+    fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--split",
+        "person",
+        "--out",
+        tmp_path / "by-person",
+    )
     leaky = fer("doctor", tmp_path / "by-face", "--json")
     assert counts(leaky.stdout)["people in both train and test"] > 0
     assert fer("doctor", tmp_path / "by-person").returncode == 0

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fer_hpc.data.shards import open_split, read_manifest
-from fer_hpc.evaluate import views
+from fer_hpc.evaluation.score import views
 from tests.conftest import TRAIN_SPEED, Fer
-from tests.processes import start_ranks
+from tests.helpers.processes import start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +57,45 @@ def five_chunks(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, n in (("train", 40), ("test", 1100)):
         np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 32, 32, 1), np.uint8))
         np.save(folder / f"y_{split}.npy", np.eye(8, dtype=np.uint8)[np.arange(n) % 8])
-    assert fer("preprocess", "--source", "arrays", "--input", folder, "--size", 32, "--out", folder / "shards").returncode == 0
+    assert (
+        fer(
+            "preprocess",
+            "--source",
+            "arrays",
+            "--input",
+            folder,
+            "--size",
+            32,
+            "--out",
+            folder / "shards",
+        ).returncode
+        == 0
+    )
     return folder / "shards"
 
 
 @pytest.fixture(scope="module")
-def one_rank(fer: Fer, finished_run: Path, five_chunks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_rank(
+    fer: Fer, finished_run: Path, five_chunks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("ranks") / "run")
     assert fer("evaluate", run, "--split", "test", "--data", five_chunks).returncode == 0
     return run
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_predictions_are_bit_identical_at_any_world_size(one_rank: Path, five_chunks: Path, tmp_path: Path, size: int) -> None:
+def test_predictions_are_bit_identical_at_any_world_size(
+    one_rank: Path, five_chunks: Path, tmp_path: Path, size: int
+) -> None:
     run = shutil.copytree(one_rank, tmp_path / "run")
     (run / "eval-test-on-shards.json").unlink()
     (run / "predictions-test-on-shards.npz").unlink()
     ranks = start_ranks(size, "evaluate", run, "--split", "test", "--data", five_chunks)
     assert [rank.wait(120) for rank in ranks] == [0] * size
-    with np.load(run / "predictions-test-on-shards.npz") as many, np.load(one_rank / "predictions-test-on-shards.npz") as one:
+    with (
+        np.load(run / "predictions-test-on-shards.npz") as many,
+        np.load(one_rank / "predictions-test-on-shards.npz") as one,
+    ):
         assert many["logits"].shape == (1100, 8)
         assert (many["logits"] == one["logits"]).all()
 
@@ -84,8 +104,20 @@ def test_an_absent_split_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
     table, gray = tmp_path / "fer.csv", " ".join(["9"] * 2304)
     lines = [f"{k % 7},{gray},{'Training' if k < 40 else 'PublicTest'}" for k in range(50)]
     table.write_text("\n".join(["emotion,pixels,Usage", *lines]))
-    assert fer("preprocess", "--source", "fer2013", "--input", table, "--out", tmp_path / "shards").returncode == 0
-    arguments = ("cnn_baseline", "--data", tmp_path / "shards", "--run", tmp_path / "run", *TRAIN_SPEED)
+    assert (
+        fer(
+            "preprocess", "--source", "fer2013", "--input", table, "--out", tmp_path / "shards"
+        ).returncode
+        == 0
+    )
+    arguments = (
+        "cnn_baseline",
+        "--data",
+        tmp_path / "shards",
+        "--run",
+        tmp_path / "run",
+        *TRAIN_SPEED,
+    )
     assert fer("train", *arguments, "--epochs", 1).returncode == 0
     done = fer("evaluate", tmp_path / "run", "--split", "test")
     assert done.returncode == 2
@@ -103,7 +135,12 @@ def test_report_is_one_page_with_every_number(fer: Fer, scored: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report" / "index.html").read_text()
     found = json.loads((scored / "eval-test.json").read_text())
-    for value in (found["accuracy"], found["balanced_accuracy"], found["macro_f1"], found["majority_rate"]):
+    for value in (
+        found["accuracy"],
+        found["balanced_accuracy"],
+        found["macro_f1"],
+        found["majority_rate"],
+    ):
         assert f"{100 * value:.2f}" in page
     assert page.count("data:image/png;base64,") == 3  # curves, two confusion matrices
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
@@ -124,15 +161,29 @@ def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("happy", "sad", "angry"):
         (folder / "faces" / name).mkdir(parents=True)
         for i in range(16):
-            cv2.imwrite(str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (32, 32), np.uint8))
+            cv2.imwrite(
+                str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (32, 32), np.uint8)
+            )
     assert (
-        fer("preprocess", "--source", "folder", "--input", folder / "faces", "--size", 32, "--out", folder / "three").returncode
+        fer(
+            "preprocess",
+            "--source",
+            "folder",
+            "--input",
+            folder / "faces",
+            "--size",
+            32,
+            "--out",
+            folder / "three",
+        ).returncode
         == 0
     )
     return folder / "three"
 
 
-def test_a_set_with_fewer_classes_masks_the_others(fer: Fer, finished_run: Path, three_classes: Path, tmp_path: Path) -> None:
+def test_a_set_with_fewer_classes_masks_the_others(
+    fer: Fer, finished_run: Path, three_classes: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     done = fer("evaluate", run, "--split", "train", "--data", three_classes)
     assert done.returncode == 0, done.stderr
@@ -144,7 +195,9 @@ def test_a_set_with_fewer_classes_masks_the_others(fer: Fer, finished_run: Path,
     with np.load(run / "predictions-train-on-three.npz") as saved:
         assert saved["logits"].shape == (result["n"], 3)
         shares = np.exp(saved["logits"] - saved["logits"].max(1, keepdims=True))
-        loss = -np.log((shares / shares.sum(1, keepdims=True))[np.arange(result["n"]), saved["labels"]]).mean()
+        loss = -np.log(
+            (shares / shares.sum(1, keepdims=True))[np.arange(result["n"]), saved["labels"]]
+        ).mean()
     assert result["loss"] == pytest.approx(loss, rel=1e-5)  # renormalised over the three
 
 
@@ -152,7 +205,12 @@ def test_faces_of_classes_the_run_does_not_know_are_dropped_and_counted(
     fer: Fer, shards: Path, three_classes: Path, tmp_path: Path
 ) -> None:
     flags = ("--epochs", 1, "--batch-size", 8, "--no-tensorboard")
-    assert fer("train", "resnet_baseline", "--data", three_classes, "--run", tmp_path / "run", *flags).returncode == 0
+    assert (
+        fer(
+            "train", "resnet_baseline", "--data", three_classes, "--run", tmp_path / "run", *flags
+        ).returncode
+        == 0
+    )
     done = fer("evaluate", tmp_path / "run", "--split", "val", "--data", shards)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "eval-val-on-shards.json").read_text())
@@ -167,7 +225,10 @@ def test_averaged_views_stand_beside_the_single_one(fer: Fer, scored: Path) -> N
         done = fer("evaluate", scored, "--split", "test", "--tta", tta)
         assert done.returncode == 0, done.stderr
         assert f"mean of {count} views" in done.stdout
-        result, single = (json.loads((scored / f"eval-{name}.json").read_text()) for name in (f"test-{tta}", "test"))
+        result, single = (
+            json.loads((scored / f"eval-{name}.json").read_text())
+            for name in (f"test-{tta}", "test")
+        )
         assert result["loss"] != single["loss"]
         assert result["n"] == single["n"]
 

@@ -51,7 +51,7 @@ def test_landmark_box_is_tight_plus_15_percent_and_clipped() -> None:
     points[0], points[1] = (20, 10), (40, 30)
     assert faces.landmark_box(points) == pytest.approx((17, 7, 43, 33))
     ramp = np.arange(42, dtype=np.uint8)[None].repeat(32, 0)
-    face, to_crop, _ = faces.cut(ramp, faces.landmark_box(points), 25)
+    face, to_crop, _ = faces.crop_and_resize(ramp, faces.landmark_box(points), 25)
     assert (face[0, :, 0] == np.arange(17, 42)).all()  # 25 pixels wide after clipping to the image
     assert to_crop[0] == 1
 
@@ -59,17 +59,20 @@ def test_landmark_box_is_tight_plus_15_percent_and_clipped() -> None:
 def test_cut_carries_points_into_the_crop() -> None:
     image = np.zeros((80, 80), np.uint8)
     image[30:34, 50:54] = 255  # a dot around (51.5, 31.5)
-    face, to_crop, empty = faces.cut(image, (40, 20, 70, 60), 24)
+    face, to_crop, empty = faces.crop_and_resize(image, (40, 20, 70, 60), 24)
     x, y = np.array([51.5, 31.5]) * to_crop[:2] + to_crop[2:]
     rows, columns = np.nonzero(face[..., 0] > 0)
     weights = face[rows, columns, 0].astype(float)
-    assert (np.average(columns, weights=weights), np.average(rows, weights=weights)) == pytest.approx((x, y), abs=0.05)
+    assert (
+        np.average(columns, weights=weights),
+        np.average(rows, weights=weights),
+    ) == pytest.approx((x, y), abs=0.05)
     assert face.shape == (24, 24, 1)
     assert not empty
 
 
 def test_an_empty_box_falls_back_to_the_whole_image() -> None:
-    face, _, empty = faces.cut(picture(48, 48), (10, 10, 10, 30), 48)
+    face, _, empty = faces.crop_and_resize(picture(48, 48), (10, 10, 10, 30), 48)
     assert empty
     assert (face == picture(48, 48)).all()
 
@@ -77,21 +80,31 @@ def test_an_empty_box_falls_back_to_the_whole_image() -> None:
 def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     stripes = np.zeros((96, 96), np.uint8)
     stripes[:, ::2] = 255
-    face, _, _ = faces.cut(stripes, None, 48)
+    face, _, _ = faces.crop_and_resize(stripes, None, 48)
     assert (np.abs(face.astype(int) - 127) <= 1).all()
 
 
-@pytest.mark.parametrize(("box", "factor"), [(None, 1), ((0, 0, 95, 400), 1), ((0, 0, 96, 400), 2), ((10, 10, 402, 394), 8)])
-def test_the_decoder_shrinks_only_as_far_as_the_face_allows(box: faces.Box | None, factor: int) -> None:
-    assert faces.reduction(box, 48) == factor
+@pytest.mark.parametrize(
+    ("box", "factor"),
+    [(None, 1), ((0, 0, 95, 400), 1), ((0, 0, 96, 400), 2), ((10, 10, 402, 394), 8)],
+)
+def test_the_decoder_shrinks_only_as_far_as_the_face_allows(
+    box: faces.Box | None, factor: int
+) -> None:
+    assert faces.decode_scale(box, 48) == factor
 
 
 def test_a_reduced_decode_gives_the_same_face_within_a_gray_level_or_so() -> None:
-    smooth = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8), (0, 0), 6) * 3
+    smooth = (
+        cv2.GaussianBlur(
+            np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8), (0, 0), 6
+        )
+        * 3
+    )
     data, box = encoded(smooth, ".jpg"), (40.0, 24.0, 360.0, 376.0)
-    full, to_full, _ = faces.cut(faces.decode(data, 1), box, 48)
+    full, to_full, _ = faces.crop_and_resize(faces.decode(data, 1), box, 48)
     for factor in (2, 4):
-        small, to_small, _ = faces.cut(faces.decode(data, 1, factor), box, 48, factor)
+        small, to_small, _ = faces.crop_and_resize(faces.decode(data, 1, factor), box, 48, factor)
         assert np.abs(full.astype(int) - small).mean() < 1.5
         assert to_small == pytest.approx(to_full, abs=0.2)
 
@@ -106,7 +119,9 @@ def pil(mode: str, **save: object) -> bytes:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_unusual_encodings_come_out_as_the_same_picture(channels: int) -> None:
     wanted = faces.decode(encoded(picture()), channels).astype(int)
-    sixteen = bytes(cv2.imencode(".png", cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1])
+    sixteen = bytes(
+        cv2.imencode(".png", cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)[1]
+    )
     for data, tolerance in (
         (pil("P", format="PNG"), 24),  # a palette of 256 colours
         (pil("RGBA", format="PNG"), 1),
@@ -128,10 +143,17 @@ def test_exif_orientation_is_applied() -> None:
 
 def test_a_header_of_50000_by_50000_is_refused_without_decoding() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
     with pytest.raises(Reject, match=r"too large|not decodable|not an image"):
         faces.decode(bomb, 1)
 
@@ -145,10 +167,14 @@ def test_golden_faces() -> None:
     A change here means that shards made by an older version differ: raise the shard format, or find out why.
     """
     y, x = np.mgrid[:300, :320]
-    photo = np.stack([(x * 3 + y) % 256, (x + y * 2) % 256, (x * y) // 400 % 256], 2).astype(np.uint8)
+    photo = np.stack([(x * 3 + y) % 256, (x + y * 2) % 256, (x * y) // 400 % 256], 2).astype(
+        np.uint8
+    )
     for size, channels, digest in GOLDEN:
         box = (60.5, 40.25, 250.0, 260.75)
-        reduced = faces.reduction(box, size)
-        face, _, _ = faces.cut(faces.decode(encoded(photo), channels, reduced), box, size, reduced)
+        reduced = faces.decode_scale(box, size)
+        face, _, _ = faces.crop_and_resize(
+            faces.decode(encoded(photo), channels, reduced), box, size, reduced
+        )
         assert face.shape == (size, size, channels)
         assert hashlib.sha256(face.tobytes()).hexdigest()[:12] == digest

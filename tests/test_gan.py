@@ -13,16 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from fer_hpc import rundir
 from fer_hpc.config import GanConfig
-from fer_hpc.data.pairs import PairLoader
 from fer_hpc.data.shards import open_split, read_manifest
-from fer_hpc.distributed import World
-from fer_hpc.evaluate_gan import _distances, _of_another_class, _resamples, _with_interval, frechet, kernel
+from fer_hpc.gan.evaluate import (
+    _distances,
+    _of_another_class,
+    _resamples,
+    _with_interval,
+    frechet,
+    kernel,
+)
+from fer_hpc.gan.loop import SUMS, fresh_state, pair_loader, random_flip_shift, step
+from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
-from fer_hpc.train_gan import SUMS, fresh_state, moved, pair_loader, step
+from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import list_checkpoints, outcome_file, read_rows, read_status
 from tests.conftest import Fer
-from tests.processes import Started, start_ranks
+from tests.helpers.processes import Started, start_ranks
 from tests.test_ranks import finish
 from tests.test_train import until_training
 
@@ -34,7 +41,12 @@ QUICK = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.8, "--no-t
 def faces(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 synthetic faces of 32 pixels."""
     out = tmp_path_factory.mktemp("gan") / "shards"
-    assert fer("preprocess", "--source", "synthetic", "--count", 160, "--size", 32, "--out", out).returncode == 0
+    assert (
+        fer(
+            "preprocess", "--source", "synthetic", "--count", 160, "--size", 32, "--out", out
+        ).returncode
+        == 0
+    )
     return out
 
 
@@ -42,7 +54,12 @@ def faces(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_40_pixels(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same faces, larger."""
     out = tmp_path_factory.mktemp("larger") / "shards"
-    assert fer("preprocess", "--source", "synthetic", "--count", 160, "--size", 40, "--out", out).returncode == 0
+    assert (
+        fer(
+            "preprocess", "--source", "synthetic", "--count", 160, "--size", 40, "--out", out
+        ).returncode
+        == 0
+    )
     return out
 
 
@@ -91,18 +108,31 @@ def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None
 
 
 def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
-    manifest, config = read_manifest(faces), GanConfig(faces, Path("unused"), batch_size=8, precision="fp32")
+    manifest, config = (
+        read_manifest(faces),
+        GanConfig(faces, Path("unused"), batch_size=8, precision="fp32"),
+    )
     state, loader = fresh_state(config, manifest, CPU), pair_loader(config, manifest, "train", CPU)
 
     def changed_by(playing: bool) -> set[str]:
-        networks = {"drawing": state.generator.out, "code": state.generator.expression, "discriminator": state.discriminator,
-                    "classifier": state.classifier}  # fmt: skip
-        before = {name: [p.clone() for p in network.parameters()] for name, network in networks.items()}
+        networks = {
+            "drawing": state.generator.out,
+            "code": state.generator.expression,
+            "discriminator": state.discriminator,
+            "classifier": state.classifier,
+        }
+        before = {
+            name: [p.clone() for p in network.parameters()] for name, network in networks.items()
+        }
         step(state, config, loader.batch(0), CPU, World(), playing)
         return {
-            name for name, network in networks.items()
-            if any(not torch.equal(*both) for both in zip(before[name], network.parameters(), strict=True))
-        }  # fmt: skip
+            name
+            for name, network in networks.items()
+            if any(
+                not torch.equal(*both)
+                for both in zip(before[name], network.parameters(), strict=True)
+            )
+        }
 
     assert changed_by(playing=False) == {"code", "classifier"}
     assert changed_by(playing=True) == {"code", "classifier", "drawing", "discriminator"}
@@ -117,11 +147,13 @@ def test_the_classifier_sees_every_face_moved_in_its_own_way() -> None:
     padded = torch.nn.functional.pad(face, [furthest] * 4, mode="replicate")
     wanted = {
         (dy, dx, flip): shifted.flip(3) if flip else shifted
-        for dy in range(2 * furthest + 1) for dx in range(2 * furthest + 1) for flip in (False, True)
+        for dy in range(2 * furthest + 1)
+        for dx in range(2 * furthest + 1)
+        for flip in (False, True)
         for shifted in [padded[:, :, dy : dy + side, dx : dx + side]]
-    }  # fmt: skip
+    }
     faces = face.expand(400, -1, -1, -1).clone().requires_grad_()
-    seen = moved(faces)
+    seen = random_flip_shift(faces)
     found = [next(k for k, w in wanted.items() if torch.equal(w[0], one)) for one in seen]
     assert set(found) == set(wanted), "every shift in both directions, mirrored and not"
     seen.sum().backward()
@@ -137,7 +169,13 @@ def test_the_reports_generator_has_its_layers() -> None:
     assert [stage[0].in_channels for stage in generator.up] == [512, 1024, 1024, 768, 384]
     assert generator.out.in_channels == 64 + 128
     assert generator.fuse.in_channels == 512 + 128
-    assert [any(isinstance(m, torch.nn.Dropout) for m in stage) for stage in generator.act] == [True, True, False, False, False]
+    assert [any(isinstance(m, torch.nn.Dropout) for m in stage) for stage in generator.act] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def pairs(shards: Path, **more: object) -> PairLoader:
@@ -167,18 +205,22 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
     whole = pairs(faces).batch(36)
     parts = [pairs(faces, rank=rank, size=2).batch(36) for rank in (0, 1)]
     for name in ("neutral", "expressive", "target", "same"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+        assert torch.equal(
+            torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)
+        ), name
     assert whole.neutral.min() >= -1
     assert whole.neutral.max() <= 1
 
 
-@pytest.mark.parametrize(("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "mended")])
+@pytest.mark.parametrize(
+    ("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "mended")]
+)
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mode: str) -> None:
     """Once while only expressions are learnt, once while all play."""
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
     call = ("--data", faces, "--epochs", 2, "--warmup", 0.6, "--mode", mode, *QUICK)
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
-    epoch = rundir.rows(whole)[0]["images_seen"]
+    epoch = read_rows(whole)[0]["images_seen"]
     for attempt, images_seen in ((1, 8), (2, epoch)):
         ranks = start_ranks(size, "train_gan", *call, "--run", killed)
         until_training(killed, attempt, images_seen=images_seen)
@@ -186,21 +228,23 @@ def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mo
         for rank in ranks:
             rank.kill()
         finish(ranks)
-    assert rundir.status(killed)["state"] == "interrupted"
-    assert rundir.checkpoints(killed)[0][1] >= epoch, "saved while all play"
+    assert read_status(killed)["state"] == "interrupted"
+    assert list_checkpoints(killed)[0][1] >= epoch, "saved while all play"
     assert finish(start_ranks(size, "train_gan", *call, "--run", killed)) == [0] * size
     for name in ("metrics.jsonl", "final.pt"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    rows = rundir.rows(whole)
+    rows = read_rows(whole)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(0 <= row["train_d_correct"] <= 1 for row in rows)
 
 
-def test_the_papers_mode_trains_and_is_another_experiment(fer: Fer, faces: Path, tmp_path: Path) -> None:
+def test_the_papers_mode_trains_and_is_another_experiment(
+    fer: Fer, faces: Path, tmp_path: Path
+) -> None:
     call = ("train_gan", "--data", faces, "--run", tmp_path / "run", "--epochs", 2, *QUICK)
     done = fer(*call, "--mode", "paper")
     assert done.returncode == 0, done.stderr
-    row = rundir.rows(tmp_path / "run")[-1]
+    row = read_rows(tmp_path / "run")[-1]
     assert row["train_c_correct"] > 0.9, "its classifier sees one label only"
     assert row["train_identity"] == row["train_reconstruction"] == 0
     again = fer(*call)
@@ -208,7 +252,9 @@ def test_the_papers_mode_trains_and_is_another_experiment(fer: Fer, faces: Path,
     assert "--mode paper (now --mode mended)" in again.stderr
 
 
-def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, of_40_pixels: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said(
+    fer: Fer, faces: Path, of_40_pixels: Path, finished_run: Path, tmp_path: Path
+) -> None:
     wrong = fer("train_gan", "--data", of_40_pixels, "--run", tmp_path / "run")
     assert wrong.returncode == 2
     assert "the GAN takes 32, 64, 128 or 256 pixels; preprocess with --size 32" in wrong.stderr
@@ -218,20 +264,22 @@ def test_what_cannot_be_trained_is_said(fer: Fer, faces: Path, of_40_pixels: Pat
     broken = fer("train_gan", "--data", faces, "--run", tmp_path / "broken", "--lr", 1e30, *QUICK)
     assert broken.returncode == 2
     assert "a loss is not a finite number" in broken.stderr
-    assert rundir.status(tmp_path / "broken")["state"] == "failed"
+    assert read_status(tmp_path / "broken")["state"] == "failed"
     early = fer("evaluate", tmp_path / "broken", "--pairs", 8)
     assert early.returncode == 2
     assert "holds no weights" in early.stderr
 
 
 def test_a_signal_saves_and_asks_to_be_run_again(faces: Path, tmp_path: Path) -> None:
-    started = Started("train_gan", "--data", faces, "--run", tmp_path / "run", "--epochs", 500, *QUICK)
+    started = Started(
+        "train_gan", "--data", faces, "--run", tmp_path / "run", "--epochs", 500, *QUICK
+    )
     until_training(tmp_path / "run", 1)
     started.send_signal(15)
     assert started.wait(60) == 75
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["why"] == "stopped by SIGTERM"
-    assert rundir.checkpoints(tmp_path / "run")[0][1] == status["images_seen"]
+    assert list_checkpoints(tmp_path / "run")[0][1] == status["images_seen"]
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +300,25 @@ def gan_run(fer: Fer, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_transfer_finds_the_faces_and_writes_a_picture(
     fer: Fer, gan_run: Path, finished_run: Path, photos: list[Path], tmp_path: Path
 ) -> None:
-    done = fer("transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "new" / "out.png", "--strip")
+    done = fer(
+        "transfer",
+        photos[0],
+        photos[1],
+        "--run",
+        gan_run,
+        "--out",
+        tmp_path / "new" / "out.png",
+        "--strip",
+    )
     assert done.returncode == 0, done.stderr
     picture = cv2.imread(str(tmp_path / "new" / "out.png"), cv2.IMREAD_UNCHANGED)
     assert picture.shape == (32, 96)
-    assert fer("transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "out.png").returncode == 0
+    assert (
+        fer(
+            "transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "out.png"
+        ).returncode
+        == 0
+    )
     assert (cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]).all()
     blank = tmp_path / "blank.png"
     cv2.imwrite(str(blank), np.full((80, 60), 128, np.uint8))
@@ -264,7 +326,11 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
     huge = tmp_path / "huge.png"
     cv2.imwrite(str(huge), np.zeros((9000, 9000), np.uint8))
     for neutral, run, said in (
-        (blank, gan_run, "blank.png (60x80): no face found; give a photo of an upright face, or --whole"),
+        (
+            blank,
+            gan_run,
+            "blank.png (60x80): no face found; give a photo of an upright face, or --whole",
+        ),
         (tmp_path / "text.jpg", gan_run, "text.jpg: not an image"),
         (huge, gan_run, "picture too large"),
         (tmp_path / "gone.jpg", gan_run, "No such file or directory"),
@@ -276,20 +342,34 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
     assert not (tmp_path / "never.png").exists()
     damaged = tmp_path / "damaged"
     shutil.copytree(gan_run, damaged)
-    final = rundir.outcome(damaged, "final.pt")
+    final = outcome_file(damaged, "final.pt")
     assert final
     final.write_bytes(final.read_bytes()[:1000])
-    done = fer("transfer", photos[0], photos[1], "--run", damaged, "--out", tmp_path / "checkpoint.png")
+    done = fer(
+        "transfer", photos[0], photos[1], "--run", damaged, "--out", tmp_path / "checkpoint.png"
+    )
     assert done.returncode == 0, done.stderr
     assert "its checksum does not match" in done.stderr
-    assert (cv2.imread(str(tmp_path / "checkpoint.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]).all()
+    assert (
+        cv2.imread(str(tmp_path / "checkpoint.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]
+    ).all()
 
 
 def test_evaluate_measures_a_gan_with_another_classifier(
     fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
 ) -> None:
     judge = tmp_path / "judge"
-    how = ("--data", of_40_pixels, "--epochs", 2, "--batch-size", 32, "--threads", 1, "--no-tensorboard")
+    how = (
+        "--data",
+        of_40_pixels,
+        "--epochs",
+        2,
+        "--batch-size",
+        32,
+        "--threads",
+        1,
+        "--no-tensorboard",
+    )
     assert fer("train", "cnn_baseline", "--run", judge, *how).returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
@@ -309,7 +389,11 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     assert found["judge"]["trained_on"] == read_manifest(of_40_pixels).fingerprint
     low, high = found["expression"]["balanced_accuracy_95"]
     assert low <= found["expression"]["balanced_accuracy"] <= high
-    assert found["judge"]["image_shape"] == [40, 40, 1]  # it sees the 32-pixel faces at its own size
+    assert found["judge"]["image_shape"] == [
+        40,
+        40,
+        1,
+    ]  # it sees the 32-pixel faces at its own size
     for name in ("grid-test.png", "curves.png"):
         assert (gan_run / name).stat().st_size > 5000
     assert f"on test, {found['n']} pairs of {found['neutral_faces']} neutral faces" in done.stdout
@@ -317,10 +401,18 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"{found['distance']['frechet']['value']:.4g}" in page
     assert page.count("data:image/png;base64,") == 2  # the grid and the curves
-    del found["expression"]["accuracy_of_neutral_faces"], found["distance"]["frechet"]["of_neutral_faces"]
+    del (
+        found["expression"]["accuracy_of_neutral_faces"],
+        found["distance"]["frechet"]["of_neutral_faces"],
+    )
     (gan_run / "eval-test.json").write_text(json.dumps(found))  # as earlier versions wrote it
     assert fer("report", gan_run, "--out", tmp_path / "earlier").returncode == 0
-    assert fer("train", "resnet_baseline", "--run", tmp_path / "alike", *how[:3], 1, *how[4:]).returncode == 0
+    assert (
+        fer(
+            "train", "resnet_baseline", "--run", tmp_path / "alike", *how[:3], 1, *how[4:]
+        ).returncode
+        == 0
+    )
     for wrong, said in (
         (("--judge", gan_run), "wanted the finished run of a classifier"),
         (("--judge", tmp_path / "alike"), "is a resnet_baseline, as the GAN's own classifier"),
@@ -340,39 +432,82 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(
     done = fer(*call, "--fill", 20)
     assert done.returncode == 0, done.stderr
     before, after = read_manifest(of_40_pixels), read_manifest(larger)
-    for name, was, now in zip(before.classes, before.class_counts("train"), after.class_counts("train"), strict=True):
+    for name, was, now in zip(
+        before.classes, before.class_counts("train"), after.class_counts("train"), strict=True
+    ):
         assert now == (20 if name in ("Contempt", "Fear") else was), name
     train, own = open_split(after, "train"), open_split(read_manifest(faces), "train")
     count = before.n("train")
     assert (train.columns["synthetic"][count:] == 1).all()
     assert set(train.columns["group"]) == set(own.columns["group"]), "no person of val or test"
-    labels = dict(zip(own.columns["source_id"].tolist(), own.columns["labels"].tolist(), strict=True))
+    labels = dict(
+        zip(own.columns["source_id"].tolist(), own.columns["labels"].tolist(), strict=True)
+    )
     for i in range(count, len(train)):
         neutral, expressive = train.columns["source_id"][i].decode().partition(": ")[2].split(" + ")
         assert labels[neutral.encode()] == 0
         assert labels[expressive.encode()] == train.columns["labels"][i]
     assert np.array_equal(open_split(after, "val").images[0], open_split(before, "val").images[0])
     assert "nothing to do" in fer(*call, "--fill", 20).stdout
-    for mode, said in (("paper", "its faces are nearly blank"), ("mended", "gives the neutral faces back")):
-        untrained = ("--data", faces, "--run", tmp_path / mode, "--mode", mode, "--epochs", 1, "--lr", 0.0)
+    for mode, said in (
+        ("paper", "its faces are nearly blank"),
+        ("mended", "gives the neutral faces back"),
+    ):
+        untrained = (
+            "--data",
+            faces,
+            "--run",
+            tmp_path / mode,
+            "--mode",
+            mode,
+            "--epochs",
+            1,
+            "--lr",
+            0.0,
+        )
         assert fer("train_gan", *untrained, *QUICK).returncode == 0
-        refused = fer("generate", "--run", tmp_path / mode, "--data", of_40_pixels, "--out", tmp_path / "no")
+        refused = fer(
+            "generate", "--run", tmp_path / mode, "--data", of_40_pixels, "--out", tmp_path / "no"
+        )
         assert refused.returncode == 2
         assert said in refused.stderr
-    for more, said in ((("--fill", 2), "no class has fewer than 2"), (("--seed", 1, "--fill", 20), "holds other things"),
-                       (("--classes", "Contemt"), "did you mean 'Contempt'"),
-                       (("--classes", "Disgust"), "has no face of that class")):  # fmt: skip
+    for more, said in (
+        (("--fill", 2), "no class has fewer than 2"),
+        (("--seed", 1, "--fill", 20), "holds other things"),
+        (("--classes", "Contemt"), "did you mean 'Contempt'"),
+        (("--classes", "Disgust"), "has no face of that class"),
+    ):
         wrong = fer(*call, *more)
         assert wrong.returncode == 2
         assert said in wrong.stderr
-    assert fer("preprocess", "--source", "synthetic", "--count", 170, "--size", 40, "--out", tmp_path / "other").returncode == 0
-    other = fer("generate", "--run", gan_run, "--data", tmp_path / "other", "--out", tmp_path / "never")
+    assert (
+        fer(
+            "preprocess",
+            "--source",
+            "synthetic",
+            "--count",
+            170,
+            "--size",
+            40,
+            "--out",
+            tmp_path / "other",
+        ).returncode
+        == 0
+    )
+    other = fer(
+        "generate", "--run", gan_run, "--data", tmp_path / "other", "--out", tmp_path / "never"
+    )
     assert other.returncode == 2
     assert "it may have seen val or test" in other.stderr
     doctor = fer("doctor", larger, "--json")
     assert "do not match" not in doctor.stdout + doctor.stderr
     train_on = ("--epochs", 1, "--batch-size", 30, "--threads", 1, "--no-tensorboard")
-    assert fer("train", "cnn_baseline", "--data", larger, "--run", tmp_path / "run", *train_on).returncode == 0
+    assert (
+        fer(
+            "train", "cnn_baseline", "--data", larger, "--run", tmp_path / "run", *train_on
+        ).returncode
+        == 0
+    )
 
 
 def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
@@ -400,7 +535,8 @@ def test_intervals_draw_all_pairs_of_a_person_together() -> None:
     """Ten people of a hundred equal pairs each tell as much as ten pairs."""
     values = np.repeat(np.random.default_rng(1).normal(size=10), 100)
     narrow, wide = (
-        _with_interval(values, _resamples(people))["interval_95"] for people in (np.arange(1000), np.arange(1000) // 100)
+        _with_interval(values, _resamples(people))["interval_95"]
+        for people in (np.arange(1000), np.arange(1000) // 100)
     )
     assert wide[1] - wide[0] > 7 * (narrow[1] - narrow[0])
     balanced = _with_interval(values > 0, _resamples(np.arange(1000)), (values > 0).astype(int))

@@ -10,12 +10,22 @@ from hypothesis import strategies as st
 
 from fer_hpc.data import augment
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import EVAL_CHUNK, Images, Order, TrainLoader, draws, eval_chunks
+from fer_hpc.data.loader import EVAL_CHUNK, ImageStore, Order, TrainLoader, draws, eval_chunks
 from fer_hpc.data.shards import Split, open_split, read_manifest
 
 CPU = torch.device("cpu")
 FLIP = Augmentation(flip=True)
-EVERYTHING = Augmentation(True, rotate=20, shift=0.1, scale=0.2, erase=0.5, brightness=0.2, contrast=0.2, gamma=0.3, mixup=0.3)
+EVERYTHING = Augmentation(
+    True,
+    rotate=20,
+    shift=0.1,
+    scale=0.2,
+    erase=0.5,
+    brightness=0.2,
+    contrast=0.2,
+    gamma=0.3,
+    mixup=0.3,
+)
 
 
 def split_of(n: int, shards: int = 1, size: int = 6, channels: int = 1) -> Split:
@@ -27,9 +37,13 @@ def split_of(n: int, shards: int = 1, size: int = 6, channels: int = 1) -> Split
 
 @settings(deadline=None)
 @given(
-    n=st.integers(1, 40), shards=st.integers(1, 7), window=st.integers(0, 4), seed=st.integers(0, 2**40),
-    start=st.integers(0, 200), count=st.integers(1, 90),
-)  # fmt: skip
+    n=st.integers(1, 40),
+    shards=st.integers(1, 7),
+    window=st.integers(0, 4),
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 200),
+    count=st.integers(1, 90),
+)
 def test_order_is_the_concatenation_of_epoch_permutations(
     n: int, shards: int, window: int, seed: int, start: int, count: int
 ) -> None:
@@ -44,7 +58,10 @@ def test_a_window_reads_k_shards_at_a_time() -> None:
     split = split_of(60, shards=6)
     order = Order(split.starts, 0, window=2)
     for epoch in (order.epoch(0), order.epoch(1)):
-        windows = [sorted({int(np.searchsorted(split.starts, r, side="right")) for r in part}) for part in np.split(epoch, 3)]
+        windows = [
+            sorted({int(np.searchsorted(split.starts, r, side="right")) for r in part})
+            for part in np.split(epoch, 3)
+        ]
         assert all(len(w) == 2 for w in windows)
         assert len({s for w in windows for s in w}) == 6
     assert (order.epoch(0) != order.epoch(1)).any()
@@ -53,14 +70,27 @@ def test_a_window_reads_k_shards_at_a_time() -> None:
 def test_order_is_pinned() -> None:
     """A change here makes every stored run continue with other samples."""
     assert Order(np.array([0, 10]), 0).rows(0, 10).tolist() == [0, 8, 6, 9, 5, 2, 3, 1, 7, 4]
-    assert draws(0, 5, 1)[0, :2].tolist() == pytest.approx([0.9294484627396323, 0.547953438155667], abs=0)
+    assert draws(0, 5, 1)[0, :2].tolist() == pytest.approx(
+        [0.9294484627396323, 0.547953438155667], abs=0
+    )
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 2**40), start=st.integers(0, 10**9), count=st.integers(1, 50), cut=st.integers(0, 50))
-def test_draws_belong_to_positions_not_to_batches(seed: int, start: int, count: int, cut: int) -> None:
+@given(
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 10**9),
+    count=st.integers(1, 50),
+    cut=st.integers(0, 50),
+)
+def test_draws_belong_to_positions_not_to_batches(
+    seed: int, start: int, count: int, cut: int
+) -> None:
     cut = min(cut, count)
-    parts = [draws(seed, start, cut), draws(seed, start + cut, count - cut)] if 0 < cut < count else [draws(seed, start, count)]
+    parts = (
+        [draws(seed, start, cut), draws(seed, start + cut, count - cut)]
+        if 0 < cut < count
+        else [draws(seed, start, count)]
+    )
     assert (np.concatenate(parts) == draws(seed, start, count)).all()
     assert ((parts[0] >= 0) & (parts[0] < 1)).all()
 
@@ -73,13 +103,20 @@ def test_epochs_and_seeds_differ() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_slice_the_same_global_batch(size: int) -> None:
     one = TrainLoader(split_of(50), 12, seed=3, augmentation=EVERYTHING, device=CPU)
-    ranks = [TrainLoader(split_of(50), 12, seed=3, augmentation=EVERYTHING, device=CPU, rank=r, size=size) for r in range(size)]
+    ranks = [
+        TrainLoader(
+            split_of(50), 12, seed=3, augmentation=EVERYTHING, device=CPU, rank=r, size=size
+        )
+        for r in range(size)
+    ]
     for images_seen in (0, 12, 48, 120):  # 48: across the end of an epoch
         whole = one.batch(images_seen)
         parts = [loader.batch(images_seen) for loader in ranks]
         assert (whole.rows == np.concatenate([p.rows for p in parts])).all()
         for name in ("images", "labels", "other_labels", "weights"):
-            assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts])), name
+            assert torch.equal(
+                getattr(whole, name), torch.cat([getattr(p, name) for p in parts])
+            ), name
 
 
 def test_batch_is_what_a_plain_loop_would_make() -> None:
@@ -90,29 +127,39 @@ def test_batch_is_what_a_plain_loop_would_make() -> None:
     pixels = np.concatenate(split.images)
     for i, row in enumerate(rows):
         image = pixels[row][:, ::-1] if flip[i] else pixels[row]
-        assert torch.equal(made.images[i], torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)) * (1 / 255))
+        assert torch.equal(
+            made.images[i],
+            torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)) * (1 / 255),
+        )
         assert made.labels[i] == row
     assert made.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_number_of_shards_does_not_change_a_batch(shards: int) -> None:
-    one, many = (TrainLoader(split_of(40, k), 16, seed=1, augmentation=FLIP, device=CPU).batch(16) for k in (1, shards))
+    one, many = (
+        TrainLoader(split_of(40, k), 16, seed=1, augmentation=FLIP, device=CPU).batch(16)
+        for k in (1, shards)
+    )
     assert torch.equal(one.images, many.images)
 
 
 @pytest.mark.parametrize("n", [1, EVAL_CHUNK - 1, EVAL_CHUNK, 2 * EVAL_CHUNK + 7])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_evaluation_covers_every_row_once_in_full_chunks(n: int, size: int) -> None:
-    images = Images(split_of(n, size=2), CPU)
-    chunks = [(batch.labels.tolist(), real) for rank in range(size) for batch, real in eval_chunks(images, rank, size)]
+    images = ImageStore(split_of(n, size=2), CPU)
+    chunks = [
+        (batch.labels.tolist(), real)
+        for rank in range(size)
+        for batch, real in eval_chunks(images, rank, size)
+    ]
     assert all(len(labels) == EVAL_CHUNK for labels, _ in chunks)
     assert sorted(row for labels, real in chunks for row in labels[:real]) == list(range(n))
 
 
 def test_images_on_the_cpu_are_the_mapping_itself(shards: Path) -> None:
     split = open_split(read_manifest(shards), "train")
-    images = Images(split, CPU)
+    images = ImageStore(split, CPU)
     assert images.parts[0].data_ptr() == split.images[0].ctypes.data
     assert isinstance(split.images[0], np.memmap)
 
@@ -126,7 +173,9 @@ def test_pixels_on_a_ramp_move_as_the_parameters_say() -> None:
     u[1, augment.SHIFT_X], u[2, augment.FLIP], u[3, augment.ROTATE] = 0.75, 0.0, 1.0
     moved = augment.warp(ramp, Augmentation(flip=True, rotate=90, shift=0.1), u)
     assert torch.allclose(moved[0], ramp[0], atol=1e-5)
-    assert moved[1, 0, 24, 20].item() == pytest.approx((20 + 0.05 * 48) / 48, abs=1e-4)  # by half of 10 % of the side
+    assert moved[1, 0, 24, 20].item() == pytest.approx(
+        (20 + 0.05 * 48) / 48, abs=1e-4
+    )  # by half of 10 % of the side
     assert torch.allclose(moved[2], ramp[2].flip(-1), atol=1e-5)
     assert torch.allclose(moved[3], ramp[3].rot90(-1, (1, 2)), atol=1e-5) or torch.allclose(
         moved[3], ramp[3].rot90(1, (1, 2)), atol=1e-5
@@ -145,7 +194,9 @@ def test_erased_rectangles_have_the_stated_area_and_share() -> None:
 
 def test_relighting_stays_in_range_and_changes_each_image_differently() -> None:
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    lit = augment.relight(images.clone(), Augmentation(brightness=0.3, contrast=0.3, gamma=0.5), draws(0, 0, 64))
+    lit = augment.relight(
+        images.clone(), Augmentation(brightness=0.3, contrast=0.3, gamma=0.5), draws(0, 0, 64)
+    )
     assert ((lit >= 0) & (lit <= 1)).all()
     assert len({round(v, 4) for v in (lit - images).mean((1, 2, 3)).tolist()}) > 60
 
@@ -153,7 +204,9 @@ def test_relighting_stays_in_range_and_changes_each_image_differently() -> None:
 def test_mixup_blends_with_a_partner_of_the_global_batch() -> None:
     plain = TrainLoader(split_of(40), 8, seed=2, augmentation=Augmentation(), device=CPU).batch(16)
     images = plain.images.clone()
-    mixed = TrainLoader(split_of(40), 8, seed=2, augmentation=Augmentation(mixup=0.4), device=CPU).batch(16)
+    mixed = TrainLoader(
+        split_of(40), 8, seed=2, augmentation=Augmentation(mixup=0.4), device=CPU
+    ).batch(16)
     assert mixed.weights is not None
     assert mixed.other_labels is not None
     assert torch.equal(mixed.labels, plain.labels)
@@ -166,7 +219,7 @@ def test_mixup_blends_with_a_partner_of_the_global_batch() -> None:
 
 
 def test_pixels_are_selected_from_the_right_shard() -> None:
-    images = Images(split_of(40, shards=3), CPU)
+    images = ImageStore(split_of(40, shards=3), CPU)
     pixels = np.concatenate(images.split.images)
     for rows in ([5, 1, 39], [13, 14, 0, 27], [39] * 8):
         assert (images.select(np.array(rows)).numpy() == pixels[rows]).all()

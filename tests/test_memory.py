@@ -55,21 +55,42 @@ def test_a_set_larger_than_memory_is_read_in_windows(limited: Path, tmp_path: Pa
     entries = []
     for k in range(SHARDS):
         rows = np.arange(k * ROWS, (k + 1) * ROWS)
-        empty = {name: np.zeros((ROWS, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()}
+        empty = {
+            name: np.zeros((ROWS, *shape), kind) for name, (kind, shape) in shards.COLUMNS.items()
+        }
         ids = rows.astype(str).astype(object)
-        columns = {"images": np.zeros((ROWS, SIDE, SIDE, 3), np.uint8), **empty, "labels": rows % 8, "source_id": ids}
+        columns = {
+            "images": np.zeros((ROWS, SIDE, SIDE, 3), np.uint8),
+            **empty,
+            "labels": rows % 8,
+            "source_id": ids,
+        }
         columns["images"][:] = (rows % 251)[:, None, None, None]
         entries.append(shards.write_shard(tmp_path / f"train-{k:05d}.h5", columns, {}))
-        with (tmp_path / f"train-{k:05d}.h5").open("rb") as f:  # out of the page cache: the reader must be charged for it
+        with (tmp_path / f"train-{k:05d}.h5").open(
+            "rb"
+        ) as f:  # out of the page cache: the reader must be charged for it
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     classes = [str(c) for c in range(8)]
-    split = {"n": SHARDS * ROWS, "class_counts": dict.fromkeys(classes, ROWS * SHARDS // 8), "shards": entries}
-    content = {"format": 1, "image_shape": [SIDE, SIDE, 3], "classes": classes, "splits": {"train": split}}
+    split = {
+        "n": SHARDS * ROWS,
+        "class_counts": dict.fromkeys(classes, ROWS * SHARDS // 8),
+        "shards": entries,
+    }
+    content = {
+        "format": 1,
+        "image_shape": [SIDE, SIDE, 3],
+        "classes": classes,
+        "splits": {"train": split},
+    }
     shards.write_manifest(tmp_path, content)
     assert sum(e["bytes"] for e in entries) > 2 * LIMIT
     done = subprocess.run(
-        [sys.executable, "-c", READ_AN_EPOCH, str(tmp_path)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", READ_AN_EPOCH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: limited.write_text(str(os.getpid())),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == SHARDS * ROWS

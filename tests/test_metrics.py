@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from fer_hpc import metrics
+from fer_hpc.evaluation import metrics
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -25,11 +25,15 @@ def test_summary_agrees_with_scikit_learn(scored: tuple[np.ndarray, np.ndarray])
     found, predicted = metrics.summary(logits, labels, CLASSES), logits.argmax(1)
     assert found["n"] == 300
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
-    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(
+        sk.balanced_accuracy_score(labels, predicted)
+    )
     assert found["macro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"))
     assert found["loss"] == pytest.approx(sk.log_loss(labels, np.exp(metrics.log_softmax(logits))))
     assert found["confusion"] == sk.confusion_matrix(labels, predicted).tolist()
-    assert [c["recall"] for c in found["classes"].values()] == pytest.approx(sk.recall_score(labels, predicted, average=None))
+    assert [c["recall"] for c in found["classes"].values()] == pytest.approx(
+        sk.recall_score(labels, predicted, average=None)
+    )
     assert [c["precision"] for c in found["classes"].values()] == pytest.approx(
         sk.precision_score(labels, predicted, average=None)
     )

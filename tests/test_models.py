@@ -11,10 +11,14 @@ from fer_hpc.models.cnn import Dropout
 @pytest.mark.parametrize(
     ("name", "channels", "size", "parameters"),
     [
-        ("cnn_baseline", 1, 48, 2_435_946), ("cnn_improved", 1, 48, 4_869_354), ("resnet_baseline", 1, 48, 175_400),
-        ("resnet_improved", 3, 224, 26_055_416), ("vgg", 1, 48, 40_380_616), ("resnet_small", 1, 48, 7_843_816),
+        ("cnn_baseline", 1, 48, 2_435_946),
+        ("cnn_improved", 1, 48, 4_869_354),
+        ("resnet_baseline", 1, 48, 175_400),
+        ("resnet_improved", 3, 224, 26_055_416),
+        ("vgg", 1, 48, 40_380_616),
+        ("resnet_small", 1, 48, 7_843_816),
     ],
-)  # fmt: skip
+)
 def test_parameter_counts(name: str, channels: int, size: int, parameters: int) -> None:
     """The report's, and for resnet_small our own."""
     with torch.device("meta"):
@@ -25,7 +29,9 @@ def test_parameter_counts(name: str, channels: int, size: int, parameters: int) 
 def test_the_small_resnet_has_keras_running_statistics_too() -> None:
     """176,520 values with batch norm's running means and variances, as Keras counts."""
     model = MODELS["resnet_baseline"](8, 1, 48)
-    values = [v for name, v in model.state_dict().items() if not name.endswith("num_batches_tracked")]
+    values = [
+        v for name, v in model.state_dict().items() if not name.endswith("num_batches_tracked")
+    ]
     assert sum(v.numel() for v in values) == 176_520
 
 
@@ -37,11 +43,15 @@ def test_every_parameter_gets_a_gradient(name: str, classes: int, channels: int,
     model = MODELS[name](classes, channels, size)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.ones_(module.weight)  # a residual branch that begins at zero passes no gradient in its first step
+            nn.init.ones_(
+                module.weight
+            )  # a residual branch that begins at zero passes no gradient in its first step
     logits = model(torch.rand(4, channels, size, size))
     assert logits.shape == (4, classes)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1
+    )
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])

@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fer_hpc.data.loader import Batch
-from fer_hpc.metrics import smoothed_loss, valence_arousal
-from fer_hpc.objective import Mass, Objective, class_weights
+from fer_hpc.evaluation.metrics import smoothed_loss, valence_arousal
+from fer_hpc.training.objective import LossNormalizer, Objective, class_weights
 
 K = 5
 
@@ -18,17 +18,27 @@ def batch_of(n: int, **more: torch.Tensor) -> Batch:
 
 
 def logits_of(n: int, extra: int = 0) -> torch.Tensor:
-    return torch.randn(n, K + extra, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    return torch.randn(
+        n,
+        K + extra,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+        requires_grad=True,
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_weights_it_is_torchs_cross_entropy(smoothing: float) -> None:
     batch, logits = batch_of(12), logits_of(12)
-    total, loss, objective = Objective(K, smoothing)(logits, batch, Mass(12))
-    assert total.item() == pytest.approx(cross_entropy(logits, batch.labels, label_smoothing=smoothing).item())
+    total, loss, objective = Objective(K, smoothing)(logits, batch, LossNormalizer(12))
+    assert total.item() == pytest.approx(
+        cross_entropy(logits, batch.labels, label_smoothing=smoothing).item()
+    )
     assert loss.item() / 12 == pytest.approx(cross_entropy(logits, batch.labels).item())
     assert objective.item() / 12 == pytest.approx(total.item())
-    assert smoothed_loss(logits.detach().numpy(), batch.labels.numpy(), smoothing) == pytest.approx(total.item())
+    assert smoothed_loss(logits.detach().numpy(), batch.labels.numpy(), smoothing) == pytest.approx(
+        total.item()
+    )
 
 
 def test_class_weights_are_capped_and_even_out_the_classes() -> None:
@@ -41,19 +51,24 @@ def test_weighted_parts_add_up_to_the_global_batchs_mean() -> None:
     weights = class_weights([40, 30, 20, 9, 1], cap=10.0)
     batch, logits = batch_of(12), logits_of(12)
     objective = Objective(K, 0.1, torch.from_numpy(weights), weights)
-    mass = Mass(float(weights[batch.labels.numpy()].sum()))
+    mass = LossNormalizer(float(weights[batch.labels.numpy()].sum()))
     whole = torch.autograd.grad(objective(logits, batch, mass)[0], logits)[0]
-    parts = [objective(part, piece, mass)[0] for part, piece in zip(logits.split(4), batch.parts(3), strict=True)]
+    parts = [
+        objective(part, piece, mass)[0]
+        for part, piece in zip(logits.split(4), batch.parts(3), strict=True)
+    ]
     assert torch.allclose(torch.autograd.grad(sum(parts), logits)[0], whole)
     plain = torch.stack([cross_entropy(logits, batch.labels, torch.from_numpy(weights))])
     unsmoothed = Objective(K, 0.0, torch.from_numpy(weights), weights)(logits, batch, mass)[0]
-    assert unsmoothed.item() == pytest.approx(plain.item())  # torch's weighted mean is the same thing
+    assert unsmoothed.item() == pytest.approx(
+        plain.item()
+    )  # torch's weighted mean is the same thing
 
 
 def test_mixup_weighs_both_labels() -> None:
     kept, others = torch.full((6,), 0.7), torch.tensor([0, 1, 2, 3, 4, 0])
     batch, logits = batch_of(6, weights=kept, other_labels=others), logits_of(6)
-    loss = Objective(K)(logits, batch, Mass(6))[0]
+    loss = Objective(K)(logits, batch, LossNormalizer(6))[0]
     wanted = 0.7 * cross_entropy(logits, batch.labels) + 0.3 * cross_entropy(logits, others)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
 
@@ -61,10 +76,14 @@ def test_mixup_weighs_both_labels() -> None:
 def test_missing_valence_and_arousal_add_nothing() -> None:
     affect = torch.tensor([[0.5, float("nan")], [float("nan"), float("nan")], [-0.5, 0.25]])
     batch, outputs = batch_of(3, affect=affect), logits_of(3, extra=2)
-    plain = Objective(K)(outputs, batch, Mass(3))[0]
-    total = Objective(K, va_weight=2.0)(outputs, batch, Mass(3, affect=3))[0]
+    plain = Objective(K)(outputs, batch, LossNormalizer(3))[0]
+    total = Objective(K, va_weight=2.0)(outputs, batch, LossNormalizer(3, affect=3))[0]
     predicted = outputs[:, K:].tanh().detach()
-    errors = [(predicted[0, 0] - 0.5) ** 2, (predicted[2, 0] + 0.5) ** 2, (predicted[2, 1] - 0.25) ** 2]
+    errors = [
+        (predicted[0, 0] - 0.5) ** 2,
+        (predicted[2, 0] + 0.5) ** 2,
+        (predicted[2, 1] - 0.25) ** 2,
+    ]
     assert (total - plain).item() == pytest.approx(2.0 * float(sum(errors)) / 3)
     gradient = torch.autograd.grad(total, outputs)[0]
     assert not gradient[1, K:].any()

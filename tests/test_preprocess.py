@@ -14,21 +14,36 @@ import h5py
 import numpy as np
 import pytest
 
-from fer_hpc import rundir
-from fer_hpc.data import faces, shards, synthetic
+from fer_hpc.data import faces, shards
 from fer_hpc.data.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.synthetic import faces as synthetic
+from fer_hpc.files import sha256
 from tests.conftest import Fer, command
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.suffix in (".h5", ".json")}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if p.suffix in (".h5", ".json")
+    }
 
 
 @pytest.fixture(scope="module")
 def made(fer: Fer, affectnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("preprocess") / "shards"
-    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", out, "--split", "report")
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--out",
+        out,
+        "--split",
+        "report",
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -39,7 +54,7 @@ def test_shards_hold_the_full_schema(made: Path) -> None:
     for split in manifest["splits"].values():
         for entry in split["shards"]:
             path = made / entry["file"]
-            assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, rundir.sha256(path))
+            assert (entry["bytes"], entry["sha256"]) == (path.stat().st_size, sha256(path))
             with h5py.File(path) as f:
                 assert f["images"].shape == (entry["n"], 48, 48, 1)
                 assert f["images"].chunks is None
@@ -60,32 +75,72 @@ def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> 
         number = rows.source_id.index(split.columns["source_id"][row].decode())
         face = source.face(source.rows().where[number])
         box = faces.landmark_box(face.landmarks)
-        reduced = faces.reduction(box, 48)
-        image, to_crop, _ = faces.cut(faces.decode(face.encoded, 1, reduced), box, 48, reduced)
+        reduced = faces.decode_scale(box, 48)
+        image, to_crop, _ = faces.crop_and_resize(
+            faces.decode(face.encoded, 1, reduced), box, 48, reduced
+        )
         assert (split.images[0][row] == image).all()
-        assert np.allclose(split.columns["landmarks"][row], face.landmarks * to_crop[:2] + to_crop[2:], atol=1e-3)
+        assert np.allclose(
+            split.columns["landmarks"][row], face.landmarks * to_crop[:2] + to_crop[2:], atol=1e-3
+        )
         assert split.columns["labels"][row] == rows.label[number] == synthetic.label_of(number)
         assert split.columns["image_hash"][row] == shards.image_hash(image)
 
 
 def test_run_again_changes_nothing_and_says_so(fer: Fer, made: Path, affectnet: Path) -> None:
     before = hashes(made)
-    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", made, "--split", "report")
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--out",
+        made,
+        "--split",
+        "report",
+    )
     assert "nothing to do" in done.stdout
     assert hashes(made) == before
 
 
-def test_a_damaged_shard_is_made_again(fer: Fer, made: Path, affectnet: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_made_again(
+    fer: Fer, made: Path, affectnet: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(made, tmp_path / "copy")
     data = bytearray((copy / "val-00000.h5").read_bytes())
     data[-100] ^= 1
     (copy / "val-00000.h5").write_bytes(data)
-    fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", copy, "--split", "report")
+    fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--out",
+        copy,
+        "--split",
+        "report",
+    )
     assert hashes(copy) == hashes(made)
 
 
-def test_other_options_on_the_same_folder_are_refused(fer: Fer, made: Path, affectnet: Path) -> None:
-    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--out", made, "--split", "report", "--size", 64)
+def test_other_options_on_the_same_folder_are_refused(
+    fer: Fer, made: Path, affectnet: Path
+) -> None:
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--out",
+        made,
+        "--split",
+        "report",
+        "--size",
+        64,
+    )
     assert done.returncode == 2
     assert "other options" in done.stderr
 
@@ -117,11 +172,15 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Pa
     assert fer("preprocess", *arguments, "--out", whole).returncode == 0
     killed = tmp_path / "killed"
     for delay_s in (0.3, 1.6, 2.4):
-        process = subprocess.Popen(command("preprocess", *arguments, "--out", killed), start_new_session=True)
+        process = subprocess.Popen(
+            command("preprocess", *arguments, "--out", killed), start_new_session=True
+        )
         time.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert until(lambda group=process.pid: not processes_of(group)), "workers outlive their parent"
+        assert until(lambda group=process.pid: not processes_of(group)), (
+            "workers outlive their parent"
+        )
     assert fer("preprocess", *arguments, "--out", killed).returncode == 0
     assert hashes(killed) == hashes(whole)
     assert not list(killed.glob(".*.tmp"))
@@ -135,11 +194,15 @@ def test_number_of_workers_does_not_change_a_byte(fer: Fer, shards: Path, tmp_pa
 
 def test_nobody_is_in_two_splits(shards: Path) -> None:
     manifest = read_manifest(shards)
-    people = [set(open_split(manifest, s).columns["group"].tolist()) for s in ("train", "val", "test")]
+    people = [
+        set(open_split(manifest, s).columns["group"].tolist()) for s in ("train", "val", "test")
+    ]
     assert not people[0] & people[1] | people[0] & people[2] | people[1] & people[2]
 
 
-def test_truncated_jpeg_is_listed_and_the_rest_goes_on(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
+def test_truncated_jpeg_is_listed_and_the_rest_goes_on(
+    fer: Fer, affectnet: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(affectnet, tmp_path / "faces")
     picture = copy / "train_set" / "images" / "7.jpg"
     picture.write_bytes(picture.read_bytes()[:3000])
@@ -148,7 +211,10 @@ def test_truncated_jpeg_is_listed_and_the_rest_goes_on(fer: Fer, affectnet: Path
     assert done.returncode == 0, done.stderr
     assert "1 rejected" in done.stdout
     assert "train_set/7,truncated JPEG" in (tmp_path / "out" / "rejects.csv").read_text()
-    assert sum(split["n"] for split in read_manifest(tmp_path / "out").content["splits"].values()) == 59
+    assert (
+        sum(split["n"] for split in read_manifest(tmp_path / "out").content["splits"].values())
+        == 59
+    )
     strict = fer("preprocess", *arguments, "--out", tmp_path / "strict", "--max-rejects", 0.001)
     assert strict.returncode == 2
     assert "1 of 60 faces are unusable" in strict.stderr
@@ -166,7 +232,9 @@ def test_truncated_jpeg_is_listed_and_the_rest_goes_on(fer: Fer, affectnet: Path
         (("--source", "nonsense"), "nonsense"),
     ],
 )
-def test_bad_arguments_are_one_clear_message(fer: Fer, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_arguments_are_one_clear_message(
+    fer: Fer, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     done = fer("preprocess", *arguments, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert message in done.stderr
@@ -187,17 +255,44 @@ def test_a_shard_that_was_cut_off_is_named_at_open(shards: Path, tmp_path: Path)
 
 
 def test_array_tasks_give_the_same_shards_as_one_process(fer: Fer, tmp_path: Path) -> None:
-    arguments = ("--source", "synthetic", "--count", 70, "--seed", 3, "--size", 640, "--channels", 3)  # several shards
+    arguments = (
+        "--source",
+        "synthetic",
+        "--count",
+        70,
+        "--seed",
+        3,
+        "--size",
+        640,
+        "--channels",
+        3,
+    )  # several shards
     assert fer("preprocess", *arguments, "--out", tmp_path / "one").returncode == 0
     assert len(list((tmp_path / "one").glob("*.h5"))) >= 3
     for task in (2, 0, 1):
-        done = fer("preprocess", *arguments, "--out", tmp_path / "many", "--task", task, "--tasks", 3)
+        done = fer(
+            "preprocess", *arguments, "--out", tmp_path / "many", "--task", task, "--tasks", 3
+        )
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / "many" / "manifest.json").exists() == (task == 1), "the last task to finish merges"
+        assert (tmp_path / "many" / "manifest.json").exists() == (task == 1), (
+            "the last task to finish merges"
+        )
     assert hashes(tmp_path / "many") == hashes(tmp_path / "one")
 
 
 def test_a_task_that_does_not_exist_is_refused(fer: Fer, tmp_path: Path) -> None:
-    done = fer("preprocess", "--source", "synthetic", "--count", 70, "--task", 3, "--tasks", 3, "--out", tmp_path)
+    done = fer(
+        "preprocess",
+        "--source",
+        "synthetic",
+        "--count",
+        70,
+        "--task",
+        3,
+        "--tasks",
+        3,
+        "--out",
+        tmp_path,
+    )
     assert done.returncode == 2
     assert "--task 3 of --tasks 3: wanted 0 to 2" in done.stderr

@@ -13,18 +13,44 @@ from pathlib import Path
 
 import pytest
 
-from fer_hpc import rundir
+from fer_hpc.run.folder import list_checkpoints, read_environment, read_rows, read_status
 from tests.conftest import Fer
-from tests.processes import Started, start_ranks
+from tests.helpers.processes import Started, start_ranks
 from tests.test_train import assert_same_outcome, until_training
 
 COMMON = ["--checkpoint-every-s", "0.3", "--no-tensorboard", "--threads", "1"]
 # Each family with a schedule and the features that keep state of their own.
 CASES = {
-    "cnn_plateau_mixup": ("cnn_baseline", "--batch-size", "36", "--epochs", "3", "--mixup", "0.3", "--flip"),
-    "resnet_cosine_ema": ("resnet_baseline", "--batch-size", "36", "--epochs", "3", "--schedule", "cosine",
-                          "--warmup-epochs", "1", "--ema", "0.9", "--mixup", "0.3", "--accumulate", "3", "--clip", "1"),
-}  # fmt: skip
+    "cnn_plateau_mixup": (
+        "cnn_baseline",
+        "--batch-size",
+        "36",
+        "--epochs",
+        "3",
+        "--mixup",
+        "0.3",
+        "--flip",
+    ),
+    "resnet_cosine_ema": (
+        "resnet_baseline",
+        "--batch-size",
+        "36",
+        "--epochs",
+        "3",
+        "--schedule",
+        "cosine",
+        "--warmup-epochs",
+        "1",
+        "--ema",
+        "0.9",
+        "--mixup",
+        "0.3",
+        "--accumulate",
+        "3",
+        "--clip",
+        "1",
+    ),
+}
 
 
 def finish(ranks: list[Started], seconds: float = 240) -> list[int]:
@@ -44,7 +70,9 @@ def arguments(case: str, shards: Path, run: Path) -> tuple[object, ...]:
     return (preset, "--data", shards, "--run", run, *COMMON, *flags)
 
 
-def kill_and_finish(size: int, case: str, shards: Path, folder: Path, kills: int, rng: random.Random) -> None:
+def kill_and_finish(
+    size: int, case: str, shards: Path, folder: Path, kills: int, rng: random.Random
+) -> None:
     """Train undisturbed, and again with all ranks killed at random moments; both must end alike."""
     whole, killed = folder / "whole", folder / "killed"
     began = time.monotonic()
@@ -57,12 +85,14 @@ def kill_and_finish(size: int, case: str, shards: Path, folder: Path, kills: int
         for rank in ranks:
             rank.kill()
         finish(ranks)
-    assert rundir.status(killed)["state"] == "interrupted"
+    assert read_status(killed)["state"] == "interrupted"
     assert finish(start_ranks(size, "train", *arguments(case, shards, killed))) == [0] * size
     assert_same_outcome(killed, whole)
 
 
-@pytest.mark.parametrize(("size", "case"), [(1, "resnet_cosine_ema"), (2, "cnn_plateau_mixup"), (4, "resnet_cosine_ema")])
+@pytest.mark.parametrize(
+    ("size", "case"), [(1, "resnet_cosine_ema"), (2, "cnn_plateau_mixup"), (4, "resnet_cosine_ema")]
+)
 def test_killed_ranks_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
     kill_and_finish(size, case, shards, tmp_path, kills=3, rng=random.Random(size))
 
@@ -70,7 +100,9 @@ def test_killed_ranks_end_bit_identical(shards: Path, tmp_path: Path, size: int,
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_ranks_killed_many_times_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
+def test_ranks_killed_many_times_end_bit_identical(
+    shards: Path, tmp_path: Path, size: int, case: str
+) -> None:
     kill_and_finish(size, case, shards, tmp_path, kills=20, rng=random.Random(size))
 
 
@@ -78,14 +110,28 @@ def test_ranks_killed_many_times_end_bit_identical(shards: Path, tmp_path: Path,
 def rgb_shards(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 synthetic faces of 64x64 in colour, the smallest that resnet_improved takes."""
     out = tmp_path_factory.mktemp("rgb") / "shards"
-    done = fer("preprocess", "--source", "synthetic", "--count", 120, "--size", 64, "--channels", 3, "--out", out)
+    done = fer(
+        "preprocess",
+        "--source",
+        "synthetic",
+        "--count",
+        120,
+        "--size",
+        64,
+        "--channels",
+        3,
+        "--out",
+        out,
+    )
     assert done.returncode == 0, done.stderr
     return out
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("preset", ["vgg", "resnet_improved"])
-def test_the_large_networks_end_bit_identical(shards: Path, rgb_shards: Path, tmp_path: Path, preset: str) -> None:
+def test_the_large_networks_end_bit_identical(
+    shards: Path, rgb_shards: Path, tmp_path: Path, preset: str
+) -> None:
     """Their checkpoints are hundreds of megabytes, so the interval is longer and the kills are few."""
     faces = rgb_shards if preset == "resnet_improved" else shards
     CASES[preset] = (preset, "--batch-size", "12", "--epochs", "3", "--checkpoint-every-s", "2")
@@ -93,28 +139,67 @@ def test_the_large_networks_end_bit_identical(shards: Path, rgb_shards: Path, tm
 
 
 def losses(run: Path) -> list[float]:
-    return [row[key] for row in rundir.rows(run) for key in ("train_loss", "val_loss")]
+    return [row[key] for row in read_rows(run) for key in ("train_loss", "val_loss")]
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [pytest.param("fp32", 1e-4, marks=pytest.mark.long), ("fp64", 1e-9)])
-def test_losses_agree_at_any_world_size(shards: Path, tmp_path: Path, precision: str, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [pytest.param("fp32", 1e-4, marks=pytest.mark.long), ("fp64", 1e-9)]
+)
+def test_losses_agree_at_any_world_size(
+    shards: Path, tmp_path: Path, precision: str, tolerance: float
+) -> None:
     """Over more than 50 steps, without dropout and with frozen batch norm: nothing else may depend on the ranks."""
-    flags = ("--batch-size", 12, "--epochs", 3, "--freeze-bn", "--precision", precision, "--class-weights", 5, "--mixup", 0.2,
-             "--flip", "--rotate", 10, "--erase", 0.3, "--label-smoothing", 0.1, "--clip", 0.5)  # fmt: skip
+    flags = (
+        "--batch-size",
+        12,
+        "--epochs",
+        3,
+        "--freeze-bn",
+        "--precision",
+        precision,
+        "--class-weights",
+        5,
+        "--mixup",
+        0.2,
+        "--flip",
+        "--rotate",
+        10,
+        "--erase",
+        0.3,
+        "--label-smoothing",
+        0.1,
+        "--clip",
+        0.5,
+    )
     sizes = (1, 2, 4) if precision == "fp32" else (1, 2)
     for size in sizes:
         run = tmp_path / f"{size}"
         assert (
-            finish(start_ranks(size, "train", "resnet_baseline", "--data", shards, "--run", run, *flags, *COMMON)) == [0] * size
+            finish(
+                start_ranks(
+                    size,
+                    "train",
+                    "resnet_baseline",
+                    "--data",
+                    shards,
+                    "--run",
+                    run,
+                    *flags,
+                    *COMMON,
+                )
+            )
+            == [0] * size
         )
-        assert rundir.status(run)["images_seen"] >= 50 * 12
+        assert read_status(run)["images_seen"] >= 50 * 12
         assert losses(run) == pytest.approx(losses(tmp_path / "1"), abs=tolerance)
 
 
 def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["cnn_plateau_mixup"]
     flags[flags.index("--epochs") + 1] = "500"
-    ranks = start_ranks(2, "train", preset, "--data", shards, "--run", tmp_path / "run", *flags, *COMMON)
+    ranks = start_ranks(
+        2, "train", preset, "--data", shards, "--run", tmp_path / "run", *flags, *COMMON
+    )
     until_training(tmp_path / "run", 1, images_seen=36)
     ranks[1].kill()
     began = time.monotonic()
@@ -135,31 +220,76 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
     time.sleep(0.2)
     ranks[1].send_signal(signal.SIGUSR1)
     assert finish(ranks) == [75, 75]
-    status = rundir.status(run)
+    status = read_status(run)
     assert (status["state"], status["why"]) == ("interrupted", "stopped by SIGUSR1")
-    saved = rundir.checkpoints(run)[0][1]
+    saved = list_checkpoints(run)[0][1]
     assert saved == status["images_seen"]
     assert finish(start_ranks(1, "train", *call)) == [0]
-    assert [row["epoch"] for row in rundir.rows(run)] == [1, 2, 3]
-    assert rundir.environment(run)["parent"]["images_seen"] == saved
+    assert [row["epoch"] for row in read_rows(run)] == [1, 2, 3]
+    assert read_environment(run)["parent"]["images_seen"] == saved
 
 
 def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["resnet_cosine_ema"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fer_hpc.train"]
-    call = [*torchrun, "--", preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON, "--epochs", "1"]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ})
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "fer_hpc.train",
+    ]
+    call = [
+        *torchrun,
+        "--",
+        preset,
+        "--data",
+        str(shards),
+        "--run",
+        str(tmp_path / "run"),
+        *flags,
+        *COMMON,
+        "--epochs",
+        "1",
+    ]
+    done = subprocess.run(
+        call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ}
+    )
     assert done.returncode == 0, done.stderr
     assert "on 2 x cpu" in done.stderr
     assert done.stdout.count("finished") == 1
 
 
 def test_an_indivisible_batch_is_said_once(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(2, "train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 25, *COMMON)
+    ranks = start_ranks(
+        2,
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--batch-size",
+        25,
+        *COMMON,
+    )
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert "--batch-size 25 does not divide by world size 2; use 24 or 26" in errors[0]
     assert errors[1] == ""
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 50, "--accumulate", 4)
+    done = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--batch-size",
+        50,
+        "--accumulate",
+        4,
+    )
     assert done.returncode == 2
     assert "world size 1 times --accumulate 4; use 48 or 52" in done.stderr

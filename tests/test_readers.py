@@ -12,7 +12,7 @@ import pytest
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.affectnet import AffectNetCsv
-from fer_hpc.data.annotations import contained, read_columns
+from fer_hpc.data.annotations import read_columns, resolve_inside
 from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.faces import Reject
 from fer_hpc.data.fer2013 import FER2013_CLASSES
@@ -42,7 +42,9 @@ def table(folder: Path, text: str) -> Path:
 def test_the_reports_csv(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "1.jpg")
     line = f'images/1.jpg,4,0.25,-2,"{json.dumps(POINTS)}"'
-    source = AffectNetCsv(table(tmp_path, f"image_path,expression,valence,arousal,landmarks\n{line}\n"), None)
+    source = AffectNetCsv(
+        table(tmp_path, f"image_path,expression,valence,arousal,landmarks\n{line}\n"), None
+    )
     assert source.rows().label.tolist() == [4]
     face = source.face(source.rows().where[0])
     assert np.allclose(face.landmarks, POINTS)
@@ -54,7 +56,11 @@ def test_affectnets_own_csv(tmp_path: Path) -> None:
     photo(tmp_path / "12" / "a.jpg")
     points = ";".join(str(v) for point in POINTS for v in point)
     source = AffectNetCsv(
-        table(tmp_path, f"{OWN_HEADER}\n12/a.jpg,1,2,50,60,{points},7,0.1,0.9\n12/b.jpg,1,2,5,6,{points},9,0,0\n"), None
+        table(
+            tmp_path,
+            f"{OWN_HEADER}\n12/a.jpg,1,2,50,60,{points},7,0.1,0.9\n12/b.jpg,1,2,5,6,{points},9,0,0\n",
+        ),
+        None,
     )
     rows = source.rows()
     assert rows.label.tolist() == [7]
@@ -64,24 +70,40 @@ def test_affectnets_own_csv(tmp_path: Path) -> None:
 
 def test_the_box_csv(tmp_path: Path) -> None:
     photo(tmp_path / "1.jpg")
-    source = AffectNetCsv(table(tmp_path, "image_path,x_min,y_min,x_max,y_max,expression\n1.jpg,10,20,60,70.5,0\n"), None)
+    source = AffectNetCsv(
+        table(tmp_path, "image_path,x_min,y_min,x_max,y_max,expression\n1.jpg,10,20,60,70.5,0\n"),
+        None,
+    )
     source.rows()
     assert source.face(source.rows().where[0]).box == (10, 20, 60, 71)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/home/someone/data/train_set/images/1.jpg", r"C:\Users\x\data\train_set\images\1.jpg", "images/1.jpg", "./images/1.jpg"],
+    [
+        "/home/someone/data/train_set/images/1.jpg",
+        r"C:\Users\x\data\train_set\images\1.jpg",
+        "images/1.jpg",
+        "./images/1.jpg",
+    ],
 )
 def test_paths_of_another_machine_go_by_their_longest_suffix(tmp_path: Path, path: str) -> None:
     wanted = photo(tmp_path / "train_set" / "images" / "1.jpg")
     photo(tmp_path / "images" / "1.jpg")  # a shorter suffix would find this one
     expected = wanted if "train_set" in path else tmp_path / "images" / "1.jpg"
-    assert contained(tmp_path, path) == expected
+    assert resolve_inside(tmp_path, path) == expected
 
 
 @pytest.mark.parametrize(
-    "path", ["../../etc/passwd", "images/../../secret.jpg", "/etc/passwd", r"..\secret.jpg", "link/secret.jpg", ""]
+    "path",
+    [
+        "../../etc/passwd",
+        "images/../../secret.jpg",
+        "/etc/passwd",
+        r"..\secret.jpg",
+        "link/secret.jpg",
+        "",
+    ],
 )
 def test_no_path_in_a_table_leads_out_of_the_root(tmp_path: Path, path: str) -> None:
     root = tmp_path / "root"
@@ -89,7 +111,7 @@ def test_no_path_in_a_table_leads_out_of_the_root(tmp_path: Path, path: str) -> 
     photo(tmp_path / "secret.jpg")
     (root / "link").symlink_to(tmp_path)
     with pytest.raises(Reject, match=r"leaves the image root|missing image|empty path"):
-        contained(root, path)
+        resolve_inside(root, path)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +123,13 @@ def test_no_path_in_a_table_leads_out_of_the_root(tmp_path: Path, path: str) -> 
         ("1;2;x", "not a list of points"),
     ],
 )
-def test_bad_landmarks_are_rejected_with_the_reason(tmp_path: Path, landmarks: str, reason: str) -> None:
+def test_bad_landmarks_are_rejected_with_the_reason(
+    tmp_path: Path, landmarks: str, reason: str
+) -> None:
     photo(tmp_path / "1.jpg")
-    source = AffectNetCsv(table(tmp_path, f'image_path,expression,landmarks\n1.jpg,1,"{landmarks}"\n'), None)
+    source = AffectNetCsv(
+        table(tmp_path, f'image_path,expression,landmarks\n1.jpg,1,"{landmarks}"\n'), None
+    )
     source.rows()
     with pytest.raises(Reject, match=reason):
         source.face(source.rows().where[0])
@@ -111,7 +137,9 @@ def test_bad_landmarks_are_rejected_with_the_reason(tmp_path: Path, landmarks: s
 
 def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
     photo(tmp_path / "1.jpg")
-    rows = AffectNetCsv(table(tmp_path, "image_path,expression,landmarks\n1.jpg,1,\n1.jpg,2,\n"), None).rows()
+    rows = AffectNetCsv(
+        table(tmp_path, "image_path,expression,landmarks\n1.jpg,1,\n1.jpg,2,\n"), None
+    ).rows()
     assert (rows.label.tolist(), rows.rejects) == ([1], [("1.jpg", "duplicate id")])
 
 
@@ -123,7 +151,9 @@ def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
         ("", "the file is empty"),
     ],
 )
-def test_a_table_without_its_columns_says_what_was_wanted(tmp_path: Path, header: str, message: str) -> None:
+def test_a_table_without_its_columns_says_what_was_wanted(
+    tmp_path: Path, header: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         AffectNetCsv(table(tmp_path, f"{header}\n"), None)
 
@@ -135,7 +165,13 @@ def test_landmarks_outside_the_picture_fall_back_to_all_of_it(fer: Fer, tmp_path
         points = [[x + (500 if i == 3 else 0), y] for x, y in POINTS]
         lines.append(f'{i}.png,{i % 2},"{json.dumps(points)}"')
     done = fer(
-        "preprocess", "--source", "affectnet_csv", "--input", table(tmp_path, "\n".join(lines)), "--out", tmp_path / "out"
+        "preprocess",
+        "--source",
+        "affectnet_csv",
+        "--input",
+        table(tmp_path, "\n".join(lines)),
+        "--out",
+        tmp_path / "out",
     )
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "out")
@@ -153,14 +189,19 @@ def test_class_folders_go_by_name(tmp_path: Path) -> None:
     rows = source.rows()
     assert source.classes == ("Happiness", "Fear", "Anger")
     assert {rows.source_id[i]: source.classes[k] for i, k in enumerate(rows.label)} == {
-        "angry/0.jpg": "Anger", "Happy/1.jpg": "Happiness", "3 fear/2.jpg": "Fear",
-    }  # fmt: skip
+        "angry/0.jpg": "Anger",
+        "Happy/1.jpg": "Happiness",
+        "3 fear/2.jpg": "Fear",
+    }
     assert set(rows.split) == {""}
 
 
 @pytest.mark.parametrize(
     ("folders", "splits"),
-    [(("train", "test"), {"train", "test"}), (("train", "test-public", "test-private"), {"train", "val", "test"})],
+    [
+        (("train", "test"), {"train", "test"}),
+        (("train", "test-public", "test-private"), {"train", "val", "test"}),
+    ],
 )
 def test_fer2013_folder_forms(tmp_path: Path, folders: tuple[str, ...], splits: set[str]) -> None:
     for folder in folders:
@@ -244,7 +285,9 @@ def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:
     path = table(tmp_path, "source_id,age,weight,note\nb,30,1.5,glasses\na,,,\n")
     columns = read_columns(path, ["a", "b", "c"])
     assert columns["age"].tolist() == [-1, 30, -1]
-    assert np.array_equal(columns["weight"], np.array([np.nan, 1.5, np.nan], np.float32), equal_nan=True)
+    assert np.array_equal(
+        columns["weight"], np.array([np.nan, 1.5, np.nan], np.float32), equal_nan=True
+    )
     assert columns["note"].tolist() == ["", "glasses", ""]
     with pytest.raises(UserError, match="these look like 'x'"):
         read_columns(path, ["x"])
@@ -253,12 +296,27 @@ def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:
 def test_columns_land_in_the_shards(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
     import h5py
 
-    lines = ["source_id,age,ethnicity", *(f"train_set/{i},{20 + i},group {i % 3}" for i in range(60))]
+    lines = [
+        "source_id,age,ethnicity",
+        *(f"train_set/{i},{20 + i},group {i % 3}" for i in range(60)),
+    ]
     path = table(tmp_path, "\n".join(lines))
-    done = fer("preprocess", "--source", "affectnet", "--input", affectnet, "--columns", path, "--out", tmp_path / "out")
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        affectnet,
+        "--columns",
+        path,
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "out" / "train-00000.h5") as f:
         numbers = [int(i.decode().split("/")[1]) for i in f["source_id"][()]]
         assert f["columns/age"][()].tolist() == [20 + n for n in numbers]
-        assert [v.decode() for v in f["columns/ethnicity"][()]] == [f"group {n % 3}" for n in numbers]
+        assert [v.decode() for v in f["columns/ethnicity"][()]] == [
+            f"group {n % 3}" for n in numbers
+        ]
     assert read_manifest(tmp_path / "out").classes == CLASSES

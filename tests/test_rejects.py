@@ -36,10 +36,17 @@ def huge_png() -> bytes:
     """A few bytes whose header claims 50,000 x 50,000 pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def huge_jpeg() -> bytes:
@@ -62,22 +69,37 @@ UNUSUAL_PICTURES = {  # kept: they are pictures
     "palette": saved(photo().convert("P"), "PNG"),
     "cmyk": saved(photo().convert("CMYK"), "JPEG"),
 }
-BAD_LABELS = {"label-text": (np.array("glad"), "unreadable exp.npy annotation"),
-              "label-11": (np.array("11"), "label 11, wanted 0 to 7"),
-              "label-object": (np.array({"label": 1}, dtype=object), "unreadable exp.npy annotation")}  # fmt: skip
+BAD_LABELS = {
+    "label-text": (np.array("glad"), "unreadable exp.npy annotation"),
+    "label-11": (np.array("11"), "label 11, wanted 0 to 7"),
+    "label-object": (np.array({"label": 1}, dtype=object), "unreadable exp.npy annotation"),
+}
 NAN = np.where(np.arange(68)[:, None] == 5, np.nan, POINTS)
-BAD_POINTS = {"points-nan": (NAN, "landmarks are not finite"), "points-67": (POINTS[:67], "134 landmark numbers, wanted 136"),
-              "points-object": (POINTS.astype(object), "unreadable lnd.npy annotation")}  # fmt: skip
+BAD_POINTS = {
+    "points-nan": (NAN, "landmarks are not finite"),
+    "points-67": (POINTS[:67], "134 landmark numbers, wanted 136"),
+    "points-object": (POINTS.astype(object), "unreadable lnd.npy annotation"),
+}
 
 
-def add(root: Path, stem: str, picture: bytes | None = JPEG, label: np.ndarray | None = None,
-        points: np.ndarray = POINTS) -> None:  # fmt: skip
+def add(
+    root: Path,
+    stem: str,
+    picture: bytes | None = JPEG,
+    label: np.ndarray | None = None,
+    points: np.ndarray = POINTS,
+) -> None:
     images, annotations = root / "train_set" / "images", root / "train_set" / "annotations"
     images.mkdir(parents=True, exist_ok=True)
     annotations.mkdir(exist_ok=True)
     if picture is not None:
         (images / f"{stem}.jpg").write_bytes(picture)
-    values = {"exp": np.array("3") if label is None else label, "lnd": points, "val": np.array("0.5"), "aro": np.array("-2")}
+    values = {
+        "exp": np.array("3") if label is None else label,
+        "lnd": points,
+        "val": np.array("0.5"),
+        "aro": np.array("-2"),
+    }
     for kind, value in values.items():
         np.save(annotations / f"{stem}_{kind}.npy", value, allow_pickle=True)
 
@@ -103,13 +125,27 @@ def zoo(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(root / "faces", stem, points=points)
     add(root / "faces", "outside", points=POINTS + 5000)
     add(root / "faces", "no-picture", picture=None)
-    done = fer("preprocess", "--source", "affectnet", "--input", root / "faces", "--out", root / "shards",
-               "--split", "report", "--max-rejects", 0.4)  # fmt: skip
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet",
+        "--input",
+        root / "faces",
+        "--out",
+        root / "shards",
+        "--split",
+        "report",
+        "--max-rejects",
+        0.4,
+    )
     assert done.returncode == 0, done.stderr
     return root / "shards"
 
 
-BAD = {**{k: v[1] for k, v in (BAD_PICTURES | BAD_LABELS | BAD_POINTS).items()}, "no-picture": "missing image"}
+BAD = {
+    **{k: v[1] for k, v in (BAD_PICTURES | BAD_LABELS | BAD_POINTS).items()},
+    "no-picture": "missing image",
+}
 
 
 @pytest.mark.parametrize("stem", BAD)
@@ -121,10 +157,18 @@ def test_it_is_rejected_with_its_reason(zoo: Path, stem: str) -> None:
 def test_nothing_else_is_rejected_and_every_good_face_is_there(zoo: Path) -> None:
     assert set(reasons(zoo)) == {f"train_set/{stem}" for stem in BAD}
     manifest = read_manifest(zoo)
-    ids = [i.decode() for s in ("train", "val", "test") for i in open_split(manifest, s).columns["source_id"]]
+    ids = [
+        i.decode()
+        for s in ("train", "val", "test")
+        for i in open_split(manifest, s).columns["source_id"]
+    ]
     wanted = [*map(str, range(GOOD)), *UNUSUAL_PICTURES, "outside"]
     assert sorted(ids) == sorted(f"train_set/{stem}" for stem in wanted)
-    assert sum(manifest.content["rejects"]["reasons"].values()) == manifest.content["rejects"]["n"] == len(BAD)
+    assert (
+        sum(manifest.content["rejects"]["reasons"].values())
+        == manifest.content["rejects"]["n"]
+        == len(BAD)
+    )
 
 
 def test_landmarks_outside_the_picture_take_all_of_it_and_are_counted(zoo: Path) -> None:
@@ -134,9 +178,14 @@ def test_landmarks_outside_the_picture_take_all_of_it_and_are_counted(zoo: Path)
 def test_above_the_stated_share_of_rejects_it_fails_and_keeps_the_list(fer: Fer, zoo: Path) -> None:
     faces = zoo.parent / "faces"
     out = zoo.parent / "strict"
-    done = fer("preprocess", "--source", "affectnet", "--input", faces, "--out", out, "--split", "report")
+    done = fer(
+        "preprocess", "--source", "affectnet", "--input", faces, "--out", out, "--split", "report"
+    )
     assert done.returncode == 2
-    assert f"{len(BAD)} of {len(BAD) + GOOD + 4} faces are unusable, over --max-rejects 0.05" in done.stderr
+    assert (
+        f"{len(BAD)} of {len(BAD) + GOOD + 4} faces are unusable, over --max-rejects 0.05"
+        in done.stderr
+    )
     assert reasons(out) == reasons(zoo)
     assert not (out / "manifest.json").exists()
 
@@ -150,13 +199,29 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(fer: Fer, tmp_path: 
     (root / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     lines = [f"{i}.jpg,10,10,90,110,{i % 8}" for i in range(GOOD)]
     lines += [
-        f"{path},10,10,90,110,1" for path in ("../../etc/passwd", "../secret.jpg", "link.jpg", str(tmp_path / "secret.jpg"))
+        f"{path},10,10,90,110,1"
+        for path in ("../../etc/passwd", "../secret.jpg", "link.jpg", str(tmp_path / "secret.jpg"))
     ]
-    lines += ["0.jpg,10,10,90,110,1", "1.jpg,10,10", "/data/of/another/machine/7.jpg,10,10,90,110,1"]
+    lines += [
+        "0.jpg,10,10,90,110,1",
+        "1.jpg,10,10",
+        "/data/of/another/machine/7.jpg,10,10,90,110,1",
+    ]
     text = "image_path,x_min,y_min,x_max,y_max,expression\n" + "\n".join(lines) + "\n"
     (tmp_path / "table.csv").write_text(text)
-    done = fer("preprocess", "--source", "affectnet_csv", "--input", tmp_path / "table.csv", "--image-root", root,
-               "--out", tmp_path / "out", "--max-rejects", 0.5)  # fmt: skip
+    done = fer(
+        "preprocess",
+        "--source",
+        "affectnet_csv",
+        "--input",
+        tmp_path / "table.csv",
+        "--image-root",
+        root,
+        "--out",
+        tmp_path / "out",
+        "--max-rejects",
+        0.5,
+    )
     assert done.returncode == 0, done.stderr
     got = reasons(tmp_path / "out")
     for path in ("../../etc/passwd", "../secret.jpg", "link.jpg"):

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from fer_hpc import rundir
 from fer_hpc.config import UserError
-from fer_hpc.rundir import Attempt, Job
+from fer_hpc.files import read_json, write_json
+from fer_hpc.parallel.world import Job
+from fer_hpc.run import lease
+from fer_hpc.run.attempts import Attempt, claim_attempt
+from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_rows, read_status
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from fer_hpc import rundir
-attempt = rundir.claim(Path(sys.argv[1]))
+from fer_hpc.run.attempts import claim_attempt
+attempt = claim_attempt(Path(sys.argv[1]))
 attempt.began({}, None)
 print(attempt.number, flush=True)
 time.sleep(60)
@@ -26,13 +29,15 @@ time.sleep(60)
 
 
 def owner_in_another_process(run: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout and process.stdout.readline().strip()
     return process
 
 
 def begin(run: Path, rows: list[int], parent: tuple[int, int, Path] | None = None) -> Attempt:
-    attempt = rundir.claim(run)
+    attempt = claim_attempt(run)
     attempt.began({}, parent)
     lines = [json.dumps({"images_seen": n, "attempt": attempt.number}) for n in rows]
     (attempt.path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -49,8 +54,8 @@ def test_a_living_owner_is_not_displaced_and_is_named(tmp_path: Path) -> None:
     process = owner_in_another_process(tmp_path)
     try:
         with pytest.raises(UserError, match=f"in use by process {process.pid}"):
-            rundir.claim(tmp_path)
-        assert rundir.attempts(tmp_path) == [1]
+            claim_attempt(tmp_path)
+        assert attempt_numbers(tmp_path) == [1]
     finally:
         process.kill()
         process.wait()
@@ -60,9 +65,9 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
     process = owner_in_another_process(tmp_path)
     process.kill()
     process.wait()
-    assert rundir.status(tmp_path)["state"] == "interrupted"
+    assert read_status(tmp_path)["state"] == "interrupted"
     began = time.monotonic()
-    assert rundir.claim(tmp_path).number == 2
+    assert claim_attempt(tmp_path).number == 2
     assert time.monotonic() - began < 5
 
 
@@ -73,7 +78,7 @@ def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
         time.sleep(0.2)
         first = Attempt(tmp_path, 1)
         assert first.is_newest()
-        assert rundir.claim(tmp_path).number == 2
+        assert claim_attempt(tmp_path).number == 2
         assert not first.is_newest()
     finally:
         process.kill()
@@ -81,22 +86,25 @@ def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
 
 
 def test_a_requeued_job_takes_over_at_once_another_job_does_not(tmp_path: Path) -> None:
-    rundir.claim(tmp_path, Job("77", restarts=0)).began({}, None)
+    claim_attempt(tmp_path, Job("77", restarts=0)).began({}, None)
     with pytest.raises(UserError, match="job 77"):
-        rundir.claim(tmp_path, Job("78", restarts=1))
-    assert rundir.claim(tmp_path, Job("77", restarts=1)).number == 2
+        claim_attempt(tmp_path, Job("78", restarts=1))
+    assert claim_attempt(tmp_path, Job("77", restarts=1)).number == 2
 
 
-def test_an_owner_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = begin(tmp_path, [])
-    owner = rundir.read_json(attempt.path / "owner.json")
-    rundir.write_json(attempt.path / "owner.json", {**owner, "host": "elsewhere", "place": "another boot"})
+    owner = read_json(attempt.path / "owner.json")
+    write_json(attempt.path / "owner.json", {**owner, "host": "elsewhere", "place": "another boot"})
     attempt._ended.set()  # its heartbeat stops
-    monkeypatch.setattr(rundir, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    monkeypatch.setattr("fer_hpc.run.attempts.LEASE_S", 2.0)
     (attempt.path / "heartbeat").touch()
     said: list[str] = []
     began = time.monotonic()
-    assert rundir.claim(tmp_path, say=said.append).number == 2
+    assert claim_attempt(tmp_path, say=said.append).number == 2
     assert 1.0 < time.monotonic() - began < 6
     assert "elsewhere" in said[0]
 
@@ -108,21 +116,32 @@ def test_history_follows_the_parents_and_not_what_came_after_them(tmp_path: Path
     first.end("interrupted")
     second = begin(tmp_path, [30, 40], parent)
     save(second, 40)
-    (first.path / "metrics.jsonl").open("a").write('{"images_seen": 40, "attempt": 1}\n')  # a paused writer goes on
-    assert [(row["images_seen"], row["attempt"]) for row in rundir.rows(tmp_path)] == [(10, 1), (20, 1), (30, 2), (40, 2)]
-    assert [(n, images) for n, images, _ in rundir.checkpoints(tmp_path)] == [(2, 40), (2, 20), (1, 20)]
+    (first.path / "metrics.jsonl").open("a").write(
+        '{"images_seen": 40, "attempt": 1}\n'
+    )  # a paused writer goes on
+    assert [(row["images_seen"], row["attempt"]) for row in read_rows(tmp_path)] == [
+        (10, 1),
+        (20, 1),
+        (30, 2),
+        (40, 2),
+    ]
+    assert [(n, images) for n, images, _ in list_checkpoints(tmp_path)] == [
+        (2, 40),
+        (2, 20),
+        (1, 20),
+    ]
 
 
 def test_an_attempt_that_never_began_is_no_history(tmp_path: Path) -> None:
     begin(tmp_path, [10]).end("interrupted")
-    rundir.claim(tmp_path)  # killed before it loaded anything
-    assert [row["images_seen"] for row in rundir.rows(tmp_path)] == [10]
+    claim_attempt(tmp_path)  # killed before it loaded anything
+    assert [row["images_seen"] for row in read_rows(tmp_path)] == [10]
 
 
 def test_a_line_cut_off_by_a_kill_is_not_read(tmp_path: Path) -> None:
     attempt = begin(tmp_path, [10])
     (attempt.path / "metrics.jsonl").open("a").write('{"images_seen": 2')
-    assert [row["images_seen"] for row in rundir.rows(tmp_path)] == [10]
+    assert [row["images_seen"] for row in read_rows(tmp_path)] == [10]
 
 
 def test_pruning_keeps_the_newest_two_and_never_leaves_fewer(tmp_path: Path) -> None:
@@ -136,7 +155,7 @@ def test_pruning_keeps_the_newest_two_and_never_leaves_fewer(tmp_path: Path) -> 
     for images in (20, 30):
         save(second, images)
         second.prune()
-    assert [images for _, images, _ in rundir.checkpoints(tmp_path)] == [30, 20]
+    assert [images for _, images, _ in list_checkpoints(tmp_path)] == [30, 20]
     assert not parent[2].exists()
 
 
@@ -144,7 +163,10 @@ def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:
     code = HOLD.replace("time.sleep(60)", "time.sleep(3)")
     starts = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         for _ in range(6)
     ]
@@ -155,13 +177,15 @@ def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:
 
 def test_a_write_that_runs_out_of_space_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    rundir.write_json(path, {"state": "running"})
+    write_json(path, {"state": "running"})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # the kernel cuts the write short, as a full disk does
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (10_000, limits[1])
+    )  # the kernel cuts the write short, as a full disk does
     try:
         with pytest.raises(OSError, match="too large"):
-            rundir.write_json(path, {"state": "x" * 200_000})
+            write_json(path, {"state": "x" * 200_000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert rundir.read_json(path) == {"state": "running"}
+    assert read_json(path) == {"state": "running"}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]

@@ -5,14 +5,20 @@ import pytest
 
 from fer_hpc.config import UserError
 from fer_hpc.data.annotations import Rows
-from fer_hpc.data.splits import divide, settle
-from fer_hpc.data.synthetic import CLASS_COUNTS
+from fer_hpc.data.splits import divide, resolve_rule
+from fer_hpc.data.synthetic.faces import CLASS_COUNTS
 
 # The source report's Table 1: train / val / test of each class.
 TABLE_1 = [
-    (52410, 11233, 11231), (94086, 20166, 20162), (17821, 3819, 3819), (9862, 2114, 2114),
-    (4464, 957, 957), (2662, 571, 570), (17417, 3733, 3732), (2625, 562, 563),
-]  # fmt: skip
+    (52410, 11233, 11231),
+    (94086, 20166, 20162),
+    (17821, 3819, 3819),
+    (9862, 2114, 2114),
+    (4464, 957, 957),
+    (2662, 571, 570),
+    (17417, 3733, 3732),
+    (2625, 562, 563),
+]
 
 
 def rows_of(label: np.ndarray, split: list[str] | None = None, **columns: np.ndarray) -> Rows:
@@ -31,7 +37,7 @@ def test_report_split_gives_table_1_to_within_one() -> None:
 def test_official_split_is_the_sources_own_and_val_comes_out_of_train() -> None:
     label = np.tile(np.arange(4), 50)
     rows = rows_of(label, ["train"] * 160 + ["test"] * 40)
-    assert settle(rows, "auto") == "official"
+    assert resolve_rule(rows, "auto") == "official"
     split, _, _ = divide(rows, "official")
     assert (split[160:] == "test").all()
     assert (split[:160] == "val").sum() == 29  # 17.65 % of 160, rounded up
@@ -41,7 +47,7 @@ def test_known_people_are_kept_apart() -> None:
     rng = np.random.default_rng(0)
     people = rng.integers(0, 60, 600)
     rows = rows_of(rng.integers(0, 4, 600), group=people)
-    assert settle(rows, "auto") == "person"
+    assert resolve_rule(rows, "auto") == "person"
     split, _, _ = divide(rows, "person")
     assert all(len(set(split[people == p])) == 1 for p in range(60))
     assert 50 < (split == "test").sum() < 130
@@ -55,6 +61,6 @@ def test_a_class_too_small_to_stratify_is_noted_not_fatal() -> None:
 
 def test_rules_that_need_what_is_absent_say_so() -> None:
     with pytest.raises(UserError, match="--split report"):
-        settle(rows_of(np.zeros(10, int)), "official")
+        resolve_rule(rows_of(np.zeros(10, int)), "official")
     with pytest.raises(UserError, match="who is who"):
-        settle(rows_of(np.zeros(10, int)), "person")
+        resolve_rule(rows_of(np.zeros(10, int)), "person")

@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 
 from fer_hpc.config import CLASSES
-from fer_hpc.data.synthetic import CIRCUMPLEX, CLASS_COUNTS, PHOTOS_PER_PERSON, draw_face, label_of
+from fer_hpc.data.synthetic.faces import (
+    CIRCUMPLEX,
+    CLASS_COUNTS,
+    PHOTOS_PER_PERSON,
+    draw_face,
+    label_of,
+)
 from tests.conftest import Fer
 
 
 def test_a_face_is_a_function_of_seed_and_number() -> None:
     assert (draw_face(5).image == draw_face(5).image).all()
-    assert draw_face(5, seed=1).image.shape != draw_face(5).image.shape or (draw_face(5, 1).image != draw_face(5).image).any()
+    assert (
+        draw_face(5, seed=1).image.shape != draw_face(5).image.shape
+        or (draw_face(5, 1).image != draw_face(5).image).any()
+    )
 
 
 def test_label_is_known_without_drawing() -> None:
@@ -37,15 +46,35 @@ def test_what_is_drawn_and_what_is_said_agree() -> None:
         mine = np.mean([(f.valence, f.arousal) for f in faces if f.label == label], 0)
         distance = [np.linalg.norm(mine - 0.63 * np.array(c)) for c in CIRCUMPLEX]
         assert int(np.argmin(distance)) == label, CLASSES[label]
-    gap = [np.linalg.norm(f.landmarks[62] - f.landmarks[66]) / np.linalg.norm(f.landmarks[0] - f.landmarks[16]) for f in faces]
-    by_class = [np.mean([g for g, f in zip(gap, faces, strict=True) if f.label == k]) for k in (0, 3)]
+    gap = [
+        np.linalg.norm(f.landmarks[62] - f.landmarks[66])
+        / np.linalg.norm(f.landmarks[0] - f.landmarks[16])
+        for f in faces
+    ]
+    by_class = [
+        np.mean([g for g, f in zip(gap, faces, strict=True) if f.label == k]) for k in (0, 3)
+    ]
     assert by_class[1] > 4 * by_class[0], "surprise opens the mouth"
 
 
 @pytest.mark.long
 def test_the_demos_training_learns_it_but_does_not_saturate(fer: Fer, tmp_path: Path) -> None:
-    assert fer("preprocess", "--source", "synthetic", "--count", 6000, "--out", tmp_path / "shards").returncode == 0
-    arguments = ("cnn_improved", "--data", tmp_path / "shards", "--run", tmp_path / "run", "--batch-size", 64, "--flip")
+    assert (
+        fer(
+            "preprocess", "--source", "synthetic", "--count", 6000, "--out", tmp_path / "shards"
+        ).returncode
+        == 0
+    )
+    arguments = (
+        "cnn_improved",
+        "--data",
+        tmp_path / "shards",
+        "--run",
+        tmp_path / "run",
+        "--batch-size",
+        64,
+        "--flip",
+    )
     assert fer("train", *arguments, "--epochs", 12, timeout=1200).returncode == 0
     done = fer("evaluate", tmp_path / "run", "--split", "test")
     assert 0.75 < float(done.stdout.split("accuracy")[1].split()[0]) < 0.92

@@ -14,11 +14,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fer_hpc import checkpoint, rundir
 from fer_hpc.data.shards import read_manifest
+from fer_hpc.files import sha256
+from fer_hpc.run import checkpoint
+from fer_hpc.run.folder import (
+    attempt_numbers,
+    attempt_path,
+    list_checkpoints,
+    outcome_file,
+    read_rows,
+    read_status,
+)
 from tests.conftest import TRAIN_SPEED, Fer, command
-from tests.processes import Started
-from tests.processes import run as run_command
+from tests.helpers.processes import Started
+from tests.helpers.processes import run as run_command
 
 SECONDS = 120
 
@@ -29,10 +38,12 @@ def start(shards: Path, run: Path, *flags: object) -> Started:
 
 def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
     """Wait until an attempt trains and, if asked for, has a checkpoint at or after `images_seen`."""
-    folder, deadline = rundir.attempt_path(run, attempt), time.monotonic() + SECONDS
+    folder, deadline = attempt_path(run, attempt), time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         saved = [int(p.stem) for p in folder.glob("0*.pt")]
-        if (folder / "environment.json").exists() and (not images_seen or max(saved, default=0) >= images_seen):
+        if (folder / "environment.json").exists() and (
+            not images_seen or max(saved, default=0) >= images_seen
+        ):
             return
         time.sleep(0.01)
     raise TimeoutError(f"attempt {attempt} did not begin")
@@ -42,12 +53,14 @@ def assert_same_outcome(run: Path, other: Path) -> None:
     """Metrics, weights, and with the last checkpoint the optimiser and all else that a continuation needs."""
     for name in ("metrics.jsonl", "final.pt", "best.pt"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
-    last, others = (rundir.checkpoints(each)[0][2] for each in (run, other))
+    last, others = (list_checkpoints(each)[0][2] for each in (run, other))
     assert last.name == others.name
     assert last.read_bytes() == others.read_bytes()
 
 
-def test_killed_at_random_moments_it_ends_bit_identical(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_bit_identical(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
     run, rng = tmp_path / "run", random.Random(0)
     for attempt, images_seen in ((1, 30), (2, 240), (3, 420)):  # of 756, in a second or in ten
         process = start(shards, run)
@@ -55,15 +68,17 @@ def test_killed_at_random_moments_it_ends_bit_identical(fer: Fer, shards: Path, 
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
         process.wait()
-    assert rundir.status(run)["state"] == "interrupted"
-    assert rundir.checkpoints(run)[0][1] % 252, "the newest checkpoint lies within an epoch"
+    assert read_status(run)["state"] == "interrupted"
+    assert list_checkpoints(run)[0][1] % 252, "the newest checkpoint lies within an epoch"
     done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
     assert done.returncode == 0, done.stderr
     assert "from image" in done.stderr
     assert_same_outcome(run, finished_run)
 
 
-def test_the_older_of_two_writers_loses_and_corrupts_nothing(shards: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_the_older_of_two_writers_loses_and_corrupts_nothing(
+    shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     older = start(shards, run)
     until_training(run, 1, images_seen=30)
@@ -75,29 +90,35 @@ def test_the_older_of_two_writers_loses_and_corrupts_nothing(shards: Path, finis
     assert "another start has taken this run over" in older.communicate()[1]
     assert newer.wait(SECONDS) == 0
     assert_same_outcome(run, finished_run)
-    assert rundir.status(run)["state"] == "finished"
+    assert read_status(run)["state"] == "finished"
 
 
 def test_a_run_in_use_is_refused_with_who_holds_it(fer: Fer, shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     holder = start(shards, run, "--epochs", 500)
     until_training(run, 1)
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, "--epochs", 500)
+    done = fer(
+        "train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, "--epochs", 500
+    )
     holder.kill()
     assert done.returncode == 2
     assert f"in use by process {holder.pid}" in done.stderr
 
 
-def test_a_signal_saves_and_asks_to_be_run_again(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_asks_to_be_run_again(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     process = start(shards, run, "--checkpoint-every-s", 1000)
     until_training(run, 1)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 75
-    assert "SIGTERM" in rundir.status(run)["why"]
-    assert rundir.checkpoints(run)
-    assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    assert "SIGTERM" in read_status(run)["why"]
+    assert list_checkpoints(run)
+    assert (
+        fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    )
     assert_same_outcome(run, finished_run)
 
 
@@ -109,7 +130,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     until_training(run, 1, images_seen=300)
     process.kill()
     process.wait()
-    (_, newest, path), (_, before, _) = rundir.checkpoints(run)[:2]
+    (_, newest, path), (_, before, _) = list_checkpoints(run)[:2]
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
@@ -123,7 +144,7 @@ def test_finished_says_so_without_loading_torch(fer: Fer, shards: Path, finished
     done = fer("train", "cnn_baseline", "--data", shards, "--run", finished_run, *TRAIN_SPEED)
     assert done.returncode == 0
     assert "finished, nothing to do" in done.stdout
-    assert rundir.attempts(finished_run) == [1]
+    assert attempt_numbers(finished_run) == [1]
 
 
 def test_two_n_epochs_equal_n_and_n_more(fer: Fer, shards: Path, tmp_path: Path) -> None:
@@ -131,7 +152,9 @@ def test_two_n_epochs_equal_n_and_n_more(fer: Fer, shards: Path, tmp_path: Path)
     assert fer(*arguments, "--run", tmp_path / "whole", "--epochs", 2, "--flip").returncode == 0
     assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 1, "--flip").returncode == 0
     assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 2, "--flip").returncode == 0
-    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "grown" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "grown" / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
@@ -143,12 +166,29 @@ def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
     assert refused.returncode == 2
     assert "--lr 0.001 (now --lr 0.5)" in refused.stderr
     moved = shutil.copytree(shards, tmp_path / "moved")
-    assert fer("train", "cnn_baseline", "--data", moved, "--run", run, *TRAIN_SPEED, "--device", "cpu").returncode == 0
+    assert (
+        fer(
+            "train", "cnn_baseline", "--data", moved, "--run", run, *TRAIN_SPEED, "--device", "cpu"
+        ).returncode
+        == 0
+    )
 
 
 def test_other_data_is_refused(fer: Fer, finished_run: Path, tmp_path: Path) -> None:
-    fer("preprocess", "--source", "synthetic", "--count", 100, "--seed", 9, "--out", tmp_path / "other")
-    done = fer("train", "cnn_baseline", "--data", tmp_path / "other", "--run", finished_run, *TRAIN_SPEED)
+    fer(
+        "preprocess",
+        "--source",
+        "synthetic",
+        "--count",
+        100,
+        "--seed",
+        9,
+        "--out",
+        tmp_path / "other",
+    )
+    done = fer(
+        "train", "cnn_baseline", "--data", tmp_path / "other", "--run", finished_run, *TRAIN_SPEED
+    )
     assert done.returncode == 2
     assert "trained on other data" in done.stderr
 
@@ -156,19 +196,49 @@ def test_other_data_is_refused(fer: Fer, finished_run: Path, tmp_path: Path) -> 
 def test_metrics_hold_no_times_and_timing_holds_them(finished_run: Path) -> None:
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    scores = {f"{part}_{name}" for part in ("train", "val") for name in ("loss", "objective", "accuracy")}
+    scores = {
+        f"{part}_{name}" for part in ("train", "val") for name in ("loss", "objective", "accuracy")
+    }
     assert set(rows[0]) == {"epoch", "images_seen", "lr", *scores, "grad_norm", "best"}
-    assert all("images_per_s" in row for row in rundir.rows(finished_run, "timing.jsonl"))
+    assert all("images_per_s" in row for row in read_rows(finished_run, "timing.jsonl"))
 
 
 def test_a_diverging_run_stops_and_names_the_place(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED, "--lr", 1e30)
+    done = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        *TRAIN_SPEED,
+        "--lr",
+        1e30,
+    )
     assert done.returncode == 2
     assert "images seen" in done.stderr
     assert "--lr" in done.stderr
-    assert rundir.status(tmp_path / "run")["state"] == "failed"
-    one_step = ("--epochs", 1, "--batch-size", read_manifest(shards).n("train"), "--threads", 1, "--no-tensorboard")
-    after = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "after", *one_step, "--lr", 1e30)
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    one_step = (
+        "--epochs",
+        1,
+        "--batch-size",
+        read_manifest(shards).n("train"),
+        "--threads",
+        1,
+        "--no-tensorboard",
+    )
+    after = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "after",
+        *one_step,
+        "--lr",
+        1e30,
+    )
     assert after.returncode == 2, "the step's own loss is a number, that of val after it is none"
     assert "the loss on val is not a finite number" in after.stderr
     assert not (tmp_path / "after" / "best.pt").exists()
@@ -180,7 +250,10 @@ def test_a_diverging_run_stops_and_names_the_place(fer: Fer, shards: Path, tmp_p
         (("cnn_improve",), "did you mean 'cnn_improved'"),
         ((), "which preset?"),
         (("cnn_improved", "--batchsize", "3"), "--batchsize"),
-        (("cnn_improved", "--data", "/nowhere"), "/nowhere: not a folder of shards, it does not exist"),
+        (
+            ("cnn_improved", "--data", "/nowhere"),
+            "/nowhere: not a folder of shards, it does not exist",
+        ),
         (("cnn_improved", "--lr", "fast"), "--lr"),
         (("cnn_improved", "--epochs", "0"), "--epochs 0"),
     ],
@@ -196,9 +269,21 @@ def test_bad_arguments_are_one_clear_message(
     assert not (tmp_path / "run").exists()
 
 
-def test_staged_data_gives_the_same_run(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_staged_data_gives_the_same_run(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
     stage = tmp_path / "scratch"
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--stage", stage, *TRAIN_SPEED)
+    done = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--stage",
+        stage,
+        *TRAIN_SPEED,
+    )
     assert done.returncode == 0, done.stderr
     assert_same_outcome(tmp_path / "run", finished_run)
     copied = {p.name for p in next(stage.iterdir()).iterdir()}
@@ -206,22 +291,73 @@ def test_staged_data_gives_the_same_run(fer: Fer, shards: Path, finished_run: Pa
     assert not any(name.endswith(".tmp") for name in copied)
 
 
-def test_every_augmentation_on_it_resumes_bit_identical(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    flags = ["--flip", "--rotate", 15, "--shift", 0.1, "--scale", 0.2, "--erase", 0.5, "--mixup", 0.2, "--brightness", 0.1]
-    whole = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "whole", *TRAIN_SPEED, "--epochs", 2, *flags)
+def test_every_augmentation_on_it_resumes_bit_identical(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--flip",
+        "--rotate",
+        15,
+        "--shift",
+        0.1,
+        "--scale",
+        0.2,
+        "--erase",
+        0.5,
+        "--mixup",
+        0.2,
+        "--brightness",
+        0.1,
+    ]
+    whole = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "whole",
+        *TRAIN_SPEED,
+        "--epochs",
+        2,
+        *flags,
+    )
     assert whole.returncode == 0, whole.stderr
     process = start(shards, tmp_path / "killed", "--epochs", 2, *flags)
     until_training(tmp_path / "killed", 1, images_seen=60)
     process.kill()
     process.wait()
-    fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "killed", *TRAIN_SPEED, "--epochs", 2, *flags)
+    fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "killed",
+        *TRAIN_SPEED,
+        "--epochs",
+        2,
+        *flags,
+    )
     assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tmp_path: Path) -> None:
+def test_the_sheet_shows_the_first_images_of_training(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
     import cv2
 
-    done = fer("cli", "sheet", "cnn_baseline", "--data", shards, "--run", tmp_path, "--flip", "--rotate", 20)
+    done = fer(
+        "cli",
+        "sheet",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path,
+        "--flip",
+        "--rotate",
+        20,
+    )
     assert done.returncode == 0, done.stderr
     picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert picture.shape[1] == 12 * 96
@@ -230,9 +366,22 @@ def test_the_sheet_shows_the_first_images_of_training(fer: Fer, shards: Path, tm
 
 
 def test_too_little_memory_names_the_batch_size(shards: Path, tmp_path: Path) -> None:
-    arguments = command("train", "vgg", "--data", shards, "--run", tmp_path / "run", "--batch-size", 234, "--threads", 1)
+    arguments = command(
+        "train",
+        "vgg",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--batch-size",
+        234,
+        "--threads",
+        1,
+    )
     limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (1_300_000_000, 1_300_000_000))  # noqa: E731
-    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False
+    )
     assert done.returncode == 2
     assert "out of memory with --batch-size 234: take a smaller one, or --accumulate" in done.stderr
     assert "Traceback" not in done.stderr
@@ -246,25 +395,44 @@ def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     until_training(run, 1, images_seen=30)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    saved = rundir.checkpoints(run)[0]
+    saved = list_checkpoints(run)[0]
     arguments = command("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))  # noqa: E731  a checkpoint has 30 MB
-    full = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False)
+    full = subprocess.run(
+        arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False
+    )
     assert full.returncode == 2
     assert f"the checkpoint at {saved[1]:,} images is kept: make room" in full.stderr
     assert "Traceback" not in full.stderr
-    assert rundir.checkpoints(run)[0][1] == saved[1]
-    assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    assert list_checkpoints(run)[0][1] == saved[1]
+    assert (
+        fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
+    )
     assert_same_outcome(run, finished_run)
 
 
 def test_early_stop_ends_the_run_and_keeps_the_best(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    flags = ("--epochs", 50, "--early-stop", 2, "--lr", 0.0, "--batch-size", 30, "--no-tensorboard", "--freeze-bn")
+    flags = (
+        "--epochs",
+        50,
+        "--early-stop",
+        2,
+        "--lr",
+        0.0,
+        "--batch-size",
+        30,
+        "--no-tensorboard",
+        "--freeze-bn",
+    )
     arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", *flags)
     done = fer("train", *arguments)
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in rundir.rows(tmp_path / "run")] == [1, 2, 3]  # without learning the first stays the best
-    status = rundir.status(tmp_path / "run")
+    assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [
+        1,
+        2,
+        3,
+    ]  # without learning the first stays the best
+    status = read_status(tmp_path / "run")
     assert (status["best"]["epoch"], status["why"]) == (1, "no gain in val_accuracy for 2 epochs")
     assert "finished, nothing to do" in fer("train", *arguments).stdout
 
@@ -272,19 +440,48 @@ def test_early_stop_ends_the_run_and_keeps_the_best(fer: Fer, shards: Path, tmp_
 def test_fine_tuning_takes_everything_but_a_head_of_other_classes(
     fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    flags = ("--data", shards, "--epochs", 1, "--batch-size", 30, "--no-tensorboard", "--lr", 0.0, "--freeze-bn")
+    flags = (
+        "--data",
+        shards,
+        "--epochs",
+        1,
+        "--batch-size",
+        30,
+        "--no-tensorboard",
+        "--lr",
+        0.0,
+        "--freeze-bn",
+    )
     tuned = tmp_path / "tuned"
     done = fer("train", "cnn_baseline", "--run", tuned, "--init-from", finished_run, *flags)
     assert done.returncode == 0, done.stderr
     science = json.loads((tuned / "config.json").read_text())["science"]
-    assert science["init_hash"] == rundir.sha256(rundir.outcome(finished_run, "best.pt"))
-    before = {k: v for k, v in checkpoint.load(finished_run / "best.pt")["model"].items() if v.is_floating_point()}
+    assert science["init_hash"] == sha256(outcome_file(finished_run, "best.pt"))
+    before = {
+        k: v
+        for k, v in checkpoint.load(finished_run / "best.pt")["model"].items()
+        if v.is_floating_point()
+    }
     after = checkpoint.load(tuned / "final.pt")["model"]
-    assert all(torch.equal(after[name], value) for name, value in before.items()), "nothing was learnt at rate 0"
-    with_head = fer("train", "cnn_baseline", "--run", tmp_path / "va", "--init-from", finished_run, "--va-weight", 1, *flags)
+    assert all(torch.equal(after[name], value) for name, value in before.items()), (
+        "nothing was learnt at rate 0"
+    )
+    with_head = fer(
+        "train",
+        "cnn_baseline",
+        "--run",
+        tmp_path / "va",
+        "--init-from",
+        finished_run,
+        "--va-weight",
+        1,
+        *flags,
+    )
     assert "the last layer is new" in with_head.stderr
-    assert rundir.rows(tmp_path / "va")[0]["val_valence_rmse"] > 0
-    other = fer("train", "resnet_baseline", "--run", tmp_path / "other", "--init-from", finished_run, *flags)
+    assert read_rows(tmp_path / "va")[0]["val_valence_rmse"] > 0
+    other = fer(
+        "train", "resnet_baseline", "--run", tmp_path / "other", "--init-from", finished_run, *flags
+    )
     assert other.returncode == 2
     assert "weights of another network" in other.stderr
 
@@ -294,14 +491,18 @@ class Stranger:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def test_weights_to_begin_with_are_not_forgotten(fer: Fer, shards: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_weights_to_begin_with_are_not_forgotten(
+    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
     """A file that does not fit leaves the run folder free; a start that saved nothing asks for the file again."""
     call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED)
     (tmp_path / "text.pt").write_text("no weights")
     refused = fer(*call, "--init-from", tmp_path / "text.pt")
     assert refused.returncode == 2
     assert "or the .h5 of a Keras model" in refused.stderr
-    started = start(shards, tmp_path / "run", "--init-from", finished_run, "--checkpoint-every-s", 1000)
+    started = start(
+        shards, tmp_path / "run", "--init-from", finished_run, "--checkpoint-every-s", 1000
+    )
     until_training(tmp_path / "run", 1)
     started.kill()
     started.wait()
@@ -312,9 +513,19 @@ def test_weights_to_begin_with_are_not_forgotten(fer: Fer, shards: Path, finishe
 
 
 def test_a_learning_rate_may_stay_as_it_is(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    call = ("--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED, "--plateau-factor", 1, "--plateau-patience", 1)
+    call = (
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        *TRAIN_SPEED,
+        "--plateau-factor",
+        1,
+        "--plateau-patience",
+        1,
+    )
     assert fer("train", "cnn_baseline", *call, "--lr", 1e-30).returncode == 0
-    assert [row["lr"] for row in rundir.rows(tmp_path / "run")] == [1e-30] * 3
+    assert [row["lr"] for row in read_rows(tmp_path / "run")] == [1e-30] * 3
 
 
 def test_damaged_data_is_one_message(fer: Fer, shards: Path, tmp_path: Path) -> None:
@@ -340,7 +551,16 @@ def test_damaged_data_is_one_message(fer: Fer, shards: Path, tmp_path: Path) -> 
 
 def test_a_strangers_pickle_is_refused(fer: Fer, shards: Path, tmp_path: Path) -> None:
     torch.save({"model": Stranger()}, tmp_path / "stranger.pt")
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--init-from", tmp_path / "stranger.pt")
+    done = fer(
+        "train",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        tmp_path / "run",
+        "--init-from",
+        tmp_path / "stranger.pt",
+    )
     assert done.returncode == 2
     assert "damaged or no checkpoint of ours" in done.stderr
 
@@ -351,8 +571,19 @@ def test_what_tensorboard_shows(fer: Fer, shards: Path, tmp_path: Path) -> None:
     assert fer("train", "cnn_baseline", "--data", shards, "--run", run, *flags).returncode == 0
     events = EventAccumulator(str(run / "tb"), size_guidance={"images": 0}).Reload()
     tags = set(events.Tags()["scalars"])
-    assert tags >= {"loss/train", "loss/val", "objective/train", "objective/val", "accuracy/val", "lr", "grad_norm",
-                    "images_per_s", "data_share", "memory_gb", "tflop_per_s"}  # fmt: skip
+    assert tags >= {
+        "loss/train",
+        "loss/val",
+        "objective/train",
+        "objective/val",
+        "accuracy/val",
+        "lr",
+        "grad_norm",
+        "images_per_s",
+        "data_share",
+        "memory_gb",
+        "tflop_per_s",
+    }
     assert "val confusion" in events.Tags()["images"]
     assert len(events.Scalars("loss/val")) == 2
     trace = json.loads((run / "attempts" / "0001" / "trace.json").read_text())
@@ -371,9 +602,24 @@ def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--optimizer", "adamw", "--schedule", "cosine", "--warmup-epochs", "0.5", "--ema", "0.9", "--clip", "1"),
+        (
+            "--optimizer",
+            "adamw",
+            "--schedule",
+            "cosine",
+            "--warmup-epochs",
+            "0.5",
+            "--ema",
+            "0.9",
+            "--clip",
+            "1",
+        ),
         ("--balanced", "--accumulate", "2", "--deterministic"),
-        pytest.param(("--precision", "fp16", "--epochs", "1"), marks=pytest.mark.long, id="fp16, slow on a CPU"),
+        pytest.param(
+            ("--precision", "fp16", "--epochs", "1"),
+            marks=pytest.mark.long,
+            id="fp16, slow on a CPU",
+        ),
         pytest.param(("--compile",), marks=pytest.mark.long, id="compiled, half a minute each"),
         (
             "--class-weights",
@@ -387,8 +633,20 @@ def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> N
         ),  # in bf16 where the machine has it
     ],
 )
-def test_recipes_resume_bit_identical(fer: Fer, shards: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    common = ("--epochs", 2, "--batch-size", 30, "--no-tensorboard", "--threads", 1, "--checkpoint-every-s", 0.2)
+def test_recipes_resume_bit_identical(
+    fer: Fer, shards: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    common = (
+        "--epochs",
+        2,
+        "--batch-size",
+        30,
+        "--no-tensorboard",
+        "--threads",
+        1,
+        "--checkpoint-every-s",
+        0.2,
+    )
     arguments = ("resnet_baseline", "--data", shards, *common, *flags)
     assert fer("train", *arguments, "--run", tmp_path / "whole").returncode == 0
     process = Started("train", *arguments, "--run", tmp_path / "killed")

@@ -17,9 +17,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fer_hpc import rundir
-from tests.board import page_text, tensorboard
+from fer_hpc.files import read_json
+from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
 from tests.conftest import Fer, command
+from tests.helpers.browser import page_text, tensorboard
 from tests.test_train import assert_same_outcome
 
 SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-every-s", "0.3")
@@ -34,7 +35,9 @@ def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
 
 def done(call: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     marked = {**os.environ, "FER_TEST": MARK, **env}
-    return subprocess.run(call, capture_output=True, text=True, timeout=240, check=False, env=marked)
+    return subprocess.run(
+        call, capture_output=True, text=True, timeout=240, check=False, env=marked
+    )
 
 
 def trial(out: Path, start: str) -> Path:
@@ -55,7 +58,9 @@ def of_ray() -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if MARK.encode() in (folder / "environ").read_bytes():
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                line = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
                 found += [line] if "ray" in line else []
     return found
 
@@ -81,11 +86,13 @@ def test_a_broken_trial_stops_nothing_and_is_in_the_table(swept: Path) -> None:
     for setting in summary["ranked"]:
         for seed, value in setting["values"].items():
             run = trial(swept, f"b36-lr{setting['lr']:g}-seed{seed}")
-            assert value == max(row["val_accuracy"] for row in rundir.rows(run))
+            assert value == max(row["val_accuracy"] for row in read_rows(run))
 
 
 def test_the_winner_comes_out_the_same_outside_ray(fer: Fer, swept: Path, tmp_path: Path) -> None:
-    again = fer("train", "--from-sweep", swept, "--run", tmp_path / "run", "--seed", 1, "--no-tensorboard")
+    again = fer(
+        "train", "--from-sweep", swept, "--run", tmp_path / "run", "--seed", 1, "--no-tensorboard"
+    )
     assert again.returncode == 0, again.stderr
     best = json.loads((swept / "best.json").read_text())
     assert_same_outcome(tmp_path / "run", trial(swept, f"b36-lr{best['lr']:g}-seed1"))
@@ -94,38 +101,47 @@ def test_the_winner_comes_out_the_same_outside_ray(fer: Fer, swept: Path, tmp_pa
 def test_the_report_shows_a_sweep_as_one(fer: Fer, swept: Path, tmp_path: Path) -> None:
     done = fer("report", swept, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    page, summary = (tmp_path / "index.html").read_text(), json.loads((swept / "summary.json").read_text())
+    page, summary = (
+        (tmp_path / "index.html").read_text(),
+        json.loads((swept / "summary.json").read_text()),
+    )
     for setting in summary["ranked"]:
         assert f"{setting['mean']:.4f}" in page
     assert "loss is not a finite number" in page
     assert page.count("<h2>") == 2, "the sweep and its data, no trial by itself"
 
 
-def test_more_seeds_run_only_what_is_new_also_in_another_place(shards: Path, swept: Path, tmp_path: Path) -> None:
+def test_more_seeds_run_only_what_is_new_also_in_another_place(
+    shards: Path, swept: Path, tmp_path: Path
+) -> None:
     moved = shutil.copytree(swept, tmp_path / "moved")
     before = trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns
     ended = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
     assert ended.returncode == 0, ended.stderr
     assert "3 trials in" in ended.stdout
     assert "2 finished before" in ended.stdout
-    assert rundir.attempts(trial(moved, "b36-lr0.01-seed0")) == [1]
+    assert attempt_numbers(trial(moved, "b36-lr0.01-seed0")) == [1]
     assert trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns == before
-    assert rundir.status(trial(moved, "b36-lr0.01-seed2"))["state"] == "finished"
+    assert read_status(trial(moved, "b36-lr0.01-seed2"))["state"] == "finished"
     again = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
     assert again.returncode == 0
     assert "finished, nothing to do" in again.stdout
 
 
-def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
+    shards: Path, swept: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     call = sweep(shards, out, "--lrs", 0.01, 0.003, "--seeds", 0, 1, "--epochs", 3)
     marked = {**os.environ, "FER_TEST": MARK}
-    running = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked)
+    running = subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked
+    )
     until(lambda: list(out.glob("trials/b36-lr0.01-seed0-*/attempts/0001/0*.pt")))
     victim = trial(out, "b36-lr0.01-seed0")
     os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
     until(lambda: (victim / "attempts/0002/environment.json").exists())
-    assert rundir.read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
+    assert read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
     until(lambda: list(out.glob("trials/b36-lr0.003-seed*/attempts/0001/0*.pt")))
     running.send_signal(signal.SIGTERM)  # as Ctrl-C
     text = running.communicate(timeout=60)[0]
@@ -141,7 +157,19 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(shards: Path, swept:
 def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Path) -> None:
     """Seen in a browser; a run that was continued has one line as well."""
     out = shutil.copytree(swept, tmp_path / "out")
-    more = fer("train", "--from-sweep", out, "--run", trial(out, "b36-lr0.01-seed0"), "--seed", 0, "--lr", 0.01, "--epochs", 4)
+    more = fer(
+        "train",
+        "--from-sweep",
+        out,
+        "--run",
+        trial(out, "b36-lr0.01-seed0"),
+        "--seed",
+        0,
+        "--lr",
+        0.01,
+        "--epochs",
+        4,
+    )
     assert "attempt 2" in more.stderr
     with tensorboard(out) as address:
         text = page_text(f"{address}/#hparams", "session groups: 6", tmp_path / "hparams.png")
@@ -163,10 +191,24 @@ def four_gpus() -> Iterator[str]:
     """A Ray that believes in four GPUs."""
     folder = tempfile.mkdtemp(prefix="fer-gpus-", dir="/tmp")
     ray = str(Path(sys.executable).with_name("ray"))
-    quiet = ("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=80000000")
+    quiet = (
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        f"--temp-dir={folder}",
+        "--object-store-memory=80000000",
+    )
     port = 20_000 + os.getpid() % 10_000
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "FER_TEST": f"{MARK}-gpus"}
-    start = (ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--num-gpus=4", "--node-ip-address=127.0.0.1", *quiet)
+    start = (
+        ray,
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=8",
+        "--num-gpus=4",
+        "--node-ip-address=127.0.0.1",
+        *quiet,
+    )
     subprocess.run(start, check=True, capture_output=True, env=environment, timeout=60)
     yield f"127.0.0.1:{port}"
     for process in Path("/proc").glob("[0-9]*"):
@@ -180,18 +222,38 @@ def test_several_workers_have_a_gpu_each(shards: Path, four_gpus: str, tmp_path:
     """Two trials of two workers fill four GPUs, each worker its own; five workers do not fit."""
     ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
     wide = done(
-        sweep(shards, tmp_path / "wide", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--workers-per-trial", 2), **ray
+        sweep(
+            shards,
+            tmp_path / "wide",
+            "--lrs",
+            0.01,
+            "--seeds",
+            0,
+            1,
+            "--epochs",
+            1,
+            "--workers-per-trial",
+            2,
+        ),
+        **ray,
     )
     assert wide.returncode == 0, wide.stdout + wide.stderr
     assert "up to 2 at a time" in wide.stdout
     used = []
     for run in (tmp_path / "wide" / "trials").iterdir():
-        ranks = rundir.environment(run)["ranks"]
+        ranks = read_environment(run)["ranks"]
         assert [rank["local_rank"] for rank in ranks] == [0, 1]
-        assert len({rank["gpus_visible"] for rank in ranks}) == 1, "both workers see the trial's GPUs"
+        assert len({rank["gpus_visible"] for rank in ranks}) == 1, (
+            "both workers see the trial's GPUs"
+        )
         used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
     assert used[0] | used[1] == {"0", "1", "2", "3"}
-    much = done(sweep(shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5), **ray)
+    much = done(
+        sweep(
+            shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5
+        ),
+        **ray,
+    )
     assert much.returncode == 2
     assert "the largest trial that fits has --workers-per-trial 4" in much.stderr
     assert not (tmp_path / "much").exists()
@@ -202,8 +264,24 @@ def test_small_trials_share_gpus(shards: Path, four_gpus: str, tmp_path: Path) -
     """Eight of half a GPU fit on four."""
     ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}
     small = done(
-        sweep(shards, tmp_path / "small", "--lrs", 0.01, "--seeds", 0, 1, "--epochs", 1, "--gpus-per-worker", 0.5), **ray
+        sweep(
+            shards,
+            tmp_path / "small",
+            "--lrs",
+            0.01,
+            "--seeds",
+            0,
+            1,
+            "--epochs",
+            1,
+            "--gpus-per-worker",
+            0.5,
+        ),
+        **ray,
     )
     assert small.returncode == 0, small.stdout + small.stderr
     assert "up to 8 at a time" in small.stdout
-    assert {rundir.environment(run)["ranks"][0]["gpus_visible"] for run in (tmp_path / "small" / "trials").iterdir()} == {"0"}
+    assert {
+        read_environment(run)["ranks"][0]["gpus_visible"]
+        for run in (tmp_path / "small" / "trials").iterdir()
+    } == {"0"}

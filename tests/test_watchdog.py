@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from fer_hpc import rundir
-from fer_hpc.session import MARGIN_S
-from tests.processes import run as run_command
-from tests.processes import start_ranks
+from fer_hpc.run.folder import read_status
+from fer_hpc.run.session import MARGIN_S
+from tests.helpers.processes import run as run_command
+from tests.helpers.processes import start_ranks
 from tests.test_cluster import made
 from tests.test_ranks import COMMON, finish
 from tests.test_train import assert_same_outcome, until_training
@@ -21,18 +21,24 @@ from tests.test_train import assert_same_outcome, until_training
 ENDLESS = ("cnn_baseline", "--batch-size", "36", "--epochs", "500")
 
 
-def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(shards: Path, tmp_path: Path) -> None:
+def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(
+    shards: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    ranks = start_ranks(2, "train", *ENDLESS, "--data", shards, "--run", run, *COMMON, "--hang-floor-s", 4)
+    ranks = start_ranks(
+        2, "train", *ENDLESS, "--data", shards, "--run", run, *COMMON, "--hang-floor-s", 4
+    )
     until_training(run, 1, images_seen=72)
     ranks[1].send_signal(signal.SIGSTOP)
     said = ranks[0].communicate(timeout=60)[1]
     ranks[1].kill()
     ranks[1].communicate()
     assert ranks[0].returncode == 75
-    assert re.search(r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", said), said
+    assert re.search(
+        r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", said
+    ), said
     assert "train.py" in said, "the stack shows where"
-    status = rundir.status(run)
+    status = read_status(run)
     assert status["state"] == "interrupted"
     assert "rank 0 hangs in step" in status["why"]
 
@@ -40,28 +46,40 @@ def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(shards: Path, tmp
 def test_code_that_holds_the_interpreter_is_ended_too(tmp_path: Path) -> None:
     """A hang inside C code that never lets another thread run: the timer below Python ends the process."""
     script = (
-        "import time, re, fer_hpc.watchdog as w\n"
+        "import time, re, fer_hpc.run.watchdog as w\n"
         "w.CHECK_S, w.SECOND_CHANCE_S = 0.1, 1.0\n"
         "with w.Watchdog(5, 1, 0, print) as watch:\n"
         "    for i in range(5): watch.step(i); time.sleep(0.1)\n"
         "    re.match('(a+)+$', 'a' * 60 + 'b')\n"  # backtracks for years
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "re/__init__.py" in done.stderr
 
 
-def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(shards: Path, tmp_path: Path) -> None:
+def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(
+    shards: Path, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = ("--batch-size", "36", "--epochs", "8", "--data", str(shards), *COMMON)
     began = time.monotonic()
     assert finish(start_ranks(1, "train", "cnn_baseline", *flags, "--run", whole)) == [0]
     took = time.monotonic() - began
-    for restart in range(10):  # the first time limit is too short on any machine, the later ones suffice
+    for restart in range(
+        10
+    ):  # the first time limit is too short on any machine, the later ones suffice
         end = time.time() + MARGIN_S + took * (0.4 + 0.2 * restart)
-        job = {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_END_TIME": f"{end:.0f}"}
-        done = run_command("train", "cnn_baseline", *flags, "--run", parts, env={**os.environ, **job})
+        job = {
+            "SLURM_JOB_ID": "77",
+            "SLURM_RESTART_COUNT": str(restart),
+            "SLURM_JOB_END_TIME": f"{end:.0f}",
+        }
+        done = run_command(
+            "train", "cnn_baseline", *flags, "--run", parts, env={**os.environ, **job}
+        )
         if done.returncode == 0:
             break
         assert done.returncode == 75, done.stderr
@@ -73,10 +91,20 @@ def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(shards: Path, tm
 def test_three_restarts_without_a_gained_image_are_enough(shards: Path, tmp_path: Path) -> None:
     """A time limit below the start-up time: the scheduler's fourth start says so; a person's start is let through."""
     run = made(tmp_path / "run", *[(0, "interrupted", 0)] * 3)
-    flags = ("--batch-size", "36", "--epochs", "1", "--data", str(shards), "--run", str(run), *COMMON)
+    flags = (
+        "--batch-size",
+        "36",
+        "--epochs",
+        "1",
+        "--data",
+        str(shards),
+        "--run",
+        str(run),
+        *COMMON,
+    )
     job = {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "3"}
     done = run_command("train", "cnn_baseline", *flags, env={**os.environ, **job})
     assert done.returncode == 2
     assert "3 starts in a row gained no image" in done.stderr
-    assert rundir.status(run)["state"] == "failed"
+    assert read_status(run)["state"] == "failed"
     assert finish(start_ranks(1, "train", "cnn_baseline", *flags)) == [0]

@@ -1,0 +1,1 @@
+"""Faces: readers, shards, batches."""

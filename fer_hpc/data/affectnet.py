@@ -23,12 +23,12 @@ from fer_hpc.data.annotations import (
     Rows,
     affect,
     affectnet_label,
-    contained,
     landmarks_of,
-    natural,
+    natural_sort_key,
     read_columns,
     read_file,
     read_picture,
+    resolve_inside,
 )
 from fer_hpc.data.faces import Box, Reject
 
@@ -49,7 +49,11 @@ class AffectNetFolder:
         self.root = root
         self.parts = [p for p in ("train_set", "val_set") if (root / p / "annotations").is_dir()]
         if not self.parts:
-            what = "no train_set/annotations or val_set/annotations in it" if root.is_dir() else "no such folder"
+            what = (
+                "no train_set/annotations or val_set/annotations in it"
+                if root.is_dir()
+                else "no such folder"
+            )
             raise UserError(f"--input {root}: {what}")
 
     def rows(self) -> Rows:
@@ -57,17 +61,30 @@ class AffectNetFolder:
         for part in self.parts:
             images, folder = self.root / part / "images", self.root / part / "annotations"
             if not images.is_dir():
-                raise UserError(f"--input {self.root}: {part}/annotations is there, but not {part}/images")
-            pictures = {name.rpartition(".")[0]: name for name in _names(images) if name.lower().endswith(PICTURES)}
-            stems = [name[: -len("_exp.npy")] for name in _names(folder) if name.endswith("_exp.npy")]
-            stems.sort(key=int if all(map(str.isdecimal, stems)) else natural)
+                raise UserError(
+                    f"--input {self.root}: {part}/annotations is there, but not {part}/images"
+                )
+            pictures = {
+                name.rpartition(".")[0]: name
+                for name in _names(images)
+                if name.lower().endswith(PICTURES)
+            }
+            stems = [
+                name[: -len("_exp.npy")] for name in _names(folder) if name.endswith("_exp.npy")
+            ]
+            stems.sort(key=int if all(map(str.isdecimal, stems)) else natural_sort_key)
             labels = _labels_side_by_side([f"{folder}/{stem}_exp.npy" for stem in stems])
             split = "" if "val_set" not in self.parts else "test" if part == "val_set" else "train"
             for stem, label in zip(stems, labels, strict=True):
                 if isinstance(label, int) and stem not in pictures:
                     label = "missing image"
-                found.add(f"{part}/{stem}", label, split, (f"{images}/{pictures.get(stem)}", f"{folder}/{stem}"))
-            for stem in sorted(pictures.keys() - set(stems), key=natural):
+                found.add(
+                    f"{part}/{stem}",
+                    label,
+                    split,
+                    (f"{images}/{pictures.get(stem)}", f"{folder}/{stem}"),
+                )
+            for stem in sorted(pictures.keys() - set(stems), key=natural_sort_key):
                 found.add(f"{part}/{stem}", "no label")
         rows = found.rows(self.root)
         if (self.root / "columns.csv").exists():
@@ -78,12 +95,16 @@ class AffectNetFolder:
         picture, stem = where
         points = _npy(f"{stem}_lnd.npy")
         values = [_npy(f"{stem}_{kind}.npy") for kind in ("val", "aro")]
-        valence, arousal = (float("nan") if v is None or v.size != 1 else affect(v.item()) for v in values)
+        valence, arousal = (
+            float("nan") if v is None or v.size != 1 else affect(v.item()) for v in values
+        )
         landmarks = None if points is None else landmarks_of(points)
         return Face(read_picture(picture), landmarks=landmarks, valence=valence, arousal=arousal)
 
 
-_USUAL_HEADER = re.compile(rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*")
+_USUAL_HEADER = re.compile(
+    rb"\{'descr': '([<|=]?[fiuUS]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \}\s*"
+)
 
 
 def _npy(path: str) -> NDArray[np.float64] | None:
@@ -179,7 +200,9 @@ class AffectNetCsv:
         self._points = next((n for n in ("facial_landmarks", "landmarks") if n in names), None)
         self.table.require(self._path, "expression")
         if self._points is None and not {"x_min", "y_min", "x_max", "y_max"} <= set(names):
-            raise UserError(f"--input {path}: neither landmarks nor x_min, y_min, x_max, y_max among {', '.join(names)[:120]}")
+            raise UserError(
+                f"--input {path}: neither landmarks nor x_min, y_min, x_max, y_max among {', '.join(names)[:120]}"
+            )
 
     def rows(self) -> Rows:
         found = Collector()
@@ -195,7 +218,7 @@ class AffectNetCsv:
         valence, arousal = (affect(_number(line.get(n, ""), n)) for n in ("valence", "arousal"))
         landmarks = None if self._points is None else _points(line[self._points])
         box = _box(line) if self._points is None else None
-        picture = read_picture(contained(self.root, line[self._path]))
+        picture = read_picture(resolve_inside(self.root, line[self._path]))
         return Face(picture, landmarks=landmarks, box=box, valence=valence, arousal=arousal)
 
 

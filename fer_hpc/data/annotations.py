@@ -22,9 +22,16 @@ from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.faces import Box, Reject
 
 ALIASES = {
-    "neutral": "Neutral", "happy": "Happiness", "sad": "Sadness", "surprised": "Surprise", "fearful": "Fear",
-    "afraid": "Fear", "disgusted": "Disgust", "angry": "Anger", **{name.lower(): name for name in CLASSES},
-}  # fmt: skip
+    "neutral": "Neutral",
+    "happy": "Happiness",
+    "sad": "Sadness",
+    "surprised": "Surprise",
+    "fearful": "Fear",
+    "afraid": "Fear",
+    "disgusted": "Disgust",
+    "angry": "Anger",
+    **{name.lower(): name for name in CLASSES},
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,17 @@ class Rows:
     source_id: list[str]
     label: NDArray[np.int64]  # index into the source's classes
     split: list[str]  # train | val | test where the source says so, else ""
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict)  # group, synthetic and whatever a column file holds
-    rejects: list[tuple[str, str]] = field(default_factory=list)  # (source_id, reason) of unusable annotations
+    columns: dict[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # group, synthetic and whatever a column file holds
+    rejects: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # (source_id, reason) of unusable annotations
     fingerprint: str = ""  # changes when the source's list of faces or labels changes
     notes: list[str] = field(default_factory=list)  # what a reader of the manifest should know
-    where: Sequence[Any] = ()  # what the source's `face` needs to find each: a path, an offset, a number
+    where: Sequence[
+        Any
+    ] = ()  # what the source's `face` needs to find each: a path, an offset, a number
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,19 @@ class Collector:
                 else ": there are none in it"
             )
             raise UserError(f"--input {where}: no usable faces{why}")
-        digest = hashlib.sha256(repr((self.ids, self.labels, self.splits, self.rejects, extra)).encode()).hexdigest()
-        return Rows(self.ids, np.array(self.labels), self.splits, {}, self.rejects, digest, notes or [], self.where)
+        digest = hashlib.sha256(
+            repr((self.ids, self.labels, self.splits, self.rejects, extra)).encode()
+        ).hexdigest()
+        return Rows(
+            self.ids,
+            np.array(self.labels),
+            self.splits,
+            {},
+            self.rejects,
+            digest,
+            notes or [],
+            self.where,
+        )
 
 
 AFFECTNET_UNUSED = {8: "none", 9: "uncertain", 10: "no face"}
@@ -134,7 +158,7 @@ def landmarks_of(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     return numbers.reshape(68, 2).astype(np.float32)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
+def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts 2 before 10."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
@@ -156,8 +180,14 @@ class CsvTable:
     def require(self, *names: str) -> None:
         missing = [n for n in names if n.lower() not in self.names]
         if missing:
-            got = "the file is empty" if self.empty else f"its first line has {', '.join(self.names)[:60]}"
-            raise UserError(f"--input {self.path}: no column {missing[0]!r}: {got}; wanted {', '.join(names)}")
+            got = (
+                "the file is empty"
+                if self.empty
+                else f"its first line has {', '.join(self.names)[:60]}"
+            )
+            raise UserError(
+                f"--input {self.path}: no column {missing[0]!r}: {got}; wanted {', '.join(names)}"
+            )
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:
         """(byte offset, cells by column name) of every line that is not blank; a str says what is wrong with it."""
@@ -180,7 +210,10 @@ class CsvTable:
 
 def _cells(line: bytes) -> list[str]:
     csv.field_size_limit(1 << 24)
-    return [c.strip() for c in next(csv.reader([line.decode("utf-8", "replace")], skipinitialspace=True), [])]
+    return [
+        c.strip()
+        for c in next(csv.reader([line.decode("utf-8", "replace")], skipinitialspace=True), [])
+    ]
 
 
 def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
@@ -195,8 +228,12 @@ def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
         by_id = {line["source_id"]: line for line in table}
     known = sum(i in by_id for i in ids)
     if not known:
-        raise UserError(f"{path}: none of its source_id values is one of this source's; these look like {ids[0]!r}")
-    return {name: _typed([(by_id[i][name] or "") if i in by_id else "" for i in ids]) for name in names}
+        raise UserError(
+            f"{path}: none of its source_id values is one of this source's; these look like {ids[0]!r}"
+        )
+    return {
+        name: _typed([(by_id[i][name] or "") if i in by_id else "" for i in ids]) for name in names
+    }
 
 
 def _typed(texts: list[str]) -> NDArray[Any]:
@@ -211,7 +248,7 @@ def _typed(texts: list[str]) -> NDArray[Any]:
 # ---- picture files below a root --------------------------------------------------------------------------------------
 
 
-def contained(root: Path, text: str) -> Path:
+def resolve_inside(root: Path, text: str) -> Path:
     """The file that a path in a table means: below `root`, or Reject.
 
     A path of another machine (absolute, either separator, also with a drive letter) is taken by its longest suffix that
@@ -235,7 +272,9 @@ def read_file(path: Path | str, most: int = 1 << 40) -> bytes:
     try:
         size = min(os.fstat(descriptor).st_size, most)
         data = os.read(descriptor, size)
-        while len(data) < size and (more := os.read(descriptor, size - len(data))):  # one call is enough up to 2 GB
+        while len(data) < size and (
+            more := os.read(descriptor, size - len(data))
+        ):  # one call is enough up to 2 GB
             data += more
         return data
     finally:

@@ -21,7 +21,9 @@ class Arrays:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise UserError(f"--input {folder}: no such folder; wanted X_train.npy, y_train.npy, ...")
+            raise UserError(
+                f"--input {folder}: no such folder; wanted X_train.npy, y_train.npy, ..."
+            )
         self.folder = folder
         self._open()
         if "train" not in self._arrays:
@@ -37,12 +39,16 @@ class Arrays:
                     f"--input {folder}: y_{split}.npy has shape {y.shape}, wanted ({len(x)}, {width}): one-hot, a row a face"
                 )
         if width not in (7, 8):
-            raise UserError(f"--input {folder}: {width} classes, wanted 8 (AffectNet's) or 7 (without Contempt)")
+            raise UserError(
+                f"--input {folder}: {width} classes, wanted 8 (AffectNet's) or 7 (without Contempt)"
+            )
         self.classes: tuple[str, ...] = CLASSES[:width]
 
     def _open(self) -> None:
         present = [s for s in ("train", "val", "test") if (self.folder / f"X_{s}.npy").exists()]
-        self._arrays = {s: (_load(self.folder, f"X_{s}"), _load(self.folder, f"y_{s}")) for s in present}
+        self._arrays = {
+            s: (_load(self.folder, f"X_{s}"), _load(self.folder, f"y_{s}")) for s in present
+        }
 
     def __getstate__(self) -> dict[str, Any]:  # to a worker process go paths, not arrays
         return {k: v for k, v in self.__dict__.items() if k != "_arrays"}
@@ -56,8 +62,12 @@ class Arrays:
         for split, (_, y) in self._arrays.items():
             labels = np.asarray(y)
             hot = ((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)
-            for i, (label, good) in enumerate(zip(labels.argmax(1).tolist(), hot.tolist(), strict=True)):
-                found.add(f"{split}/{i}", label if good else "label is not one-hot", split, (split, i))
+            for i, (label, good) in enumerate(
+                zip(labels.argmax(1).tolist(), hot.tolist(), strict=True)
+            ):
+                found.add(
+                    f"{split}/{i}", label if good else "label is not one-hot", split, (split, i)
+                )
         sizes = [(s, x.shape, str(x.dtype)) for s, (x, _) in self._arrays.items()]
         return found.rows(self.folder, repr(sizes))
 
@@ -68,7 +78,9 @@ class Arrays:
             if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
                 raise Reject("pixel values outside 0 to 1")
             values = np.round(values * 255).astype(np.uint8)
-        return Face(pixels=values.squeeze(2) if values.ndim == 3 and values.shape[2] == 1 else values)
+        return Face(
+            pixels=values.squeeze(2) if values.ndim == 3 and values.shape[2] == 1 else values
+        )
 
 
 def _load(folder: Path, name: str) -> NDArray[Any]:
@@ -78,4 +90,6 @@ def _load(folder: Path, name: str) -> NDArray[Any]:
     except FileNotFoundError:
         raise UserError(f"--input {folder}: {name}.npy is missing") from None
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"--input {path}: not an array of numbers ({error}); arrays of objects are never unpickled") from None
+        raise UserError(
+            f"--input {path}: not an array of numbers ({error}); arrays of objects are never unpickled"
+        ) from None

@@ -14,10 +14,28 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 DRAWS = 16  # random numbers per position
-(FLIP, ROTATE, SHIFT_X, SHIFT_Y, SCALE, ERASE, ERASE_AREA, ERASE_ASPECT, ERASE_X, ERASE_Y,
- BRIGHTNESS, CONTRAST, GAMMA, MIX_WEIGHT, MIX_PARTNER) = range(15)  # fmt: skip
+(
+    FLIP,
+    ROTATE,
+    SHIFT_X,
+    SHIFT_Y,
+    SCALE,
+    ERASE,
+    ERASE_AREA,
+    ERASE_ASPECT,
+    ERASE_X,
+    ERASE_Y,
+    BRIGHTNESS,
+    CONTRAST,
+    GAMMA,
+    MIX_WEIGHT,
+    MIX_PARTNER,
+) = range(15)
 
-ERASED_AREA, ERASED_ASPECT = (0.02, 0.2), (0.3, 3.3)  # Zhong et al. 2020, with half their largest area
+ERASED_AREA, ERASED_ASPECT = (
+    (0.02, 0.2),
+    (0.3, 3.3),
+)  # Zhong et al. 2020, with half their largest area
 GRAY = 0.5
 
 
@@ -48,15 +66,27 @@ def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
 def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
     """Mirror, rotate, scale and shift in one bilinear sampling; images [B, C, H, W], the border repeats outside."""
     angle = np.radians(a.rotate) * (2 * u[:, ROTATE] - 1)
-    zoom = 1 / (1 + a.scale * (2 * u[:, SCALE] - 1))  # from output to input coordinates, hence the inverse
+    zoom = 1 / (
+        1 + a.scale * (2 * u[:, SCALE] - 1)
+    )  # from output to input coordinates, hence the inverse
     side = np.where(mirrored(a, u), -1.0, 1.0)
     theta = np.empty((len(u), 2, 3), np.float32)
-    theta[:, 0] = np.stack([side * zoom * np.cos(angle), -zoom * np.sin(angle), 2 * a.shift * (2 * u[:, SHIFT_X] - 1)], 1)
-    theta[:, 1] = np.stack([side * zoom * np.sin(angle), zoom * np.cos(angle), 2 * a.shift * (2 * u[:, SHIFT_Y] - 1)], 1)
-    grid = functional.affine_grid(
-        torch.from_numpy(theta).to(images.device, non_blocking=True), list(images.shape), align_corners=False
+    theta[:, 0] = np.stack(
+        [side * zoom * np.cos(angle), -zoom * np.sin(angle), 2 * a.shift * (2 * u[:, SHIFT_X] - 1)],
+        1,
     )
-    warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    theta[:, 1] = np.stack(
+        [side * zoom * np.sin(angle), zoom * np.cos(angle), 2 * a.shift * (2 * u[:, SHIFT_Y] - 1)],
+        1,
+    )
+    grid = functional.affine_grid(
+        torch.from_numpy(theta).to(images.device, non_blocking=True),
+        list(images.shape),
+        align_corners=False,
+    )
+    warped = functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return warped.contiguous(memory_format=torch.channels_last)
 
 
@@ -64,7 +94,11 @@ def relight(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> to
     """Gamma, then contrast around mid-gray and brightness, in place; images in [0, 1]."""
 
     def column(values: NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
+        return (
+            torch.from_numpy(values.astype(np.float32))
+            .to(images.device, non_blocking=True)
+            .view(-1, 1, 1, 1)
+        )
 
     if a.gamma:
         images.pow_(column((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)))
@@ -79,14 +113,27 @@ def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torc
     """Gray out a rectangle in a share of the images, in place."""
     height, width = images.shape[2:]
     area = ERASED_AREA[0] + u[:, ERASE_AREA] * (ERASED_AREA[1] - ERASED_AREA[0])
-    aspect = np.exp(np.log(ERASED_ASPECT[0]) + u[:, ERASE_ASPECT] * np.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
+    aspect = np.exp(
+        np.log(ERASED_ASPECT[0]) + u[:, ERASE_ASPECT] * np.log(ERASED_ASPECT[1] / ERASED_ASPECT[0])
+    )
     h = np.minimum(np.round(height * np.sqrt(area * aspect)), height)
     w = np.minimum(np.round(width * np.sqrt(area / aspect)), width)
-    top, left = np.floor(u[:, ERASE_Y] * (height - h + 1)), np.floor(u[:, ERASE_X] * (width - w + 1))
+    top, left = (
+        np.floor(u[:, ERASE_Y] * (height - h + 1)),
+        np.floor(u[:, ERASE_X] * (width - w + 1)),
+    )
     y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     top, left, h, w = (v[:, None, None] for v in (top, left, h, w))
-    inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w) & (u[:, ERASE] < a.erase)[:, None, None]
-    return images.masked_fill_(torch.from_numpy(inside).to(images.device, non_blocking=True)[:, None], GRAY)
+    inside = (
+        (y >= top)
+        & (y < top + h)
+        & (x >= left)
+        & (x < left + w)
+        & (u[:, ERASE] < a.erase)[:, None, None]
+    )
+    return images.masked_fill_(
+        torch.from_numpy(inside).to(images.device, non_blocking=True)[:, None], GRAY
+    )
 
 
 def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:

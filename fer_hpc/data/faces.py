@@ -20,20 +20,27 @@ RECIPE = {
     "color": "RGB; gray is ITU-R BT.601 luma; upright by EXIF",
 }
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; right and bottom are outside
+Box = tuple[
+    float, float, float, float
+]  # left, top, right, bottom in pixels; right and bottom are outside
 
 _REDUCED = {
-    (1, 1): cv2.IMREAD_GRAYSCALE, (2, 1): cv2.IMREAD_REDUCED_GRAYSCALE_2, (4, 1): cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    (8, 1): cv2.IMREAD_REDUCED_GRAYSCALE_8, (1, 3): cv2.IMREAD_COLOR, (2, 3): cv2.IMREAD_REDUCED_COLOR_2,
-    (4, 3): cv2.IMREAD_REDUCED_COLOR_4, (8, 3): cv2.IMREAD_REDUCED_COLOR_8,
-}  # fmt: skip
+    (1, 1): cv2.IMREAD_GRAYSCALE,
+    (2, 1): cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    (4, 1): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (8, 1): cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    (1, 3): cv2.IMREAD_COLOR,
+    (2, 3): cv2.IMREAD_REDUCED_COLOR_2,
+    (4, 3): cv2.IMREAD_REDUCED_COLOR_4,
+    (8, 3): cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 
 class Reject(Exception):
     """This face cannot be used; the message is the reason that goes to rejects.csv."""
 
 
-def widened(box: Box) -> Box:
+def add_margin(box: Box) -> Box:
     """The box with MARGIN of its width and height added on each side; not yet clipped."""
     left, top, right, bottom = box
     x, y = MARGIN * (right - left), MARGIN * (bottom - top)
@@ -42,8 +49,11 @@ def widened(box: Box) -> Box:
 
 def landmark_box(landmarks: NDArray[np.float32]) -> Box:
     """The tight box of landmarks [68, 2], widened."""
-    (left, top), (right, bottom) = np.minimum.reduce(landmarks).tolist(), np.maximum.reduce(landmarks).tolist()
-    return widened((left, top, right, bottom))
+    (left, top), (right, bottom) = (
+        np.minimum.reduce(landmarks).tolist(),
+        np.maximum.reduce(landmarks).tolist(),
+    )
+    return add_margin((left, top, right, bottom))
 
 
 def find_face(image: NDArray[np.uint8]) -> Box | None:
@@ -51,14 +61,16 @@ def find_face(image: NDArray[np.uint8]) -> Box | None:
     folder = Path(cv2.__file__).parent / "data"
     cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     least = max(24, min(image.shape[:2]) // 8)
-    found = np.asarray(cascade.detectMultiScale(with_channels(image, 1), 1.1, 5, minSize=(least, least)))
+    found = np.asarray(
+        cascade.detectMultiScale(with_channels(image, 1), 1.1, 5, minSize=(least, least))
+    )
     if not len(found):
         return None
     left, top, width, height = found[found[:, 2].argmax()].tolist()
     return float(left), float(top), float(left + width), float(top + height)
 
 
-def reduction(box: Box | None, size: int) -> int:
+def decode_scale(box: Box | None, size: int) -> int:
     """1, 2, 4 or 8: by how much a decoder may shrink the picture so that the box still has `size` pixels a side."""
     side = 0.0 if box is None else min(box[2] - box[0], box[3] - box[1])
     return next((f for f in (8, 4, 2) if side >= f * size), 1)
@@ -72,14 +84,18 @@ def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
     """
     if not data:
         raise Reject("empty file")
-    if data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-64:]:  # the decoder would fill the rest with gray
+    if (
+        data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-64:]
+    ):  # the decoder would fill the rest with gray
         raise Reject("truncated JPEG")
     if data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]:
         raise Reject("truncated PNG")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduced, channels])
     except cv2.error as error:
-        raise Reject("picture too large" if "IO_MAX_IMAGE" in str(error) else f"not decodable: {error.err}") from None
+        raise Reject(
+            "picture too large" if "IO_MAX_IMAGE" in str(error) else f"not decodable: {error.err}"
+        ) from None
     if image is None:
         raise Reject("not an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
@@ -88,11 +104,15 @@ def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
 def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """Pixels [H, W] or [H, W, 3] RGB as [H, W] luma or [H, W, 3] RGB."""
     if channels == 1:
-        return pixels if pixels.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+        return (
+            pixels
+            if pixels.ndim == 2
+            else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+        )
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
-def cut(
+def crop_and_resize(
     image: NDArray[np.uint8], box: Box | None, size: int, reduced: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], bool]:
     """Crop `box` (in pixels before the reduction, clipped to the image; None: all) and resize to [size, size, C].
@@ -112,7 +132,11 @@ def cut(
     part = image[top:bottom, left:right]
     scale = size / (right - left), size / (bottom - top)
     if part.shape[:2] != (size, size):
-        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR)
+        part = cv2.resize(
+            part,
+            (size, size),
+            interpolation=cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR,
+        )
     # pixel centres stay pixel centres, through the decoder's reduction as through the crop
     shift = (0.5 / reduced - left) * scale[0] - 0.5, (0.5 / reduced - top) * scale[1] - 0.5
     to_crop = np.array([scale[0] / reduced, scale[1] / reduced, *shift])

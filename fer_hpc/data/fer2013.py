@@ -11,9 +11,17 @@ import numpy as np
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.annotations import Collector, CsvTable, Face, Rows
 from fer_hpc.data.faces import Reject
-from fer_hpc.rundir import sha256
+from fer_hpc.files import sha256
 
-ORDER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")  # Kaggle's numbers
+ORDER = (
+    "Anger",
+    "Disgust",
+    "Fear",
+    "Happiness",
+    "Sadness",
+    "Surprise",
+    "Neutral",
+)  # Kaggle's numbers
 USAGE = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 SIZE = 48
 FER2013_CLASSES: tuple[str, ...] = tuple(c for c in CLASSES if c in ORDER)
@@ -29,7 +37,9 @@ class Fer2013Csv:
 
     def __init__(self, path: Path, unpacked: Path) -> None:
         if not path.is_file():
-            raise UserError(f"--input {path}: no such file; wanted FER2013's CSV (emotion, pixels, Usage) or its folders")
+            raise UserError(
+                f"--input {path}: no such file; wanted FER2013's CSV (emotion, pixels, Usage) or its folders"
+            )
         self._temporary = path.suffix == ".gz"
         if self._temporary:
             try:
@@ -37,7 +47,9 @@ class Fer2013Csv:
                     shutil.copyfileobj(packed, plain, 1 << 20)
             except (OSError, EOFError) as error:
                 unpacked.unlink(missing_ok=True)
-                raise UserError(f"--input {path}: cannot be unpacked ({error}); is the download whole?") from None
+                raise UserError(
+                    f"--input {path}: cannot be unpacked ({error}); is the download whole?"
+                ) from None
         self.path, self.table = path, CsvTable(unpacked if self._temporary else path)
         self.table.require("emotion", "pixels")
 

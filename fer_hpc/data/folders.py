@@ -11,9 +11,18 @@ from fer_hpc.data.affectnet import PICTURES
 from fer_hpc.data.annotations import ALIASES, Collector, Face, Rows, read_picture
 
 SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "publictest": "val",
-    "testpublic": "val", "test": "test", "testing": "test", "privatetest": "test", "testprivate": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "publictest": "val",
+    "testpublic": "val",
+    "test": "test",
+    "testing": "test",
+    "privatetest": "test",
+    "testprivate": "test",
+}
 
 
 class ClassFolders:
@@ -28,15 +37,25 @@ class ClassFolders:
             raise UserError(f"--input {root}: no such folder")
         self.root, self._wanted = root, classes
         top = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-        parts = [(p, SPLIT_NAMES[key]) for p in top if (key := re.sub(r"[^a-z]", "", p.name.lower())) in SPLIT_NAMES]
-        folders = [(c, split) for p, split in parts for c in sorted(p.iterdir()) if c.is_dir()] or [(c, "") for c in top]
+        parts = [
+            (p, SPLIT_NAMES[key])
+            for p in top
+            if (key := re.sub(r"[^a-z]", "", p.name.lower())) in SPLIT_NAMES
+        ]
+        folders = [(c, split) for p, split in parts for c in sorted(p.iterdir()) if c.is_dir()] or [
+            (c, "") for c in top
+        ]
         if classes and not parts:
-            raise UserError(f"--input {root}: no train/ or test/ folder in it, as FER2013's forms have; use --source folder")
+            raise UserError(
+                f"--input {root}: no train/ or test/ folder in it, as FER2013's forms have; use --source folder"
+            )
         self._folders = [(folder, split, _class_of(folder)) for folder, split in folders]
         present = {name for *_, name in self._folders}
         self.classes: tuple[str, ...] = classes or tuple(c for c in CLASSES if c in present)
         if not self._folders:
-            raise UserError(f"--input {root}: no class folders in it; wanted names such as {', '.join(CLASSES[:4])}")
+            raise UserError(
+                f"--input {root}: no class folders in it; wanted names such as {', '.join(CLASSES[:4])}"
+            )
 
     def rows(self) -> Rows:
         files = []
@@ -44,14 +63,22 @@ class ClassFolders:
             pictures = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
             files += [(str(p.relative_to(self.root)), p, split, name) for p in pictures]
         found = Collector()
-        for source_id, path, split, name in sorted(files, key=lambda f: hashlib.blake2b(f[0].encode()).digest()):
-            label: int | str = self.classes.index(name) if name in self.classes else f"class {name} is not of this data set"
+        for source_id, path, split, name in sorted(
+            files, key=lambda f: hashlib.blake2b(f[0].encode()).digest()
+        ):
+            label: int | str = (
+                self.classes.index(name)
+                if name in self.classes
+                else f"class {name} is not of this data set"
+            )
             if not path.resolve().is_relative_to(self.root.resolve()):
                 label = "path leaves the folder"
             found.add(source_id, label, split, str(path))
         notes = []
         if self._wanted and {s for _, s, _ in self._folders} == {"train", "test"}:
-            notes.append("test merges FER2013's PublicTest and PrivateTest: it is not the challenge's test")
+            notes.append(
+                "test merges FER2013's PublicTest and PrivateTest: it is not the challenge's test"
+            )
         return found.rows(self.root, repr([Path(p).stat().st_size for p in found.where]), notes)
 
     def face(self, where: str) -> Face:

@@ -22,8 +22,12 @@ from fer_hpc.data.shards import Split
 _ORDER, _AUGMENT, _SHARDS, _CLASSES, NEUTRALS = 1, 2, 3, 4, 5  # independent streams of one seed
 
 EVAL_CHUNK = 256  # images per evaluation step, fixed: sums and predictions do not depend on the number of ranks
-CACHED = 1 << 20  # floats that are converted and scaled at a time on a CPU: they stay in its cache in between
-SMALL = 1 << 15  # bytes of an image below which a call for each costs more than copying them together
+CACHED = (
+    1 << 20
+)  # floats that are converted and scaled at a time on a CPU: they stay in its cache in between
+SMALL = (
+    1 << 15
+)  # bytes of an image below which a call for each costs more than copying them together
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the pixels may take, else they are streamed
 
 
@@ -36,12 +40,24 @@ class Order:
     """
 
     def __init__(
-        self, starts: NDArray[np.int64], seed: int, window: int = 0, balanced: NDArray[np.int64] | None = None,
+        self,
+        starts: NDArray[np.int64],
+        seed: int,
+        window: int = 0,
+        balanced: NDArray[np.int64] | None = None,
         stream: int = _ORDER,
-    ) -> None:  # fmt: skip
-        self.starts, self.n, self.seed, self.window, self.balanced = starts, int(starts[-1]), seed, window, balanced
+    ) -> None:
+        self.starts, self.n, self.seed, self.window, self.balanced = (
+            starts,
+            int(starts[-1]),
+            seed,
+            window,
+            balanced,
+        )
         self.stream = stream  # orders of one seed that shall not be the same have different ones
-        self._epochs: dict[int, NDArray[np.int64]] = {}  # the current one, and the next across a border
+        self._epochs: dict[
+            int, NDArray[np.int64]
+        ] = {}  # the current one, and the next across a border
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
@@ -50,15 +66,21 @@ class Order:
             if self.window:
                 shards = len(self.starts) - 1
                 drawn = np.random.Philox(key=[self.seed, _SHARDS << 48 | epoch]).random_raw(shards)
-                place = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")  # of each shard in this epoch
+                place = np.argsort(
+                    np.argsort(drawn, kind="stable"), kind="stable"
+                )  # of each shard in this epoch
                 window = place[np.searchsorted(self.starts, rows, side="right") - 1] // self.window
                 rows = rows[np.argsort(window, kind="stable")]
             if self.balanced is not None:
                 rows = self._evened(rows, self.balanced, epoch)
-            self._epochs = {e: r for e, r in self._epochs.items() if abs(e - epoch) == 1} | {epoch: rows}
+            self._epochs = {e: r for e, r in self._epochs.items() if abs(e - epoch) == 1} | {
+                epoch: rows
+            }
         return self._epochs[epoch]
 
-    def _evened(self, rows: NDArray[np.int64], labels: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    def _evened(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], epoch: int
+    ) -> NDArray[np.int64]:
         """The permutation `rows` with its places dealt out to the classes alike, each class's images in their order."""
         present = np.unique(labels)
         keys = np.random.Philox(key=[self.seed, _CLASSES << 48 | epoch]).random_raw(self.n)
@@ -82,19 +104,25 @@ class Order:
 
 def draws(seed: int, start: int, count: int) -> NDArray[np.float64]:
     """Uniform random numbers [count, DRAWS] in [0, 1) that belong to positions start ... of the order."""
-    philox = np.random.Philox(key=[seed, _AUGMENT << 48], counter=start * (DRAWS // 4))  # a counter step is 4 words
+    philox = np.random.Philox(
+        key=[seed, _AUGMENT << 48], counter=start * (DRAWS // 4)
+    )  # a counter step is 4 words
     words = philox.random_raw(count * DRAWS).reshape(count, DRAWS)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class Batch:
-    images: torch.Tensor  # [B, C, H, W] float32 in [0, 1], channels-last; a buffer that the next batch overwrites
+    images: (
+        torch.Tensor
+    )  # [B, C, H, W] float32 in [0, 1], channels-last; a buffer that the next batch overwrites
     labels: torch.Tensor  # [B] int64
     rows: NDArray[np.int64]  # [B] rows of the split
     other_labels: torch.Tensor | None = None  # [B] of the images mixed in
     weights: torch.Tensor | None = None  # [B] share of the images that `labels` belongs to
-    affect: torch.Tensor | None = None  # [B, 2] valence and arousal, NaN where unknown; mixed as the images are
+    affect: torch.Tensor | None = (
+        None  # [B, 2] valence and arousal, NaN where unknown; mixed as the images are
+    )
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in `count` equal pieces."""
@@ -104,27 +132,35 @@ class Batch:
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
         optional = ("other_labels", "weights", "affect")
         return [
-            Batch(self.images[c], self.labels[c], self.rows[c],
-                  **{k: None if (v := getattr(self, k)) is None else v[c] for k in optional})
+            Batch(
+                self.images[c],
+                self.labels[c],
+                self.rows[c],
+                **{k: None if (v := getattr(self, k)) is None else v[c] for k in optional},
+            )
             for c in cuts
-        ]  # fmt: skip
+        ]
 
 
-class Images:
+class ImageStore:
     """A split's pixels and labels, gathered into batches on the device.
 
     On the CPU the mapping itself is read. On a GPU the set is resident if it takes less than RESIDENT_SHARE of the
     memory (times the processes that `share` the GPU), else batches go through pinned memory.
     """
 
-    def __init__(self, split: Split, device: torch.device, share: int = 1, affect: bool = False) -> None:
+    def __init__(
+        self, split: Split, device: torch.device, share: int = 1, affect: bool = False
+    ) -> None:
         self.split, self.device = split, device
         size = sum(part.nbytes for part in split.images)
         self.resident = device.type == "cpu" or (
             size * share < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
         )
         self._store = device if self.resident else torch.device("cpu")  # where rows are selected
-        self.parts = [torch.from_numpy(part).to(self._store) for part in split.images]  # each [n, H, W, C] uint8
+        self.parts = [
+            torch.from_numpy(part).to(self._store) for part in split.images
+        ]  # each [n, H, W, C] uint8
         self.labels = torch.from_numpy(split.columns["labels"]).to(device)
         self.affect = torch.from_numpy(affect_of(split)).to(device) if affect else None
         self._bytes = [torch.empty(0, dtype=torch.uint8)] * 2
@@ -134,7 +170,9 @@ class Images:
 
     def select(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """The rows' pixels [B, H, W, C] uint8 on the device, in a buffer that a later call overwrites."""
-        if not self.resident:  # two pinned buffers in turn: one is filled while the other is on its way to the device
+        if (
+            not self.resident
+        ):  # two pinned buffers in turn: one is filled while the other is on its way to the device
             self._turn ^= 1
         shape = (len(rows), *self.parts[0].shape[1:])
         if self._bytes[self._turn].shape != shape:
@@ -147,15 +185,21 @@ class Images:
         if copied is not None:
             copied.synchronize()  # the copy of two batches ago; long done
         if len(self.parts) == 1:
-            flat = self.parts[0].view(len(self.parts[0]), -1)  # an image as one run of bytes is copied faster
-            torch.index_select(flat, 0, torch.from_numpy(rows).to(self._store), out=buffer.view(len(rows), -1))
+            flat = self.parts[0].view(
+                len(self.parts[0]), -1
+            )  # an image as one run of bytes is copied faster
+            torch.index_select(
+                flat, 0, torch.from_numpy(rows).to(self._store), out=buffer.view(len(rows), -1)
+            )
         else:
             shard = np.searchsorted(self.split.starts, rows, side="right") - 1
             by_shard = np.argsort(shard, kind="stable")
             for here in np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1):
                 k = shard[here[0]]
                 local = torch.from_numpy(rows[here] - self.split.starts[k]).to(self._store)
-                buffer[torch.from_numpy(here).to(self._store)] = self.parts[k].index_select(0, local)
+                buffer[torch.from_numpy(here).to(self._store)] = self.parts[k].index_select(
+                    0, local
+                )
         if self.resident:
             return buffer
         on_device = buffer.to(self.device, non_blocking=True)
@@ -174,7 +218,9 @@ class Images:
         if flip is not None and flip.any():
             _mirror(pixels, np.flatnonzero(flip))
         per_piece = max(1, CACHED // pixels[0].numel()) if self.device.type == "cpu" else len(rows)
-        for floats, part in zip(self._floats.split(per_piece), pixels.split(per_piece), strict=True):
+        for floats, part in zip(
+            self._floats.split(per_piece), pixels.split(per_piece), strict=True
+        ):
             floats.copy_(part).mul_(1 / 255)
         index = torch.from_numpy(rows).to(self.device, non_blocking=True)
         affect = None if self.affect is None else self.affect[index]
@@ -211,12 +257,30 @@ class TrainLoader:
     """Training batches of one rank: its equal slice of every global batch, augmented."""
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, augmentation: Augmentation, device: torch.device,
-        window: int = 0, balanced: bool = False, affect: bool = False, rank: int = 0, size: int = 1, share: int = 1,
-    ) -> None:  # fmt: skip
-        self.images, self.n = Images(split, device, share, affect), len(split)
-        self.order = Order(split.starts, seed, window, split.columns["labels"] if balanced else None)
-        self.batch_size, self.seed, self.augmentation, self.rank, self.size = batch_size, seed, augmentation, rank, size
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        device: torch.device,
+        window: int = 0,
+        balanced: bool = False,
+        affect: bool = False,
+        rank: int = 0,
+        size: int = 1,
+        share: int = 1,
+    ) -> None:
+        self.images, self.n = ImageStore(split, device, share, affect), len(split)
+        self.order = Order(
+            split.starts, seed, window, split.columns["labels"] if balanced else None
+        )
+        self.batch_size, self.seed, self.augmentation, self.rank, self.size = (
+            batch_size,
+            seed,
+            augmentation,
+            rank,
+            size,
+        )
 
     def rows(self, images_seen: int) -> NDArray[np.int64]:
         """Rows of the global batch that begins after `images_seen` images of the run."""
@@ -229,11 +293,18 @@ class TrainLoader:
         batch, u = self._augmented(images_seen, mine)
         if not self.augmentation.mixup:
             return batch
-        weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(self.images.device, non_blocking=True)
+        weights = torch.from_numpy(augment.mix_weights(self.augmentation, u)).to(
+            self.images.device, non_blocking=True
+        )
         offset = self._partner_offset(images_seen)
         if self.size == 1:  # the partners are in this batch already
             rolled = None if batch.affect is None else batch.affect.roll(-offset, 0)
-            others = Batch(batch.images.roll(-offset, 0), batch.labels.roll(-offset, 0), batch.rows, affect=rolled)
+            others = Batch(
+                batch.images.roll(-offset, 0),
+                batch.labels.roll(-offset, 0),
+                batch.rows,
+                affect=rolled,
+            )
             images = batch.images
         else:
             images = batch.images.clone()  # the partners come through the same buffer
@@ -256,7 +327,9 @@ class TrainLoader:
         known = None if self.images.affect is None else np.isfinite(affect_of(split)[rows])
         weighed = np.ones(len(rows)) if weights is None else weights[split.columns["labels"][rows]]
         if self.augmentation.mixup:
-            kept = augment.mix_weights(self.augmentation, draws(self.seed, images_seen, len(rows))).astype(np.float64)
+            kept = augment.mix_weights(
+                self.augmentation, draws(self.seed, images_seen, len(rows))
+            ).astype(np.float64)
             offset = self._partner_offset(images_seen)
             weighed = kept * weighed + (1 - kept) * np.roll(weighed, -offset)
             known = None if known is None else known & np.roll(known, -offset, 0)
@@ -265,7 +338,9 @@ class TrainLoader:
     def _partner_offset(self, images_seen: int) -> int:
         return augment.partner_offset(draws(self.seed, images_seen, 1)[0], self.batch_size)
 
-    def _augmented(self, images_seen: int, places: NDArray[np.int64]) -> tuple[Batch, NDArray[np.float64]]:
+    def _augmented(
+        self, images_seen: int, places: NDArray[np.int64]
+    ) -> tuple[Batch, NDArray[np.float64]]:
         """The images at `places` of the global batch, and the random numbers that belong to them."""
         a, low, count = self.augmentation, int(places.min()), int(np.ptp(places)) + 1
         rows = self.order.rows(images_seen + low, count)[places - low]
@@ -278,7 +353,7 @@ class TrainLoader:
         return Batch(images, batch.labels, rows, affect=batch.affect), u
 
 
-def eval_chunks(images: Images, rank: int = 0, size: int = 1) -> Iterator[tuple[Batch, int]]:
+def eval_chunks(images: ImageStore, rank: int = 0, size: int = 1) -> Iterator[tuple[Batch, int]]:
     """This rank's chunks (r, r + size, ...) of the split in row order, each padded to EVAL_CHUNK, with its real rows."""
     n = len(images.split)
     for first in range(rank * EVAL_CHUNK, n, size * EVAL_CHUNK):

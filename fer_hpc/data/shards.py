@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.rundir import read_json, sha256, sync_folder, write_json
+from fer_hpc.files import read_json, sha256, sync_folder, write_json
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -43,7 +43,9 @@ def image_hash(image: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest().encode()
 
 
-def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def write_shard(
+    path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
     """Write one shard under a temporary name, sync, rename; gives its manifest entry {file, n, bytes, sha256}.
 
     `columns` holds images, source_id (str) and everything in COLUMNS; `extra` goes to columns/<name>.
@@ -53,17 +55,27 @@ def write_shard(path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, N
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w", libver=("earliest", "v110")) as f:
-            for name, values in {**columns, **{f"columns/{k}": v for k, v in extra.items()}}.items():
+            for name, values in {
+                **columns,
+                **{f"columns/{k}": v for k, v in extra.items()},
+            }.items():
                 if len(values) != n:
                     raise ValueError(f"{path.name}: {name} has {len(values)} rows, images {n}")
                 if values.dtype.kind in "OU":
                     encoded = [str(v).encode() for v in values]
-                    utf8 = h5py.string_dtype("utf-8", max((len(e) for e in encoded), default=0) or 1)
+                    utf8 = h5py.string_dtype(
+                        "utf-8", max((len(e) for e in encoded), default=0) or 1
+                    )
                     values = np.array(encoded, dtype=utf8)
                 f.create_dataset(name, data=values, track_times=False)
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        entry = {"file": path.name, "n": n, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+        entry = {
+            "file": path.name,
+            "n": n,
+            "bytes": temporary.stat().st_size,
+            "sha256": sha256(temporary),
+        }
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -80,26 +92,14 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
     return columns, extra
 
 
-def read_keras(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, NDArray[np.float32]]]]:
-    """A Keras model file (.h5 of `model.save`): its architecture, and each layer's arrays by their names in it.
-
-    Raises OSError where the file is no HDF5, KeyError where it holds no architecture.
-    """
-    layers: dict[str, dict[str, NDArray[np.float32]]] = {}
-    with h5py.File(path, "r", locking=False) as f:
-        architecture = json.loads(f.attrs["model_config"])
-        for layer, group in f["model_weights"].items():
-            found: list[str] = []
-            group.visit(found.append)
-            arrays = [name for name in found if isinstance(group[name], h5py.Dataset)]
-            layers[layer] = {n.rpartition("/")[2].partition(":")[0]: group[n][()].astype(np.float32) for n in arrays}
-    return architecture, layers
-
-
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Identity of the data, free of paths and file names: what the images, labels and splits are."""
-    shards = {split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()}
-    text = json.dumps([manifest["format"], manifest["image_shape"], manifest["classes"], shards], sort_keys=True)
+    shards = {
+        split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()
+    }
+    text = json.dumps(
+        [manifest["format"], manifest["image_shape"], manifest["classes"], shards], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -126,19 +126,37 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards; UserError where there is none or its format is not ours."""
     content = read_json(folder / "manifest.json")
     if content is None:
-        what = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess")
+        what = (
+            "has no manifest.json"
+            if folder.is_dir()
+            else "is a file"
+            if folder.exists()
+            else "does not exist"
+        )
+        raise UserError(
+            f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess"
+        )
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise UserError(f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again")
+        raise UserError(
+            f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again"
+        )
     try:
         height, width, channels = content["image_shape"]
-        manifest = Manifest(folder, (height, width, channels), tuple(content["classes"]), content["fingerprint"], content)
+        manifest = Manifest(
+            folder,
+            (height, width, channels),
+            tuple(content["classes"]),
+            content["fingerprint"],
+            content,
+        )
         for split in content["splits"]:
             manifest.n(split), manifest.class_counts(split), content["splits"][split]["shards"]
         return manifest
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'manifest.json'} is no manifest of shards ({error!r}); preprocess again") from None
+        raise UserError(
+            f"{folder / 'manifest.json'} is no manifest of shards ({error!r}); preprocess again"
+        ) from None
 
 
 def staged(manifest: Manifest, folder: Path) -> Manifest:
@@ -148,7 +166,11 @@ def staged(manifest: Manifest, folder: Path) -> Manifest:
     """
     here = folder / manifest.fingerprint
     entries = [entry for split in manifest.content["splits"].values() for entry in split["shards"]]
-    todo = [e for e in entries if not (here / e["file"]).exists() or (here / e["file"]).stat().st_size != e["bytes"]]
+    todo = [
+        e
+        for e in entries
+        if not (here / e["file"]).exists() or (here / e["file"]).stat().st_size != e["bytes"]
+    ]
     need = sum(e["bytes"] for e in todo)
     try:
         here.mkdir(parents=True, exist_ok=True)
@@ -167,7 +189,9 @@ def staged(manifest: Manifest, folder: Path) -> Manifest:
                 )
             temporary.replace(here / entry["file"])
     except OSError as error:
-        raise UserError(f"--stage {folder}: {error.strerror or error}; give another folder or none") from None
+        raise UserError(
+            f"--stage {folder}: {error.strerror or error}; give another folder or none"
+        ) from None
     write_json(here / "manifest.json", manifest.content)
     return read_manifest(here)
 
@@ -210,13 +234,19 @@ def open_split(manifest: Manifest, split: str) -> Split:
     """Map a split's shards. UserError for an absent split, or a shard that is missing or not as long as it should be."""
     if not manifest.n(split):
         have = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
-        raise UserError(f"{manifest.folder} has no {split} split (it has {have}); give a data folder that holds one")
+        raise UserError(
+            f"{manifest.folder} has no {split} split (it has {have}); give a data folder that holds one"
+        )
     mapped, paths = [], []
     for entry in manifest.content["splits"][split]["shards"]:
         path = manifest.folder / entry["file"]
         size = path.stat().st_size if path.exists() else -1
         if size != entry["bytes"]:
-            got = "is missing" if size < 0 else f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
+            got = (
+                "is missing"
+                if size < 0
+                else f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
+            )
             raise UserError(f"shard {path} {got}; copy it again, or delete it and preprocess again")
         try:
             with h5py.File(path, "r", locking=False) as f:
@@ -224,9 +254,15 @@ def open_split(manifest: Manifest, split: str) -> Split:
                 offset = images.id.get_offset()  # None for an empty data set
                 shape = images.shape
         except (OSError, KeyError) as error:
-            raise UserError(f"shard {path} is damaged ({error}); copy it again, or delete it and preprocess again") from None
+            raise UserError(
+                f"shard {path} is damaged ({error}); copy it again, or delete it and preprocess again"
+            ) from None
         paths.append(path)
-        mapped.append(np.zeros(shape, np.uint8) if offset is None else np.memmap(path, np.uint8, "c", offset, shape))
+        mapped.append(
+            np.zeros(shape, np.uint8)
+            if offset is None
+            else np.memmap(path, np.uint8, "c", offset, shape)
+        )
     starts = np.cumsum([0, *(len(m) for m in mapped)])
     return Split(split, mapped, starts, Columns(paths))
 

@@ -17,7 +17,7 @@ SEED = 42  # the source report's
 TEST_SHARE, VAL_SHARE_OF_REST = 0.15, 0.1765
 
 
-def settle(rows: Rows, rule: str) -> str:
+def resolve_rule(rows: Rows, rule: str) -> str:
     """The rule that `auto` stands for here; UserError for a rule that the source cannot give.
 
     `official`: what the source says; where it has no val, that is cut from its train (stratified).
@@ -31,9 +31,13 @@ def settle(rows: Rows, rule: str) -> str:
     if rule == "auto":
         return "official" if official else "person" if known else "report"
     if rule == "official" and not official:
-        raise UserError("--split official: the source says nothing about splits; use --split report")
+        raise UserError(
+            "--split official: the source says nothing about splits; use --split report"
+        )
     if rule == "person" and not known:
-        raise UserError("--split person: the source does not say who is who (column group); use --split report")
+        raise UserError(
+            "--split person: the source does not say who is who (column group); use --split report"
+        )
     return rule
 
 
@@ -48,7 +52,11 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
             return said, "official, val cut from train (17.65 %, stratified, seed 42)", notes
         return said, "official", notes
     if rule == "person":
-        return _by_person(rows.label, rows.columns["group"], notes), "70 / 15 / 15 % by person, stratified, seed 42", notes
+        return (
+            _by_person(rows.label, rows.columns["group"], notes),
+            "70 / 15 / 15 % by person, stratified, seed 42",
+            notes,
+        )
     usable = np.flatnonzero(said == "train")
     rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
     train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
@@ -57,17 +65,24 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
     return split, "report: 15 % test, 17.65 % of the rest val, stratified, seed 42", notes
 
 
-def _by_person(labels: NDArray[np.int64], people: NDArray[np.int64], notes: list[str]) -> NDArray[np.str_]:
+def _by_person(
+    labels: NDArray[np.int64], people: NDArray[np.int64], notes: list[str]
+) -> NDArray[np.str_]:
     """20 folds of whole people with like class shares: 3 make the test, 3 val, 14 train."""
     numbers = np.unique(people)
     if len(numbers) < 3:
-        raise UserError(f"--split person: {len(numbers)} people cannot be divided into train, val and test; use --split report")
+        raise UserError(
+            f"--split person: {len(numbers)} people cannot be divided into train, val and test; use --split report"
+        )
     split = np.full(len(people), "train", dtype="<U5")
     if len(numbers) < 40:
         notes.append(f"not stratified: {len(numbers)} people are too few for it")
         few = max(1, round(TEST_SHARE * len(numbers)))
         drawn = np.random.default_rng(SEED).permutation(numbers)
-        split[np.isin(people, drawn[:few])], split[np.isin(people, drawn[few : 2 * few])] = "test", "val"
+        split[np.isin(people, drawn[:few])], split[np.isin(people, drawn[few : 2 * few])] = (
+            "test",
+            "val",
+        )
         return split
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -86,10 +101,14 @@ def _cut(
     from sklearn.model_selection import train_test_split
 
     try:
-        kept, taken = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=SEED)
+        kept, taken = train_test_split(
+            rows, test_size=share, stratify=labels[rows], random_state=SEED
+        )
     except ValueError as reason:
         if len(rows) < 3:
-            raise UserError(f"{len(rows)} faces cannot be divided into train, val and test") from None
+            raise UserError(
+                f"{len(rows)} faces cannot be divided into train, val and test"
+            ) from None
         notes.append(f"not stratified: {reason}")
         kept, taken = train_test_split(rows, test_size=share, random_state=SEED)
     return np.sort(kept), np.sort(taken)

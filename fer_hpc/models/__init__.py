@@ -30,13 +30,19 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 # Height and width that a network takes, from and to; and the (size, channels) that it was made for.
-SIZES = {name: (32, 128) for name in MODELS} | {  # dense layers over what is left of the face grow with its area
-    "resnet_baseline": (32, 1024), "resnet_small": (32, 1024), "resnet_improved": (64, 1024),
-}  # fmt: skip
+SIZES = {
+    name: (32, 128) for name in MODELS
+} | {  # dense layers over what is left of the face grow with its area
+    "resnet_baseline": (32, 1024),
+    "resnet_small": (32, 1024),
+    "resnet_improved": (64, 1024),
+}
 USUAL = {name: (48, 1) for name in MODELS} | {"resnet_improved": (224, 3)}
 
 
 def network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """The network of a configuration's science fields, with two more outputs where it has a valence/arousal head."""
     height, _, channels = image_shape
-    return MODELS[science["model"]](classes + (2 if science.get("va_weight") else 0), channels, height)
+    return MODELS[science["model"]](
+        classes + (2 if science.get("va_weight") else 0), channels, height
+    )

@@ -16,7 +16,9 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu" or x.numel() % 8:
             return super().forward(x)
         dropped = round(self.p * 256)
-        bits = torch.empty_like(x, dtype=torch.uint8)  # keeps the memory format: the words below fill it in any order
+        bits = torch.empty_like(
+            x, dtype=torch.uint8
+        )  # keeps the memory format: the words below fill it in any order
         bits.as_strided((x.numel(),), (1,)).view(torch.int64).random_(-(2**63), None)
         return x * (bits >= dropped).to(x.dtype).mul_(256 / (256 - dropped))
 
@@ -28,17 +30,29 @@ def keras_batch_norm(features: int, dims: int = 2) -> nn.Module:
 
 
 def _stage(inputs: int, outputs: int, pool: bool, dropout: float) -> list[nn.Module]:
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), keras_batch_norm(outputs)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.ReLU(),
+        keras_batch_norm(outputs),
+    ]
     return [*layers, *([nn.MaxPool2d(2)] if pool else []), Dropout(dropout)]
 
 
-def _cnn(stages: list[tuple[int, bool, float]], classes: int, channels: int, size: int) -> nn.Sequential:
+def _cnn(
+    stages: list[tuple[int, bool, float]], classes: int, channels: int, size: int
+) -> nn.Sequential:
     layers: list[nn.Module] = [keras_batch_norm(channels)]
     inputs = channels
     for outputs, pool, dropout in stages:
         layers += _stage(inputs, outputs, pool, dropout)
         inputs, size = outputs, size // 2 if pool else size
-    layers += [nn.Flatten(), nn.Linear(inputs * size**2, 1024), nn.ReLU(), Dropout(0.3), keras_batch_norm(1024, 1)]
+    layers += [
+        nn.Flatten(),
+        nn.Linear(inputs * size**2, 1024),
+        nn.ReLU(),
+        Dropout(0.3),
+        keras_batch_norm(1024, 1),
+    ]
     network = nn.Sequential(*layers, nn.Linear(1024, classes))
     for layer in network:
         if isinstance(layer, nn.Conv2d | nn.Linear):  # Keras' defaults
@@ -48,7 +62,12 @@ def _cnn(stages: list[tuple[int, bool, float]], classes: int, channels: int, siz
     return network
 
 
-_BASELINE = [(32, False, 0.2), (32, True, 0.2), (64, True, 0.2), (64, True, 0.2)]  # (channels, max-pool, dropout)
+_BASELINE = [
+    (32, False, 0.2),
+    (32, True, 0.2),
+    (64, True, 0.2),
+    (64, True, 0.2),
+]  # (channels, max-pool, dropout)
 
 
 def cnn_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Module:

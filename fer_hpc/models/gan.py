@@ -34,17 +34,25 @@ class Generator(nn.Module):
         inputs = channels
         for i, width in enumerate(widths):
             bare = i in (0, stages - 1)
-            layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1)] + ([] if bare else [nn.BatchNorm2d(width)])
+            layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1)] + (
+                [] if bare else [nn.BatchNorm2d(width)]
+            )
             self.down.append(nn.Sequential(*layers, nn.LeakyReLU(0.2)))
             inputs = width
-        self.expression = resnet_baseline(CODE, channels, size) if classes else _three_convolutions(channels, CODE)
+        self.expression = (
+            resnet_baseline(CODE, channels, size)
+            if classes
+            else _three_convolutions(channels, CODE)
+        )
         self.name = nn.Linear(CODE, classes) if classes else None
         self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
         self.up, self.told, self.act = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         inputs = 512
         for i, width in enumerate(_DECODER[7 - stages :]):
             deep = i < stages - 4
-            self.up.append(nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width)))
+            self.up.append(
+                nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width))
+            )
             self.told.append(nn.Linear(CODE, 2 * width) if classes and deep else nn.Identity())
             self.act.append(nn.Sequential(nn.ReLU(), *([nn.Dropout(0.5)] if i < 2 else [])))
             inputs = width + widths[stages - 2 - i]  # the encoder's stage of that side joins
@@ -65,10 +73,14 @@ class Generator(nn.Module):
     def forward(self, neutral: torch.Tensor, expressive: torch.Tensor) -> torch.Tensor:
         return self.draw(neutral, self.encode(neutral), self.expression(expressive))
 
-    def draw(self, neutral: torch.Tensor, encoded: list[torch.Tensor], code: torch.Tensor) -> torch.Tensor:
+    def draw(
+        self, neutral: torch.Tensor, encoded: list[torch.Tensor], code: torch.Tensor
+    ) -> torch.Tensor:
         """The neutral face, of which `encode` has made `encoded`, with the expression of a code [B, CODE]."""
         *skips, deepest = encoded
-        x = self.fuse(torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1))
+        x = self.fuse(
+            torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1)
+        )
         for stage, told, act in zip(self.up, self.told, self.act, strict=True):
             x = stage(x)
             if isinstance(told, nn.Linear):
@@ -102,11 +114,20 @@ class Discriminator(nn.Module):
 
         act = nn.LeakyReLU(0.2)
         self.features = nn.Sequential(
-            conv(channels + classes, 64, 2), act, conv(64, 128, 2), *norm(128), act, conv(128, 256, 2), *norm(256), act
+            conv(channels + classes, 64, 2),
+            act,
+            conv(64, 128, 2),
+            *norm(128),
+            act,
+            conv(128, 256, 2),
+            *norm(256),
+            act,
         )
         self.score = nn.Sequential(conv(256, 512, 1), *norm(512), act, conv(512, 1, 1))
 
-    def forward(self, face: torch.Tensor, target: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, face: torch.Tensor, target: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.classes:
             assert target is not None
             planes = functional.one_hot(target, self.classes).to(face.dtype)[:, :, None, None]

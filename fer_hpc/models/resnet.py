@@ -21,7 +21,9 @@ class _Block(nn.Module):
         self.bn1 = keras_batch_norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
         self.bn2 = keras_batch_norm(outputs)
-        shortcut = [nn.Conv2d(inputs, outputs, 1, stride), keras_batch_norm(outputs)] if stride > 1 else []
+        shortcut = (
+            [nn.Conv2d(inputs, outputs, 1, stride), keras_batch_norm(outputs)] if stride > 1 else []
+        )
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +44,9 @@ def resnet_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Modul
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # by fan-in, as Keras' he_normal
+            nn.init.kaiming_normal_(
+                module.weight, nonlinearity="relu"
+            )  # by fan-in, as Keras' he_normal
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     head = network[-1]
@@ -73,12 +77,23 @@ def resnet_small(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
 
     7,843,816 parameters at 8 classes and one channel, 0.2 G multiply-adds an image of 48x48.
     """
-    layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, 32, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+    ]
     inputs = 32
     for outputs in (64, 128, 256, 512):
-        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), _SmallBlock(outputs)]
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _SmallBlock(outputs),
+        ]
         inputs = outputs
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, classes))
+    network = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, classes)
+    )
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

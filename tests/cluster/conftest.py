@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Cluster, lacking
+from tests.helpers.slurm import Cluster, lacking
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fer_hpc import rundir
-from tests.cluster.slurm import Cluster, until
-from tests.processes import Started, start_ranks
+from fer_hpc.files import read_json
+from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_rows
+from tests.helpers.processes import Started, start_ranks
+from tests.helpers.slurm import Cluster, until
 from tests.test_ranks import finish
 from tests.test_train import assert_same_outcome
 
@@ -27,7 +28,7 @@ PYTHON = {"FER_PYTHON": sys.executable}
 
 def lasting(run: Path, seconds: float) -> tuple[object, ...]:
     """Flags of a training that takes about so long on this machine, on which `run` was trained."""
-    rows = rundir.rows(run, "timing.jsonl")
+    rows = read_rows(run, "timing.jsonl")
     epoch_s = sum(row["train_s"] + row["val_s"] for row in rows) / len(rows)
     return (*TINY, "--epochs", max(4, math.ceil(seconds / epoch_s)), "--no-tensorboard")
 
@@ -42,11 +43,16 @@ def short(finished_run: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards: Path, short: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(
+    shards: Path, short: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
     """Runs of `short` without Slurm, by number of ranks, which go on beside the first test."""
     folder = tmp_path_factory.mktemp("whole")
     call = ("train", "cnn_baseline", "--data", shards)
-    return {size: (folder / str(size), start_ranks(size, *call, "--run", folder / str(size), *short)) for size in (1, 2)}
+    return {
+        size: (folder / str(size), start_ranks(size, *call, "--run", folder / str(size), *short))
+        for size in (1, 2)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +64,25 @@ def whole(undisturbed: Undisturbed) -> dict[int, Path]:
 
 def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
     """Wait until start number `attempt` of a run has saved a checkpoint beyond `images`."""
-    until(lambda: any(n >= attempt and seen >= images for n, seen, _ in rundir.checkpoints(run)), 90,
-          f"a checkpoint of attempt {attempt} beyond {images} images in {run}")  # fmt: skip
+    until(
+        lambda: any(n >= attempt and seen >= images for n, seen, _ in list_checkpoints(run)),
+        90,
+        f"a checkpoint of attempt {attempt} beyond {images} images in {run}",
+    )
 
 
 def logs(site: Path) -> str:
     return "\n".join(f"== {p.name}\n{p.read_text()}" for p in sorted(site.glob("**/*.log")))
 
 
-def train(cluster: Cluster, site: Path, shards: Path, run: Path, flags: tuple[object, ...], *sbatch: object) -> str:
+def train(
+    cluster: Cluster,
+    site: Path,
+    shards: Path,
+    run: Path,
+    flags: tuple[object, ...],
+    *sbatch: object,
+) -> str:
     call = ("slurm/train_cnn.sh", "cnn_baseline", "--data", shards, "--run", run, *flags)
     return cluster.sbatch(*sbatch, *call, cwd=site, **PYTHON)
 
@@ -79,9 +95,15 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
     made = cluster.sbatch("--array=1-3", "slurm/preprocess.sh", *arguments, cwd=site, **env)
     flags = ("--epochs", 2, *TINY)
     nodes = ("--nodes=2", "--gres=gpu:2")
-    trained = cluster.sbatch(f"--dependency=afterok:{made}", *nodes, "slurm/train_cnn.sh", *flags, cwd=site, **env)
+    trained = cluster.sbatch(
+        f"--dependency=afterok:{made}", *nodes, "slurm/train_cnn.sh", *flags, cwd=site, **env
+    )
     scored = cluster.sbatch(
-        f"--dependency=afterok:{trained}", "slurm/evaluate.sh", site / "runs" / "cnn_improved", cwd=site, **env
+        f"--dependency=afterok:{trained}",
+        "slurm/evaluate.sh",
+        site / "runs" / "cnn_improved",
+        cwd=site,
+        **env,
     )
     smaller = ("--source", "synthetic", "--count", 160, "--size", 32, "--out", site / "faces of 32")
     fer(cluster, "-m", "fer_hpc.preprocess", *smaller)
@@ -91,19 +113,27 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
     for job in (made, trained, scored):
         assert cluster.wait(job) == "COMPLETED", logs(site)
     run = site / "runs" / "cnn_improved"
-    environment = rundir.environment(run)
+    environment = read_environment(run)
     assert environment["world_size"] == 4
     assert environment["job"]["id"] == trained
-    assert sorted(p.name for p in (run / "logs").glob(f"{trained}-*")) == [f"{trained}-{rank}.log" for rank in range(4)]
+    assert sorted(p.name for p in (run / "logs").glob(f"{trained}-*")) == [
+        f"{trained}-{rank}.log" for rank in range(4)
+    ]
     assert (run / "eval-val.json").exists()
     assert "accuracy" in (site / f"fer-evaluate-{scored}.log").read_text()
     assert json.loads((site / "my shards" / "manifest.json").read_text())["source"]["rows"] == 240
     assert cluster.wait(gan) == "COMPLETED", logs(site)
-    assert rundir.environment(site / "runs" / "gan")["world_size"] == 2
+    assert read_environment(site / "runs" / "gan")["world_size"] == 2
 
     log = site / f"fer-tensorboard-{board}.log"
     until(
-        lambda: log.exists() and "http://localhost" in log.read_text() and "Press CTRL+C" in log.read_text(), 60, "TensorBoard"
+        lambda: (
+            log.exists()
+            and "http://localhost" in log.read_text()
+            and "Press CTRL+C" in log.read_text()
+        ),
+        60,
+        "TensorBoard",
     )
     assert "ssh -N -L" in log.read_text()
     cluster.ask("scontrol", "requeue", board)
@@ -117,7 +147,18 @@ def test_a_signal_and_a_preemption(
     """Two jobs are lost in two ways, at once; each is requeued by itself and ends as the undisturbed run did."""
     runs = {name: site / "runs" / name for name in ("signal", "preempted")}
     signalled = train(cluster, site, shards, runs["signal"], short, "-w", "n1", "--gres=gpu:1")
-    preempted = train(cluster, site, shards, runs["preempted"], short, "-w", "n3", "--gres=gpu:1", "-p", "scavenge")
+    preempted = train(
+        cluster,
+        site,
+        shards,
+        runs["preempted"],
+        short,
+        "-w",
+        "n3",
+        "--gres=gpu:1",
+        "-p",
+        "scavenge",
+    )
     until_saved(runs["signal"])
     cluster.ask("scancel", "--batch", "--signal=USR1", signalled)
     until_saved(runs["preempted"])
@@ -125,7 +166,7 @@ def test_a_signal_and_a_preemption(
     assert cluster.wait(urgent) == "COMPLETED"
     for name, job in (("signal", signalled), ("preempted", preempted)):
         assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
-        assert len(rundir.attempts(runs[name])) >= 2, name
+        assert len(attempt_numbers(runs[name])) >= 2, name
         assert_same_outcome(runs[name], whole[1])
 
 
@@ -133,31 +174,55 @@ def test_a_signal_and_a_preemption(
 def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
     """A training of more than two minutes under a limit of one: it stops itself in time, is requeued, and ends alike."""
     flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 120))
-    early = ("--time=1", "--signal=B:USR1@1")  # Slurm's own warning would come first under so short a limit
-    job = cluster.sbatch(*early, "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON)
+    early = (
+        "--time=1",
+        "--signal=B:USR1@1",
+    )  # Slurm's own warning would come first under so short a limit
+    job = cluster.sbatch(
+        *early, "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON
+    )
     assert finish(start_ranks(1, "train", *flags, "--run", site / "whole"), 400) == [0]
     assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
-    ends = [rundir.read_json(p / "status.json") for p in sorted((site / "limited" / "attempts").iterdir())]
+    ends = [read_json(p / "status.json") for p in sorted((site / "limited" / "attempts").iterdir())]
     assert len(ends) >= 3
-    whys = [end["why"] for end in ends[:-1]]  # the warning, which Slurm may send half a minute early, sometimes comes first
+    whys = [
+        end["why"] for end in ends[:-1]
+    ]  # the warning, which Slurm may send half a minute early, sometimes comes first
     assert "stopped before its job's end" in whys
     assert set(whys) <= {"stopped before its job's end", "stopped by SIGUSR1"}
     assert_same_outcome(site / "limited", site / "whole")
 
 
 @pytest.mark.long
-def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
+def test_dozens_of_random_losses(
+    cluster: Cluster, site: Path, shards: Path, finished_run: Path
+) -> None:
     """24 times at random: a signal, a killed process, a lost or cut node, an urgent job. One outcome."""
     rng, counts = random.Random(0), collections.Counter[str]()
     flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 160))
     whole, run = site / "whole", site / "lost"
     assert finish(start_ranks(1, "train", *flags, "--run", whole), 400) == [0]
-    job = cluster.sbatch("-p", "scavenge", "slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **PYTHON)
+    job = cluster.sbatch(
+        "-p", "scavenge", "slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **PYTHON
+    )
     for _ in range(24):
-        began, reached = time.monotonic(), max((seen for _, seen, _ in rundir.checkpoints(run)), default=0)
-        until(lambda least=reached: (cluster.released(job) and cluster.state(job) not in ("RUNNING", "PENDING", "COMPLETING"))
-              or any(seen > least for _, seen, _ in rundir.checkpoints(run)), 120,
-              lambda: f"a gain {cluster.ask('scontrol', 'show', 'job', job)}{cluster.ask('sinfo')}{logs(site)[-4000:]}")  # type: ignore[misc]  # fmt: skip
+        began, reached = (
+            time.monotonic(),
+            max((seen for _, seen, _ in list_checkpoints(run)), default=0),
+        )
+        until(
+            lambda least=reached: (
+                (
+                    cluster.released(job)
+                    and cluster.state(job) not in ("RUNNING", "PENDING", "COMPLETING")
+                )
+                or any(seen > least for _, seen, _ in list_checkpoints(run))
+            ),
+            120,
+            lambda: (
+                f"a gain {cluster.ask('scontrol', 'show', 'job', job)}{cluster.ask('sinfo')}{logs(site)[-4000:]}"
+            ),
+        )  # type: ignore[misc]
         if cluster.state(job) == "COMPLETED":
             break
         time.sleep(rng.uniform(0, 2))
@@ -171,9 +236,15 @@ def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, fin
         if kind == "signal":
             cluster.ask("scancel", "--batch", "--signal=USR1", job)
         elif kind == "kill":
-            subprocess.run(["pkill", "-KILL", "-f", f"fer_hpc.cli train .*--run {run}"], check=False)
+            subprocess.run(
+                ["pkill", "-KILL", "-f", f"fer_hpc train .*--run {run}"], check=False
+            )
         elif kind == "urgent":
-            cluster.wait(cluster.sbatch("-w", node, "--gres=gpu:4", "-p", "main", "--wrap", "sleep 1", cwd=site))
+            cluster.wait(
+                cluster.sbatch(
+                    "-w", node, "--gres=gpu:4", "-p", "main", "--wrap", "sleep 1", cwd=site
+                )
+            )
         elif kind == "node":
             cluster.kill_node(node)
             until(lambda: cluster.state(job) != "RUNNING", 60, "the node's loss is noticed")
@@ -183,16 +254,23 @@ def test_dozens_of_random_losses(cluster: Cluster, site: Path, shards: Path, fin
             until(lambda: cluster.state(job) != "RUNNING", 60, "the node's loss is noticed")
             time.sleep(rng.uniform(0, 10))
             cluster.join(node)
-        print(f"{kind} on {node} at {reached:,} images, {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"{kind} on {node} at {reached:,} images, {time.monotonic() - began:.0f} s", flush=True
+        )
     assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
-    print(f"losses: {dict(counts)}, starts: {len(rundir.attempts(run))}", flush=True)
+    print(f"losses: {dict(counts)}, starts: {len(attempt_numbers(run))}", flush=True)
     assert_same_outcome(run, whole)
 
 
-def test_a_killed_node(cluster: Cluster, site: Path, shards: Path, short: tuple[object, ...], whole: dict[int, Path]) -> None:
+def test_a_killed_node(
+    cluster: Cluster, site: Path, shards: Path, short: tuple[object, ...], whole: dict[int, Path]
+) -> None:
     """One of two nodes loses power. The survivor does not wait for it; the job goes on elsewhere, or on fewer nodes."""
     run, smaller = site / "runs" / "killed", site / "runs" / "smaller"
-    job, other = (train(cluster, site, shards, folder, short, "--nodes=2", "--gres=gpu:1") for folder in (run, smaller))
+    job, other = (
+        train(cluster, site, shards, folder, short, "--nodes=2", "--gres=gpu:1")
+        for folder in (run, smaller)
+    )
     until_saved(run)
     until_saved(smaller)
     first, last = cluster.nodes_of(job)
@@ -203,25 +281,31 @@ def test_a_killed_node(cluster: Cluster, site: Path, shards: Path, short: tuple[
         until(lambda: ended(run) and ended(smaller), 60, "the survivors' end")
         assert time.monotonic() - began < 30
         cluster.ask("scancel", other)
-        again = train(cluster, site, shards, smaller, short, "--nodes=1", "--gres=gpu:1")  # with what is left
+        again = train(
+            cluster, site, shards, smaller, short, "--nodes=1", "--gres=gpu:1"
+        )  # with what is left
         for each in (job, again):  # two nodes are left
             assert cluster.wait(each, seconds=180) == "COMPLETED", logs(site)
     finally:
         cluster.start_node(last)
-    assert len(rundir.attempts(run)) >= 2
+    assert len(attempt_numbers(run)) >= 2
     assert_same_outcome(run, whole[2])
-    rows, undisturbed = rundir.rows(smaller), rundir.rows(whole[1])
+    rows, undisturbed = read_rows(smaller), read_rows(whole[1])
     assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in undisturbed]
-    assert rundir.environment(smaller)["parent"]["images_seen"] > 0
+    assert read_environment(smaller)["parent"]["images_seen"] > 0
 
 
 def ended(run: Path) -> bool:
     """Whether the first start of a run has noted its end."""
-    return (rundir.read_json(run / "attempts" / "0001" / "status.json") or {}).get("state") == "interrupted"
+    return (read_json(run / "attempts" / "0001" / "status.json") or {}).get(
+        "state"
+    ) == "interrupted"
 
 
 @pytest.mark.long
-def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
+def test_a_cut_link_has_one_winner(
+    cluster: Cluster, site: Path, shards: Path, finished_run: Path
+) -> None:
     """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
     long = lasting(finished_run, 35)  # enough for another start beside it
@@ -230,24 +314,35 @@ def test_a_cut_link_has_one_winner(cluster: Cluster, site: Path, shards: Path, f
     until_saved(run)
     (node,) = cluster.nodes_of(job)
     cluster.cut(node)
-    cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=cut")  # it would see that itself in 15 s
+    cluster.ask(
+        "scontrol", "update", f"nodename={node}", "state=down", "reason=cut"
+    )  # it would see that itself in 15 s
     try:
         until_saved(run, attempt=2)
         first = run / "attempts" / "0001" / "status.json"
-        until(lambda: rundir.read_json(first)["state"] == "superseded", 60, "the isolated writer sees that it was replaced")
+        until(
+            lambda: read_json(first)["state"] == "superseded",
+            60,
+            "the isolated writer sees that it was replaced",
+        )
     finally:
         cluster.join(node)
     assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
     assert finish(undisturbed) == [0]
     assert_same_outcome(run, whole)
-    assert len(rundir.attempts(run)) == 2, "the loser did not disturb the winner"
+    assert len(attempt_numbers(run)) == 2, "the loser did not disturb the winner"
     cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
     until(lambda: cluster.idle() == 3, 60, "the isolated node is back")
 
 
 def fer(cluster: Cluster, *args: object, code: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, *map(str, args)], env=cluster.env, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, *map(str, args)],
+        env=cluster.env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -258,32 +353,74 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
 ) -> None:
     run, endless = site / "runs" / "submitted", site / "runs" / "endless"
     began = time.monotonic()
-    said = fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *short, "--nodes", 2)
+    said = fer(
+        cluster,
+        ROOT / "jobs" / "train.py",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        run,
+        *short,
+        "--nodes",
+        2,
+    )
     assert time.monotonic() - began < 20, "submitting does not wait"
     job = said.split("\njob ")[1].split()[0]
-    fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", endless, *TINY, "--epochs", 9999)
+    fer(
+        cluster,
+        ROOT / "jobs" / "train.py",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        endless,
+        *TINY,
+        "--epochs",
+        9999,
+    )
     until_saved(run)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
     until_saved(endless)
-    assert "cancelled job" in fer(cluster, "-m", "fer_hpc.cli", "cancel", endless)
+    assert "cancelled job" in fer(cluster, "-m", "fer_hpc", "cancel", endless)
     until_saved(run, attempt=2)
     rows = {
         Path(row["folder"]).name: row
-        for row in json.loads(fer(cluster, "-m", "fer_hpc.cli", "status", site / "runs", "--json"))
+        for row in json.loads(fer(cluster, "-m", "fer_hpc", "status", site / "runs", "--json"))
     }
     assert rows["submitted"]["state"] == "running"
     assert rows["submitted"]["jobs"][-1] == {"job": job, "state": "RUNNING", "reason": ""}
-    assert "attempt 2" in fer(cluster, "-m", "fer_hpc.cli", "logs", run, "--lines", 200)
+    assert "attempt 2" in fer(cluster, "-m", "fer_hpc", "logs", run, "--lines", 200)
     assert cluster.wait(job) == "COMPLETED", logs(site)
     assert_same_outcome(run, whole[2])
-    until(lambda: "running" not in fer(cluster, "-m", "fer_hpc.cli", "status", endless), 30, "the cancelled run's end")
-    assert len(rundir.attempts(endless)) == 1, "a cancelled job is not requeued"
+    until(
+        lambda: "running" not in fer(cluster, "-m", "fer_hpc", "status", endless),
+        30,
+        "the cancelled run's end",
+    )
+    assert len(attempt_numbers(endless)) == 1, "a cancelled job is not requeued"
 
 
 def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     out = site / "study"
-    said = fer(cluster, ROOT / "jobs" / "pipeline.py", "cnn_baseline", "--source", "synthetic", "--count", 240, "--out", out,
-               "--tasks", 2, "--seeds", 0, "--epochs", 1, *TINY)  # fmt: skip
+    said = fer(
+        cluster,
+        ROOT / "jobs" / "pipeline.py",
+        "cnn_baseline",
+        "--source",
+        "synthetic",
+        "--count",
+        240,
+        "--out",
+        out,
+        "--tasks",
+        2,
+        "--seeds",
+        0,
+        "--epochs",
+        1,
+        *TINY,
+    )
     page = out / "report" / "index.html"
     until(page.exists, 180, f"the pipeline's page\n{said}\n{logs(site)}")
     (run,) = (out / "runs").iterdir()
@@ -291,31 +428,62 @@ def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     assert (run / "eval-val.json").exists()
 
 
-SWEEP = ("cnn_baseline", "--batch-sizes", 36, "--lrs", 0.01, "--checkpoint-every-s", 0.5, "--no-tensorboard")
+SWEEP = (
+    "cnn_baseline",
+    "--batch-sizes",
+    36,
+    "--lrs",
+    0.01,
+    "--checkpoint-every-s",
+    0.5,
+    "--no-tensorboard",
+)
 WIDE = ("--workers-per-trial", 2, "--at-once", 1)
 
 
 @pytest.mark.long
-def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(cluster: Cluster, site: Path, shards: Path) -> None:
+def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
+    cluster: Cluster, site: Path, shards: Path
+) -> None:
     """Ray over the job's nodes, a trial with a worker on each. Stopped by Slurm's warning while it trains, it goes on by
     itself; nothing of Ray outlives the job; an array then adds a seed."""
     out = site / "sweep"
     flags = (*SWEEP, "--data", shards, "--out", out, "--epochs", 12)
-    job = cluster.sbatch("--nodes=2", "--gres=gpu:1", "slurm/tune.sh", *flags, "--seeds", 0, *WIDE, cwd=site, **PYTHON)
-    until(lambda: list(out.glob("trials/*/attempts/0001/0*.pt")) or cluster.state(job) == "FAILED", 120, "a checkpoint")
+    job = cluster.sbatch(
+        "--nodes=2",
+        "--gres=gpu:1",
+        "slurm/tune.sh",
+        *flags,
+        "--seeds",
+        0,
+        *WIDE,
+        cwd=site,
+        **PYTHON,
+    )
+    until(
+        lambda: list(out.glob("trials/*/attempts/0001/0*.pt")) or cluster.state(job) == "FAILED",
+        120,
+        "a checkpoint",
+    )
     assert cluster.state(job) == "RUNNING", logs(site)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
     until(lambda: "start 2" in logs(site), 60, "the requeue")
     assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site) + str(list(out.glob("logs/*")))
     assert json.loads((out / "summary.json").read_text())["finished"] == 1
     (run,) = (out / "trials").iterdir()
-    assert len(rundir.attempts(run)) == 2
-    assert len({rank["host"] for rank in rundir.environment(run)["ranks"]}) == 2, "one GPU a node, two workers: both nodes"
+    assert len(attempt_numbers(run)) == 2
+    assert len({rank["host"] for rank in read_environment(run)["ranks"]}) == 2, (
+        "one GPU a node, two workers: both nodes"
+    )
     until(lambda: not of_jobs(cluster), 20, lambda: f"the end of {of_jobs(cluster)}")
 
     said = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
     assert "2 trials, 1 finished" in said
-    until(lambda: "2 of 2 trials finished" in "".join(p.read_text() for p in out.glob("jobs/*.out")), 120, said)
+    until(
+        lambda: "2 of 2 trials finished" in "".join(p.read_text() for p in out.glob("jobs/*.out")),
+        120,
+        said,
+    )
     assert len(json.loads((out / "best.json").read_text())["values"]) == 2
 
 
@@ -324,18 +492,35 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(cluster: Cluster, site
     [
         (("--partition", "nosuch"), "partitions here: main"),
         (("--gpus-per-node", "8"), "sbatch refused --nodes 1 --gpus-per-node 8"),
-        (("--gpus-per-node", "2", "--nodes", "3", "--batch-size", "32"), "does not divide by world size 6; use 30 or 36"),
+        (
+            ("--gpus-per-node", "2", "--nodes", "3", "--batch-size", "32"),
+            "does not divide by world size 6; use 30 or 36",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_scheduled_is_said_at_submission(
     cluster: Cluster, site: Path, shards: Path, flags: tuple[str, ...], message: str
 ) -> None:
     run = site / "run"
-    assert message in fer(cluster, ROOT / "jobs" / "train.py", "cnn_baseline", "--data", shards, "--run", run, *flags, code=2)
+    assert message in fer(
+        cluster,
+        ROOT / "jobs" / "train.py",
+        "cnn_baseline",
+        "--data",
+        shards,
+        "--run",
+        run,
+        *flags,
+        code=2,
+    )
 
 
-def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(cluster: Cluster, site: Path) -> None:
-    job = cluster.sbatch("slurm/train_vgg.sh", cwd=site, **PYTHON, FER_DATA=site / "nowhere", FER_RUNS=site / "runs")
+def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(
+    cluster: Cluster, site: Path
+) -> None:
+    job = cluster.sbatch(
+        "slurm/train_vgg.sh", cwd=site, **PYTHON, FER_DATA=site / "nowhere", FER_RUNS=site / "runs"
+    )
     assert cluster.wait(job) == "FAILED"
     first = (site / f"fer-vgg-{job}.log").read_text().splitlines()[0]
     assert first.startswith(f"fer-hpc begin: error: --data {site / 'nowhere'} is not there on n")
@@ -343,7 +528,11 @@ def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(cluster: Clu
 
 def test_nothing_is_left_behind(cluster: Cluster) -> None:
     """After all of the above no process of a job is alive."""
-    until(lambda: not cluster.ask("squeue", "-h", "-t", "RUNNING,COMPLETING").strip(), 30, "all jobs ended")
+    until(
+        lambda: not cluster.ask("squeue", "-h", "-t", "RUNNING,COMPLETING").strip(),
+        30,
+        "all jobs ended",
+    )
     until(lambda: not of_jobs(cluster), 15, lambda: f"the end of {of_jobs(cluster)}")
 
 

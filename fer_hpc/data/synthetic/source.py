@@ -1,0 +1,116 @@
+"""Drawn faces as a source of faces, and as files in the layout of AffectNet."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import CLASSES, UserError
+from fer_hpc.config.commands import SyntheticConfig
+from fer_hpc.data.annotations import Face, Rows
+from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
+from fer_hpc.files import read_json, write_json
+from fer_hpc.parallel.process import end_with_parent
+
+# ---- as a source -----------------------------------------------------------------------------------------------------
+
+
+class Synthetic:
+    """Faces 0 .. count-1 straight from the generator, without a detour over picture files."""
+
+    classes: tuple[str, ...] = CLASSES
+
+    def __init__(self, count: int, seed: int) -> None:
+        if count < 1:
+            raise UserError(
+                "--source synthetic: --count says how many faces to draw; wanted at least 1"
+            )
+        self.count, self.seed = count, seed
+
+    def rows(self) -> Rows:
+        numbers = np.arange(self.count)
+        label = np.array([label_of(i, self.seed) for i in range(self.count)])
+        columns: dict[str, NDArray[Any]] = {
+            "group": numbers // PHOTOS_PER_PERSON,
+            "synthetic": np.ones(self.count, np.uint8),
+        }
+        fingerprint = f"synthetic {VERSION} {self.seed} {self.count}"
+        ids = [str(i) for i in range(self.count)]
+        return Rows(
+            ids, label, [""] * self.count, columns, [], fingerprint, where=range(self.count)
+        )
+
+    def face(self, where: int) -> Face:
+        face = draw_face(where, self.seed)
+        return Face(
+            pixels=face.image, landmarks=face.landmarks, valence=face.valence, arousal=face.arousal
+        )
+
+
+# ---- AffectNet's layout on disk --------------------------------------------------------------------------------------
+
+
+def write_affectnet(config: SyntheticConfig) -> str:
+    """Write faces 0 .. count-1 as AffectNet's annotations folder: `train_set/images/<id>.jpg` and
+    `train_set/annotations/<id>_{exp,val,aro,lnd}.npy`, with `columns.csv` (source_id, group, synthetic) beside them.
+
+    Gives what was done, in words; a folder that is complete is left as it is.
+    """
+    out, count, began = config.out, config.count, time.monotonic()
+    marker, wanted = (
+        out / "synthetic.json",
+        {"version": VERSION, "count": count, "seed": config.seed},
+    )
+    found = read_json(marker)
+    if found == wanted:
+        return f"{out}: {count:,} faces are there, nothing to do"
+    if found is not None:
+        raise UserError(
+            f"--out {out} holds other synthetic faces ({found}); give another --out, or delete that folder"
+        )
+    strangers = (
+        [p.name for p in out.iterdir() if p.name not in ("train_set", "columns.csv")]
+        if out.is_dir()
+        else []
+    )
+    if strangers:
+        raise UserError(
+            f"--out {out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
+        )
+    for folder in ("images", "annotations"):
+        (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
+    blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        list(pool.map(_write_block, blocks))
+    with (out / "columns.csv").open("w", newline="") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(["source_id", "group", "synthetic"])
+        table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
+    write_json(marker, wanted)
+    return f"{out}: drew {count:,} faces in {time.monotonic() - began:.1f} s"
+
+
+def _write_block(block: tuple[Path, int, int, int]) -> None:
+    out, seed, start, stop = block
+    cv2.setNumThreads(1)
+    for i in range(start, stop):
+        face = draw_face(i, seed)
+        quality = int(np.random.default_rng([seed, 3, i]).integers(70, 97))
+        bgr = cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        (out / "train_set" / "images" / f"{i}.jpg").write_bytes(jpeg.tobytes())
+        annotations = out / "train_set" / "annotations"
+        np.save(annotations / f"{i}_exp.npy", np.array(str(face.label)))
+        np.save(annotations / f"{i}_val.npy", np.array(f"{face.valence:.6f}"))
+        np.save(annotations / f"{i}_aro.npy", np.array(f"{face.arousal:.6f}"))
+        np.save(annotations / f"{i}_lnd.npy", face.landmarks.astype(np.float64).ravel())

@@ -1,0 +1,1 @@
+"""The expression-transfer GAN."""

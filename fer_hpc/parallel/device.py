@@ -1,0 +1,60 @@
+"""Which device and which precision a process computes with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fer_hpc.config import GanConfig, TrainConfig, UserError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `--device` names; auto is CUDA where there is any."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: torch sees no CUDA device here; use --device cpu, or ask the scheduler for a GPU"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank}, but this node shows {torch.cuda.device_count()} GPUs; start one task per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision for `bf16` and `fp16`, nothing for `fp32` and `fp64`."""
+    return (
+        torch.autocast(device.type, _DTYPES[precision])
+        if precision in _DTYPES
+        else contextlib.nullcontext()
+    )
+
+
+def set_determinism(config: TrainConfig | GanConfig, device: torch.device) -> None:
+    """What --deterministic asks of torch."""
+    if config.deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # read when CUDA's libraries start
+    torch.use_deterministic_algorithms(config.deterministic)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return " avx512_bf16" in flags or " amx_bf16" in flags
+    return False

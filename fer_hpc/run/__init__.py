@@ -1,0 +1,1 @@
+"""The run folder and what a training run needs around its loop."""

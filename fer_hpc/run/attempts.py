@@ -1,0 +1,163 @@
+"""Claiming a run folder: one writer at a time, by attempt number. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.config import UserError
+from fer_hpc.files import read_json, write_json
+from fer_hpc.parallel.world import Job
+from fer_hpc.run.folder import attempt_numbers, attempt_path, checkpoint_files
+from fer_hpc.run.lease import (
+    HEARTBEAT_S,
+    LEASE_S,
+    heartbeat_age,
+    holder_of,
+    process_place,
+    process_state,
+)
+
+
+class Attempt:
+    """This process's place in a run: its own folder, a heartbeat, and the end of it."""
+
+    def __init__(self, run: Path, number: int) -> None:
+        self.run, self.number, self.path = run, number, attempt_path(run, number)
+        self._ended = threading.Event()
+        self._checked = time.monotonic()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            with contextlib.suppress(
+                OSError
+            ):  # a full or absent file system must not end the thread
+                (self.path / "heartbeat").touch()
+
+    def is_newest(self) -> bool:
+        """False once another start has claimed the run: this one must stop and write nothing more."""
+        return not attempt_path(self.run, self.number + 1).exists()
+
+    def superseded(self) -> bool:
+        """The same question at most once a second, cheap enough to ask at every step."""
+        if time.monotonic() - self._checked < 1.0:
+            return False
+        self._checked = time.monotonic()
+        return not self.is_newest()
+
+    def began(self, environment: dict[str, Any], parent: tuple[int, int, Path] | None) -> None:
+        """Enter the history: from here on readers follow this attempt, back through `parent` (a `checkpoints` item).
+
+        The parent checkpoint is linked into this folder first, so that no older attempt's cleaning can take it away.
+        """
+        if parent:
+            own = self.path / parent[2].name
+            try:
+                os.link(parent[2], own)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(parent[2], own)
+        from_ = {"attempt": parent[0], "images_seen": parent[1]} if parent else None
+        write_json(self.path / "environment.json", {**environment, "parent": from_})
+        self.set_status("running", "")
+
+    def prune(self, keep: int = 2) -> None:
+        """Delete all but the newest `keep` checkpoints here, and older attempts' once there are that many here."""
+        own = sorted(checkpoint_files(self.run, self.number), key=lambda p: int(p.stem))
+        old = [
+            p
+            for n in attempt_numbers(self.run)
+            if n < self.number
+            for p in checkpoint_files(self.run, n)
+        ]
+        for path in own[:-keep] + (old if len(own) >= keep else []):
+            path.unlink(missing_ok=True)
+
+    def set_status(self, state: str, why: str, **more: Any) -> None:
+        value = {
+            "state": state,
+            "why": why,
+            "attempt": self.number,
+            "time": round(time.time(), 1),
+            **more,
+        }
+        write_json(self.path / "status.json", value)
+        if self.is_newest():
+            write_json(self.run / "status.json", value)
+
+    def publish(self, name: str) -> None:
+        """Copy a file of this attempt to the top of the run folder, in one step."""
+        if self.is_newest():
+            temporary = self.run / f".{name}.{self.number}.tmp"
+            temporary.unlink(missing_ok=True)
+            shutil.copyfile(self.path / name, temporary)
+            temporary.replace(self.run / name)
+
+    def end(self, state: str, why: str = "", **more: Any) -> None:
+        """Record how this start ended and stop the heartbeat."""
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk must not hide the reason that is being reported
+            self.set_status(state, why, **more)
+        self._ended.set()
+
+
+def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] = print) -> Attempt:
+    """Make the next attempt of `run` this process's own.
+
+    The folder appears with its owner.json inside by one rename, so of two starts exactly one gets a number. A living
+    owner is not displaced: UserError says who it is. Where only a heartbeat can tell (another host), waits until it
+    beats again or its lease runs out.
+    """
+    (run / "attempts").mkdir(parents=True, exist_ok=True)
+    claims = (
+        run / "attempts" / f".claim-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    )
+    shutil.rmtree(claims, ignore_errors=True)
+    claims.mkdir()
+    job_fields = {"job": job.id, "restarts": job.restarts} if job else {"job": "", "restarts": 0}
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": process_state(os.getpid())[1],
+        "place": process_place(),
+    }
+    write_json(claims / "owner.json", {**owner, **job_fields})
+    try:
+        while True:
+            newest = max(attempt_numbers(run), default=0)
+            if newest:
+                _wait_until_free(run, attempt_path(run, newest), job, say)
+            try:
+                claims.rename(attempt_path(run, newest + 1))
+            except OSError:
+                if not attempt_path(run, newest + 1).exists():
+                    raise
+                continue  # another start was faster: look again who holds the run now
+            return Attempt(run, newest + 1)
+    finally:
+        shutil.rmtree(claims, ignore_errors=True)
+
+
+def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:
+    holder, told, age = holder_of(run, attempt, job), False, heartbeat_age(run, attempt)
+    while holder:
+        owner = read_json(attempt / "owner.json")
+        now = heartbeat_age(run, attempt)
+        if owner["place"] == process_place() or now < age:
+            raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
+        if not told:
+            say(
+                f"{run} was last written by {holder}, {now:.0f} s ago; waiting up to {LEASE_S:.0f} s for a sign of life"
+            )
+            told = True
+        age = now
+        time.sleep(1.0)
+        holder = holder_of(run, attempt, job)

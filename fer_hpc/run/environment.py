@@ -1,0 +1,114 @@
+"""What else decides the numbers: code, packages, host, devices, job."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fer_hpc import __version__
+from fer_hpc.parallel.world import World
+
+# Dense bf16 (else fp16) peak of GPUs, FLOP/s, from their makers' data sheets; the first name found in the device's counts.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "V100": 125e12,
+    "RTX 4090": 165e12,
+    "T4": 65e12,
+}
+
+
+def training_flops(model: nn.Module, image: torch.Tensor) -> float:
+    """Floating-point operations of one training image: forward, and twice that backward; image [1, C, H, W]."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(image)
+    return 3.0 * counter.get_total_flops()
+
+
+def resource_use(device: torch.device, flops_per_s: float | None = None) -> dict[str, float]:
+    """Peak memory and, where it is known, the arithmetic rate and its share of the GPU's peak (MFU)."""
+    on_gpu = device.type == "cuda"
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {
+        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_kb / 1e6
+    }
+    if flops_per_s is not None:
+        found["tflop_per_s"] = flops_per_s / 1e12
+        name = torch.cuda.get_device_name(device) if on_gpu else ""
+        if peak := next((peak for key, peak in PEAK_FLOPS.items() if key in name), None):
+            found["mfu"] = flops_per_s / peak
+    return found
+
+
+def rank_location(world: World, device: torch.device) -> dict[str, Any]:
+    """Where a rank works: host, its number there, device, and the GPUs that the process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {
+        "host": socket.gethostname(),
+        "local_rank": world.local_rank,
+        "device": str(device),
+        "gpus_visible": visible,
+    }
+
+
+def describe_environment(world: World, device: torch.device) -> dict[str, Any]:
+    """What else decides the numbers: code, packages, host, devices, job."""
+    packages = ("torch", "torchvision", "numpy", "h5py")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "world_size": world.size,
+        "job": {"id": world.job.id, "restarts": world.job.restarts} if world.job else None,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "code": _code_version(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _code_version() -> dict[str, str]:
+    """Version, and in a git checkout the commit and a hash of what differs from it."""
+    folder = Path(__file__).parents[1]
+    version = {"version": __version__}
+    try:
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        diff = subprocess.run(
+            [*git, "diff", "HEAD", "--", "."], capture_output=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return {
+        **version,
+        "commit": commit.stdout.strip(),
+        "diff": hashlib.sha256(diff).hexdigest()[:12] if diff else "",
+    }

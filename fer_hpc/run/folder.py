@@ -1,0 +1,175 @@
+"""The run folder: who writes it, what its history is. Standard library only.
+
+    config.json                     what the run is (science fields, data fingerprint)
+    attempts/0001/ 0002/ ...        one per start; only its owner writes there
+        owner.json                  host, process and scheduler job that claimed it
+        heartbeat                   touched while the owner lives
+        environment.json            versions, devices, and the parent checkpoint it started from
+        000000004096.pt             checkpoints, named by images seen
+        metrics.jsonl timing.jsonl  a row per epoch (reproducible / not)
+        status.json                 running | interrupted | finished | failed | superseded, and why
+    tb/                             TensorBoard events
+    final.pt best.pt metrics.jsonl  the outcome, once finished       status.json   a copy for people
+
+Each start claims the next number, and a reader follows the newest attempt back through the parents. So whatever a
+paused or cut-off older writer still does, it does in a folder whose later part nobody reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.config import UserError
+from fer_hpc.files import read_json
+from fer_hpc.run.lease import holder_of
+
+HALTED_REASON = "halted, as the sweep asked"
+MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def attempt_numbers(run: Path) -> list[int]:
+    """Numbers of all attempts, oldest first."""
+    folder = run / "attempts"
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    )
+
+
+def attempt_path(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}"
+
+
+def read_run_config(run: Path) -> dict[str, Any]:
+    """The stored configuration; a UserError where `run` is not a run folder."""
+    stored = read_json(run / "config.json")
+    if stored is None:
+        what = "has no config.json" if run.is_dir() else "does not exist"
+        raise UserError(
+            f"{run} is not a run folder: it {what}; give the folder that --run named at training"
+        )
+    return stored
+
+
+def find_runs(paths: tuple[Path, ...]) -> list[Path]:
+    """The run folders among `paths` and below them, in order."""
+    found: list[Path] = []
+    for path in paths:
+        here = (
+            [path]
+            if (path / "config.json").exists()
+            else sorted(p.parent for p in path.glob("**/config.json"))
+        )
+        if not here:
+            raise UserError(
+                f"{path}: no run folder there or below ({'no config.json in it' if path.is_dir() else 'no such folder'})"
+            )
+        found += [p for p in here if p not in found]
+    return found
+
+
+def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
+    """(attempt, images) newest first: the run's history holds that attempt's records up to that many images seen."""
+    limit, numbers = math.inf, attempt_numbers(run)
+    while numbers:
+        number = numbers.pop()
+        environment = read_json(attempt_path(run, number) / "environment.json")
+        if environment is None:  # claimed, but killed before it began: no part of the history
+            continue
+        yield number, limit
+        parent = environment["parent"]
+        if parent is None:
+            return
+        limit = min(limit, parent["images_seen"])
+        numbers = [n for n in numbers if n <= parent["attempt"]]
+
+
+def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The merged rows of all attempts, in order, each image count once."""
+    merged: list[dict[str, Any]] = []
+    for number, limit in attempt_lineage(run):
+        merged = [
+            row for row in _jsonl(attempt_path(run, number) / name) if row["images_seen"] <= limit
+        ] + merged
+    return merged
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    complete = path.read_text().split("\n")[:-1]  # a line without its newline was cut off by a kill
+    return [json.loads(line) for line in complete]
+
+
+def list_checkpoints(run: Path) -> list[tuple[int, int, Path]]:
+    """(attempt, images_seen, file) of every checkpoint in the run's history, newest first."""
+    return [
+        (number, images, path)
+        for number, limit in attempt_lineage(run)
+        for images, path in sorted(
+            ((int(p.stem), p) for p in checkpoint_files(run, number)), reverse=True
+        )
+        if images <= limit
+    ]
+
+
+def checkpoint_files(run: Path, number: int) -> list[Path]:
+    return [p for p in attempt_path(run, number).glob("*.pt") if p.stem.isdigit()]
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """environment.json of the newest attempt that began; empty where none did."""
+    for number, _ in attempt_lineage(run):
+        return read_json(attempt_path(run, number) / "environment.json")
+    return {}
+
+
+def data_folder(run: Path) -> Path:
+    """Where the run's data was at its newest start."""
+    return Path(read_environment(run).get("data", read_run_config(run)["data"]["path"]))
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """{"state", "why", ...} of the newest attempt; a `running` one whose process is gone reads as interrupted."""
+    numbers = attempt_numbers(run)
+    if not numbers:
+        return {"state": "new", "why": ""}
+    path = attempt_path(run, numbers[-1])
+    found = read_json(path / "status.json") or {"state": "running", "why": "starting"}
+    if found["state"] == "running" and not holder_of(run, path):
+        found = {**found, "state": "interrupted", "why": "its process is gone"}
+    return found
+
+
+def no_gain_message(run: Path) -> str:
+    """Why a scheduler does not start this run again."""
+    return (
+        f"{run}: {MAX_STARTS} starts in a row gained no image, so the job is not requeued; see their logs in {run / 'logs'}, "
+        "mend the cause (a time limit below the start-up time?), and submit again"
+    )
+
+
+def starts_without_gain(run: Path) -> int:
+    """How many starts in a row, up to the newest, left no checkpoint beyond the one they began with."""
+    count, reached = 0, max((images for _, images, _ in list_checkpoints(run)), default=0)
+    for number in reversed(attempt_numbers(run)):
+        environment = read_json(attempt_path(run, number) / "environment.json")
+        parent = environment["parent"] if environment else None
+        if environment and (parent["images_seen"] if parent else 0) < reached:
+            break
+        count += 1
+    return count
+
+
+def outcome_file(run: Path, name: str) -> Path | None:
+    """`final.pt` or `best.pt` of a finished run, from its newest attempt."""
+    for number, _ in attempt_lineage(run):
+        path = attempt_path(run, number) / name
+        return path if path.exists() else None
+    return None

@@ -1,0 +1,61 @@
+"""Who holds an attempt: process, host, heartbeat. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from fer_hpc.files import read_json
+from fer_hpc.parallel.world import Job
+
+HEARTBEAT_S = 5.0
+
+LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
+
+
+def process_place() -> str:
+    """Where process ids mean the same: host, boot and pid namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return "unknown"
+
+
+def process_state(pid: int) -> tuple[str, str]:
+    """(state letter, start time) of a process; ("", "") where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
+
+
+def heartbeat_age(run: Path, attempt: Path) -> float:
+    """Seconds since the last heartbeat, both ends read from the file system's clock: hosts' clocks differ."""
+    probe = run / f".clock-{socket.gethostname()}-{os.getpid()}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink(missing_ok=True)
+    beat = attempt / "heartbeat"
+    return now - (beat if beat.exists() else attempt).stat().st_mtime
+
+
+def holder_of(run: Path, attempt: Path, job: Job | None = None) -> str:
+    """Who still holds `attempt`, in words; "" where the next start may have it."""
+    state = (read_json(attempt / "status.json") or {}).get("state", "running")
+    owner = read_json(attempt / "owner.json")
+    if state != "running" or owner is None:
+        return ""
+    who = f"process {owner['pid']} on {owner['host']}" + (
+        f", job {owner['job']}" if owner["job"] else ""
+    )
+    if job and job.id == owner["job"] and job.restarts > owner["restarts"]:
+        return ""  # the scheduler restarted this job: the earlier start is gone or cut off
+    if owner["place"] == process_place() != "unknown":
+        letter, started = process_state(owner["pid"])
+        return (
+            who if started == owner["started"] and letter not in "TtZX" else ""
+        )  # stopped or dead: not holding
+    return who if heartbeat_age(run, attempt) < LEASE_S else ""

@@ -1,0 +1,98 @@
+"""Commands as processes that start quickly: forked from one that has torch loaded, which costs 5 s of CPU a start."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "fer_hpc.training.loop",
+        "fer_hpc.gan.loop",
+        "fer_hpc.evaluation.score",
+        "torch._dynamo",
+        "tests.helpers.processes",
+    ]
+)
+
+
+def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for path, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    from fer_hpc.cli.main import main
+
+    sys.exit(main(args))
+
+
+class Started:
+    """`fer-hpc ARGS` in a process of its own; the part of subprocess.Popen that the tests use."""
+
+    def __init__(self, *args: object, env: Mapping[str, str] = os.environ) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="fer-output")
+        self.out, self.err = (str(Path(self.folder.name, name)) for name in ("out", "err"))
+        self.process = FORKS.Process(
+            target=_enter, args=([str(a) for a in args], dict(env), self.out, self.err), daemon=True
+        )
+        self.process.start()
+        assert self.process.pid
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("fer-hpc", timeout or 0)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return Path(self.out).read_text(), Path(self.err).read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        if self.process.is_alive():
+            self.send_signal(signal.SIGKILL)
+
+
+def run(
+    *args: object, env: Mapping[str, str] = os.environ, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """`fer-hpc ARGS` to its end."""
+    started = Started(*args, env=env)
+    try:
+        out, err = started.communicate(timeout)
+    finally:
+        started.kill()
+    return subprocess.CompletedProcess(list(map(str, args)), started.returncode or 0, out, err)
+
+
+def start_ranks(size: int, verb: str, *args: object) -> list[Started]:
+    """`size` processes of one command, told of each other as torchrun would."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(s.getsockname()[1]),
+            "WORLD_SIZE": str(size),
+        }
+    local = {"LOCAL_WORLD_SIZE": str(size)}
+    environments = [
+        {**os.environ, **address, **local, "RANK": str(r), "LOCAL_RANK": str(r)}
+        for r in range(size)
+    ]
+    return [Started(verb, *args, env=environment) for environment in environments]
