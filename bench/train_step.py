@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from fer_hpc import config
 from fer_hpc.config import PRESETS, TrainConfig, fields_of, preset
 from fer_hpc.data import shards
-from fer_hpc.models import network
+from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.device import autocast, supports_bf16
 from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.parallel.world import World
@@ -77,7 +77,7 @@ def ours(chosen: TrainConfig, steps: int) -> float:
 def bare_loop(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
     torch.manual_seed(0)
     model = (
-        network(fields_of(chosen, "science"), CLASSES, shape)
+        build_network(fields_of(chosen, "science"), CLASSES, shape)
         .to(memory_format=torch.channels_last)
         .train()
     )
@@ -112,7 +112,7 @@ def lightning(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = network(fields_of(chosen, "science"), CLASSES, shape)
+            self.model = build_network(fields_of(chosen, "science"), CLASSES, shape)
 
         def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
             return cross_entropy(self.model(batch[0]), batch[1])

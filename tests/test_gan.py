@@ -89,8 +89,8 @@ def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -
     assert made.abs().max() <= 1
     assert (made - face).abs().mean() > 0.1
     code = generator.expression(other)
-    assert generator.name is not None
-    assert generator.name(code).shape == (2, 7)
+    assert generator.class_head is not None
+    assert generator.class_head(code).shape == (2, 7)
 
 
 @pytest.mark.parametrize("size", SIDES)
@@ -102,7 +102,7 @@ def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None
     torch.nn.init.normal_(generator.out.weight, 0.0, 0.02)
     with torch.no_grad():
         neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
-        codes = 0.35 * torch.randn(8, generator.name.in_features)  # type: ignore[union-attr, arg-type]
+        codes = 0.35 * torch.randn(8, generator.class_head.in_features)  # type: ignore[union-attr, arg-type]
         change = generator.eval().draw(neutral, generator.encode(neutral), codes) - neutral
     assert change.std(0).mean() > 0.4 * change.abs().mean()
 
@@ -114,7 +114,7 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
     )
     state, loader = fresh_state(config, manifest, CPU), pair_loader(config, manifest, "train", CPU)
 
-    def changed_by(playing: bool) -> set[str]:
+    def changed_by(adversarial: bool) -> set[str]:
         networks = {
             "drawing": state.generator.out,
             "code": state.generator.expression,
@@ -124,7 +124,7 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
         before = {
             name: [p.clone() for p in network.parameters()] for name, network in networks.items()
         }
-        step(state, config, loader.batch(0), CPU, World(), playing)
+        step(state, config, loader.batch(0), CPU, World(), adversarial)
         return {
             name
             for name, network in networks.items()
@@ -134,10 +134,10 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
             )
         }
 
-    assert changed_by(playing=False) == {"code", "classifier"}
-    assert changed_by(playing=True) == {"code", "classifier", "drawing", "discriminator"}
+    assert changed_by(adversarial=False) == {"code", "classifier"}
+    assert changed_by(adversarial=True) == {"code", "classifier", "drawing", "discriminator"}
     sums = dict(zip(SUMS, state.sums.tolist(), strict=True))
-    assert (sums["pairs"], sums["games"]) == (16, 8 * 2**32)
+    assert (sums["pairs"], sums["adversarial_steps"]) == (16, 8 * 2**32)
 
 
 def test_the_classifier_sees_every_face_moved_in_its_own_way() -> None:
@@ -213,7 +213,7 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "mended")]
+    ("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "improved")]
 )
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mode: str) -> None:
     """Once while only expressions are learnt, once while all play."""
@@ -249,7 +249,7 @@ def test_the_papers_mode_trains_and_is_another_experiment(
     assert row["train_identity"] == row["train_reconstruction"] == 0
     again = fer(*call)
     assert again.returncode == 2
-    assert "--mode paper (now --mode mended)" in again.stderr
+    assert "--mode paper (now --mode improved)" in again.stderr
 
 
 def test_what_cannot_be_trained_is_said(
@@ -451,7 +451,7 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(
     assert "nothing to do" in fer(*call, "--fill", 20).stdout
     for mode, said in (
         ("paper", "its faces are nearly blank"),
-        ("mended", "gives the neutral faces back"),
+        ("improved", "gives the neutral faces back"),
     ):
         untrained = (
             "--data",

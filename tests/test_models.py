@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fer_hpc.models import MODELS, SIZES
 from fer_hpc.models.cnn import Dropout
+from fer_hpc.models.registry import MODELS
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from fer_hpc.models.cnn import Dropout
 def test_parameter_counts(name: str, channels: int, size: int, parameters: int) -> None:
     """The report's, and for resnet_small our own."""
     with torch.device("meta"):
-        model = MODELS[name](8, channels, size)
+        model = MODELS[name].build(8, channels, size)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_the_small_resnet_has_keras_running_statistics_too() -> None:
     """176,520 values with batch norm's running means and variances, as Keras counts."""
-    model = MODELS["resnet_baseline"](8, 1, 48)
+    model = MODELS["resnet_baseline"].build(8, 1, 48)
     values = [
         v for name, v in model.state_dict().items() if not name.endswith("num_batches_tracked")
     ]
@@ -39,8 +39,8 @@ def test_the_small_resnet_has_keras_running_statistics_too() -> None:
 @pytest.mark.parametrize(("classes", "channels", "size"), [(8, 1, 48), (7, 3, 32)])
 def test_every_parameter_gets_a_gradient(name: str, classes: int, channels: int, size: int) -> None:
     torch.manual_seed(0)
-    size = max(size, SIZES[name][0])
-    model = MODELS[name](classes, channels, size)
+    size = max(size, MODELS[name].sides[0])
+    model = MODELS[name].build(classes, channels, size)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
             nn.init.ones_(

@@ -128,7 +128,9 @@ def test_halving_prunes_whole_configurations(shards: Path, tmp_path: Path) -> No
         "0",
         "1",
     )
-    config, trials = trials_of(shards, tmp_path, *flags, "--scheduler", "asha", "--asha-first", "3")
+    config, trials = trials_of(
+        shards, tmp_path, *flags, "--scheduler", "asha", "--asha-first-rung", "3"
+    )
     sweep.prepare(config, "cnn_baseline", trials)
     score = {
         0.1: (0.6, 0.1),

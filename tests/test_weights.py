@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.models import MODELS
+from fer_hpc.models.registry import MODELS
 from fer_hpc.run import checkpoint
 from fer_hpc.training.weights import init_from
 
@@ -123,35 +123,35 @@ def write_keras(path: Path, layers: list[Layer], sequential: bool, version: int)
 @pytest.mark.parametrize("name", ["resnet_baseline", "cnn_baseline"])
 def test_a_keras_file_gives_the_same_network(name: str, version: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = MODELS[name](8, 1, 48)
+    theirs = MODELS[name].build(8, 1, 48)
     for tensor in theirs.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor))
     layers = resnet_layers(theirs) if name.startswith("resnet") else cnn_layers(theirs)  # type: ignore[arg-type]
     write_keras(tmp_path / "model.h5", layers, name.startswith("cnn"), version)
     torch.manual_seed(1)
-    ours = MODELS[name](8, 1, 48)
+    ours = MODELS[name].build(8, 1, 48)
     init_from(ours, tmp_path / "model.h5", CLASSES)
     for key, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
 
 
 def test_a_keras_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    write_keras(tmp_path / "model.h5", cnn_layers(MODELS["cnn_baseline"](8, 1, 48)), True, 2)  # type: ignore[arg-type]
+    write_keras(tmp_path / "model.h5", cnn_layers(MODELS["cnn_baseline"].build(8, 1, 48)), True, 2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another network"):
-        init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / "model.h5", CLASSES)
+        init_from(MODELS["resnet_baseline"].build(8, 1, 48), tmp_path / "model.h5", CLASSES)
     (tmp_path / "text.h5").write_text("not HDF5")
     with h5py.File(tmp_path / "list.h5", "w") as f:
         f.attrs["model_config"] = "[1]"
         f.create_group("model_weights")
     for name in ("text.h5", "list.h5"):
         with pytest.raises(UserError, match="not a Keras model file"):
-            init_from(MODELS["resnet_baseline"](8, 1, 48), tmp_path / name, CLASSES)
+            init_from(MODELS["resnet_baseline"].build(8, 1, 48), tmp_path / name, CLASSES)
 
 
 def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_path: Path) -> None:
     theirs, classes = (
-        MODELS["resnet_baseline"](7, 1, 48),
+        MODELS["resnet_baseline"].build(7, 1, 48),
         [name for name in CLASSES if name != "Neutral"],
     )
     checkpoint.save(
@@ -161,7 +161,7 @@ def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_pa
         (classes, True),
         ([name for name in CLASSES if name != "Contempt"], False),
     ):
-        ours = MODELS["resnet_baseline"](7, 1, 48)
+        ours = MODELS["resnet_baseline"].build(7, 1, 48)
         said = init_from(ours, tmp_path / "best.pt", same)
         taken = {
             name: torch.equal(tensor, theirs.state_dict()[name])
@@ -177,7 +177,7 @@ def test_stride_two_looks_where_keras_looks() -> None:
     """Keras pads an even picture at its right and bottom only: the first output sees rows and columns 0 to 2."""
     block = next(
         m
-        for m in MODELS["resnet_baseline"](8, 1, 48).modules()
+        for m in MODELS["resnet_baseline"].build(8, 1, 48).modules()
         if hasattr(m, "pad") and m.conv1.stride == (2, 2)
     )
     x = torch.zeros(1, 16, 48, 48, requires_grad=True)

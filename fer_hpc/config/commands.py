@@ -164,8 +164,10 @@ class SweepConfig:
     scheduler: Literal["fifo", "asha"] = (
         "fifo"  # asha: only the better configurations are trained to the end, all their seeds
     )
-    asha_keep: int = 3  # asha: at each halt one configuration in so many goes on, but at least two
-    asha_first: int = 0  # asha: epochs before the first halt; the next come after --asha-keep times as many; 0: a ninth of all
+    asha_reduction_factor: int = (
+        3  # asha: at each halt one configuration in so many goes on, but at least two
+    )
+    asha_first_rung: int = 0  # asha: epochs before the first halt; the next come after --asha-reduction-factor times as many; 0: a ninth of all
     at_once: int = 0  # trials at a time; 0: as many as there is room for
     retries: int = 2  # new starts of a trial whose process has died
     collect: bool = False  # train nothing, only write the tables from what is there
@@ -173,8 +175,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("workers_per_trial", 1),
-            ("asha_keep", 2),
-            ("asha_first", 0),
+            ("asha_reduction_factor", 2),
+            ("asha_first_rung", 0),
             ("at_once", 0),
             ("retries", 0),
         ):

@@ -19,30 +19,30 @@ class GanConfig:
         runtime()
     )  # folder of shards of 32, 64, 128 or 256 pixels, made by fer_hpc.preprocess
     run: Path = runtime()  # run folder; created, or continued where it stopped
-    mode: Literal["mended", "paper"] = science(
-        "mended"
+    mode: Literal["improved", "paper"] = science(
+        "improved"
     )  # paper: the report's losses and their weights
     seed: int = science(0)  # of pairs, initial weights and dropout
     epochs: int = science(50)  # passes over the expressive training faces; may grow on resume
     batch_size: int = science(8)  # pairs per step, over all ranks
     lr: float = science(
         2e-4
-    )  # of Adam; mended: times 4 for the discriminator, times 5 for what labels teach during --warmup
+    )  # of Adam; improved: times 4 for the discriminator, times 5 for what labels teach during --warmup
     warmup: float = science(
         0.5
-    )  # mended: share of the first epoch in which only the expressions of real faces are learnt
+    )  # improved: share of the first epoch in which only the expressions of real faces are learnt
     feature_weight: float = science(
         5.0
-    )  # mended: of matching the discriminator's features, pooled over the face
-    expression_weight: float = science(2.0)  # mended: of the classifier's cross-entropy
-    identity_weight: float = science(0.5)  # mended: of keeping the neutral face's code
+    )  # improved: of matching the discriminator's features, pooled over the face
+    expression_weight: float = science(2.0)  # improved: of the classifier's cross-entropy
+    identity_weight: float = science(0.5)  # improved: of keeping the neutral face's code
     reconstruction_weight: float = science(
         2.0
-    )  # mended: of giving the neutral face back where it is both inputs
+    )  # improved: of giving the neutral face back where it is both inputs
     ema: float = science(
         0.999
-    )  # mended: share kept per step by a moving average of the generator; 0: none
-    balanced: bool = science(True)  # mended: draw every expression equally often
+    )  # improved: share kept per step by a moving average of the generator; 0: none
+    balanced: bool = science(True)  # improved: draw every expression equally often
     precision: Literal["auto", "fp32", "bf16"] = science(
         "auto"
     )  # auto: bf16 where hardware multiplies it

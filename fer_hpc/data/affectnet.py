@@ -91,8 +91,8 @@ class AffectNetFolder:
             rows.columns.update(read_columns(self.root / "columns.csv", rows.source_id))
         return rows
 
-    def face(self, where: tuple[str, str]) -> Face:
-        picture, stem = where
+    def face(self, locator: tuple[str, str]) -> Face:
+        picture, stem = locator
         points = _npy(f"{stem}_lnd.npy")
         values = [_npy(f"{stem}_{kind}.npy") for kind in ("val", "aro")]
         valence, arousal = (
@@ -210,11 +210,11 @@ class AffectNetCsv:
             if isinstance(line, str):
                 found.add(f"byte {offset}", line)
             else:
-                found.add(line[self._path], affectnet_label(line["expression"]), where=offset)
+                found.add(line[self._path], affectnet_label(line["expression"]), locator=offset)
         return found.rows(self.table.path, repr(self.table.path.stat().st_size))
 
-    def face(self, where: int) -> Face:
-        line = self.table.line(where)
+    def face(self, locator: int) -> Face:
+        line = self.table.line(locator)
         valence, arousal = (affect(_number(line.get(n, ""), n)) for n in ("valence", "arousal"))
         landmarks = None if self._points is None else _points(line[self._points])
         box = _box(line) if self._points is None else None

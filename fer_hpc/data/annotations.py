@@ -49,7 +49,7 @@ class Rows:
     )  # (source_id, reason) of unusable annotations
     fingerprint: str = ""  # changes when the source's list of faces or labels changes
     notes: list[str] = field(default_factory=list)  # what a reader of the manifest should know
-    where: Sequence[
+    locators: Sequence[
         Any
     ] = ()  # what the source's `face` needs to find each: a path, an offset, a number
 
@@ -71,8 +71,8 @@ class Source(Protocol):
 
     def rows(self) -> Rows: ...
 
-    def face(self, where: Any) -> Face:
-        """Read one face, given its entry of `Rows.where`; raises Reject with the reason where it cannot be used.
+    def face(self, locator: Any) -> Face:
+        """Read one face, given its entry of `Rows.locators`; raises Reject with the reason where it cannot be used.
 
         Called in other processes, on a copy of the source that was made before `rows`.
         """
@@ -86,11 +86,11 @@ class Collector:
         self.ids: list[str] = []
         self.labels: list[int] = []
         self.splits: list[str] = []
-        self.where: list[Any] = []
+        self.locators: list[Any] = []
         self.rejects: list[tuple[str, str]] = []
         self._known: set[str] = set()
 
-    def add(self, source_id: str, label: int | str, split: str = "", where: Any = None) -> None:
+    def add(self, source_id: str, label: int | str, split: str = "", locator: Any = None) -> None:
         """Take a face in, or list it as rejected: `label` is its class, or the reason why it has none."""
         if source_id in self._known:
             self.rejects.append((source_id, "duplicate id"))
@@ -101,7 +101,7 @@ class Collector:
             self.ids.append(source_id)
             self.labels.append(label)
             self.splits.append(split)
-            self.where.append(where)
+            self.locators.append(locator)
 
     def rows(self, where: Path, extra: str = "", notes: list[str] | None = None) -> Rows:
         """The rows; UserError where there is not one. `extra` joins the fingerprint."""
@@ -123,7 +123,7 @@ class Collector:
             self.rejects,
             digest,
             notes or [],
-            self.where,
+            self.locators,
         )
 
 

@@ -71,8 +71,8 @@ class Arrays:
         sizes = [(s, x.shape, str(x.dtype)) for s, (x, _) in self._arrays.items()]
         return found.rows(self.folder, repr(sizes))
 
-    def face(self, where: tuple[str, int]) -> Face:
-        split, i = where
+    def face(self, locator: tuple[str, int]) -> Face:
+        split, i = locator
         values = np.asarray(self._arrays[split][0][i])
         if values.dtype != np.uint8:
             if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):

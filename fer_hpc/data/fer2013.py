@@ -72,8 +72,8 @@ class Fer2013Csv:
             found.add(str(number), label, USAGE.get(usage, ""), offset)
         return found.rows(self.path, sha256(self.table.path))
 
-    def face(self, where: int) -> Face:
-        text = self.table.line(where)["pixels"]
+    def face(self, locator: int) -> Face:
+        text = self.table.line(locator)["pixels"]
         try:
             pixels = np.array(text.split(), dtype=np.int64)
         except (ValueError, OverflowError):

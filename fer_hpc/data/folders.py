@@ -79,10 +79,10 @@ class ClassFolders:
             notes.append(
                 "test merges FER2013's PublicTest and PrivateTest: it is not the challenge's test"
             )
-        return found.rows(self.root, repr([Path(p).stat().st_size for p in found.where]), notes)
+        return found.rows(self.root, repr([Path(p).stat().st_size for p in found.locators]), notes)
 
-    def face(self, where: str) -> Face:
-        return Face(read_picture(where))
+    def face(self, locator: str) -> Face:
+        return Face(read_picture(locator))
 
 
 def _class_of(folder: Path) -> str:

@@ -72,22 +72,24 @@ class Order:
                 window = place[np.searchsorted(self.starts, rows, side="right") - 1] // self.window
                 rows = rows[np.argsort(window, kind="stable")]
             if self.balanced is not None:
-                rows = self._evened(rows, self.balanced, epoch)
+                rows = self._class_balanced(rows, self.balanced, epoch)
             self._epochs = {e: r for e, r in self._epochs.items() if abs(e - epoch) == 1} | {
                 epoch: rows
             }
         return self._epochs[epoch]
 
-    def _evened(
+    def _class_balanced(
         self, rows: NDArray[np.int64], labels: NDArray[np.int64], epoch: int
     ) -> NDArray[np.int64]:
         """The permutation `rows` with its places dealt out to the classes alike, each class's images in their order."""
         present = np.unique(labels)
         keys = np.random.Philox(key=[self.seed, _CLASSES << 48 | epoch]).random_raw(self.n)
-        turns = present[np.argsort(keys, kind="stable") % len(present)]  # the class at each place
+        class_per_slot = present[
+            np.argsort(keys, kind="stable") % len(present)
+        ]  # the class at each place
         evened = np.empty(self.n, np.int64)
         for label in present:
-            mine, places = rows[labels[rows] == label], np.flatnonzero(turns == label)
+            mine, places = rows[labels[rows] == label], np.flatnonzero(class_per_slot == label)
             evened[places] = mine[np.arange(len(places)) % len(mine)]
         return evened
 
@@ -146,16 +148,17 @@ class ImageStore:
     """A split's pixels and labels, gathered into batches on the device.
 
     On the CPU the mapping itself is read. On a GPU the set is resident if it takes less than RESIDENT_SHARE of the
-    memory (times the processes that `share` the GPU), else batches go through pinned memory.
+    memory (times the processes that share the GPU), else batches go through pinned memory.
     """
 
     def __init__(
-        self, split: Split, device: torch.device, share: int = 1, affect: bool = False
+        self, split: Split, device: torch.device, processes_per_gpu: int = 1, affect: bool = False
     ) -> None:
         self.split, self.device = split, device
         size = sum(part.nbytes for part in split.images)
         self.resident = device.type == "cpu" or (
-            size * share < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+            size * processes_per_gpu
+            < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
         )
         self._store = device if self.resident else torch.device("cpu")  # where rows are selected
         self.parts = [
@@ -268,9 +271,9 @@ class TrainLoader:
         affect: bool = False,
         rank: int = 0,
         size: int = 1,
-        share: int = 1,
+        processes_per_gpu: int = 1,
     ) -> None:
-        self.images, self.n = ImageStore(split, device, share, affect), len(split)
+        self.images, self.n = ImageStore(split, device, processes_per_gpu, affect), len(split)
         self.order = Order(
             split.starts, seed, window, split.columns["labels"] if balanced else None
         )
@@ -316,7 +319,9 @@ class TrainLoader:
             affect = affect * weights[:, None] + others.affect * (1 - weights[:, None])
         return Batch(images, batch.labels, batch.rows, others.labels, weights, affect)
 
-    def mass(self, images_seen: int, weights: NDArray[np.float64] | None) -> tuple[float, float]:
+    def loss_normalizer(
+        self, images_seen: int, weights: NDArray[np.float64] | None
+    ) -> tuple[float, float]:
         """(weight of the images by class, known valence and arousal values) of the global batch.
 
         The order is a pure function, so every rank knows it without asking the others.

@@ -90,7 +90,9 @@ def preprocess(config: PreprocessConfig) -> None:
                 left_by_a_kill.unlink()
         todo = [s for s in mine if not _is_done(config.out, s, plan)]
         progress = Progress(sum(len(s.rows) for s in todo))
-        blocks = ([rows.where[i] for i in block] for s in todo for block in _blocks(config, s.rows))
+        blocks = (
+            [rows.locators[i] for i in block] for s in todo for block in _blocks(config, s.rows)
+        )
         results = progress.watch(_in_order(pool, blocks))
         with ThreadPoolExecutor(1) as writer:
             written: Future[None] | None = None

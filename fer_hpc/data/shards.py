@@ -225,7 +225,7 @@ class Split:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """A row in words, for messages: shard-local place and source id."""
         return f"row {row} (source_id {self.columns['source_id'][row].decode()!r})"
 

@@ -73,9 +73,9 @@ class Block:
 def read_block(places: list[Any]) -> Block:
     found: list[dict[str, Any]] = []
     reasons: list[str | None] = []
-    for where in places:
+    for locator in places:
         try:
-            found.append(_read(where))
+            found.append(_read(locator))
             reasons.append(None)
         except faces.Reject as reject:
             reasons.append(str(reject))
@@ -88,8 +88,8 @@ def read_block(places: list[Any]) -> Block:
     return Block(columns, reasons)
 
 
-def _read(where: Any) -> dict[str, Any]:
-    face = _source.face(where)
+def _read(locator: Any) -> dict[str, Any]:
+    face = _source.face(locator)
     box = None if face.box is None else faces.add_margin(face.box)
     if face.landmarks is not None:
         box = faces.landmark_box(face.landmarks)

@@ -20,7 +20,7 @@ from fer_hpc.data.loader import EVAL_CHUNK, ImageStore, affect_of, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.evaluation import metrics
 from fer_hpc.files import read_json, sha256, write_bytes, write_json
-from fer_hpc.models import network
+from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.parallel.world import World
@@ -128,7 +128,7 @@ def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
     science = stored["science"]
     torch.set_num_threads(science["threads"])
     device = pick_device(config.device, world.local_rank)
-    model = network(science, len(trained_on), manifest.image_shape)
+    model = build_network(science, len(trained_on), manifest.image_shape)
     model.load_state_dict(best["model"])
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(torch.float64 if science["precision"] == "fp64" else torch.float32)

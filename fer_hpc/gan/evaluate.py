@@ -25,8 +25,8 @@ from fer_hpc.files import read_json, sha256, write_json
 from fer_hpc.gan.loop import CLASSIFIER_MODEL, sample_grid
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.transfer import load_generator
-from fer_hpc.models import network
 from fer_hpc.models.gan import Generator
+from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
@@ -111,7 +111,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
         "pairs": config.pairs,
         "expression": {
             "informative": stored["science"]["mode"]
-            == "mended",  # the report's GAN is not told which expression
+            == "improved",  # the report's GAN is not told which expression
             "accuracy": arrives["mean"],
             "accuracy_95": arrives["interval_95"],
             "accuracy_of_real_faces": float(real_hits.mean()),
@@ -163,7 +163,7 @@ def _pairs(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> 
             f"{manifest.folder}: its {config.split} split has {(labels == neutral).sum():,} neutral and {count:,} expressive "
             f"faces; wanted at least 1 and {LEAST_PAIRS}"
         )
-    return PairLoader(split, neutral, count, 0, device, mended=False)
+    return PairLoader(split, neutral, count, 0, device, improved=False)
 
 
 def _train_judge(config: EvaluateConfig, stored: dict[str, Any]) -> Path:
@@ -208,7 +208,7 @@ def _judge(
         raise UserError(
             f"--judge {run} was trained on other classes than the GAN, or on gray where that makes colour"
         )
-    if stored["science"]["model"] == CLASSIFIER_MODEL and gan["science"]["mode"] == "mended":
+    if stored["science"]["model"] == CLASSIFIER_MODEL and gan["science"]["mode"] == "improved":
         raise UserError(
             f"--judge {run} is a {CLASSIFIER_MODEL}, as the GAN's own classifier and code are; give another network"
         )
@@ -217,7 +217,7 @@ def _judge(
             f"--judge {run} was trained on faces that a GAN made; give one that was trained on real ones"
         )
     saved = checkpoint.load(best)
-    model = network(stored["science"], len(manifest.classes), shape)
+    model = build_network(stored["science"], len(manifest.classes), shape)
     model.load_state_dict(saved["model"])
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

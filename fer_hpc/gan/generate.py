@@ -174,7 +174,7 @@ def _made(
     """A shard's columns of made faces, its extra columns, for which nothing is known, and how far the faces are from the
     neutral ones (mean absolute difference, of 255)."""
     split = open_split(own, "train")
-    loader = PairLoader(split, own.classes.index("Neutral"), 1, config.seed, device, mended=False)
+    loader = PairLoader(split, own.classes.index("Neutral"), 1, config.seed, device, improved=False)
     labels, groups, ids, rng = (
         loader.labels,
         loader.groups,

@@ -65,7 +65,7 @@ SUPERVISED_SUMS = (
 SUMS = (
     "pairs",
     *SUPERVISED_SUMS,
-    "games",
+    "adversarial_steps",
     "d_correct",
     "g_loss",
     "d_loss",
@@ -75,7 +75,7 @@ SUMS = (
     "identity",
     "reconstruction",
 )
-CLASSIFIER_MODEL = "resnet_baseline"  # mended: network of the classifier, and of the expression's code; no judge may be one
+CLASSIFIER_MODEL = "resnet_baseline"  # improved: network of the classifier, and of the expression's code; no judge may be one
 VAL_PAIRS = 512  # at most so many are looked at after an epoch
 PAPER_WEIGHTS = {
     "feature": 10.0,
@@ -86,13 +86,13 @@ IMPROVED_WEIGHTS = (
     "expression",
     "identity",
     "reconstruction",
-)  # mended: GanConfig has their weights
-DISCRIMINATOR_LR_SCALE = 4.0  # mended: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
-SUPERVISED_LR_SCALE = 5.0  # mended: times the generator's learning rate, for what learns from labels until the generator plays
-EMA_EVERY = 4  # mended: steps between two updates of the moving average, a pass over all weights: a twentieth of a small step
+)  # improved: GanConfig has their weights
+DISCRIMINATOR_LR_SCALE = 4.0  # improved: times the generator's learning rate (Heusel et al. 2017); spectral norm slows its learning
+SUPERVISED_LR_SCALE = 5.0  # improved: times the generator's learning rate, for what learns from labels until the generator plays
+EMA_EVERY = 4  # improved: steps between two updates of the moving average, a pass over all weights: a twentieth of a small step
 MAX_SHIFT = (
     1 / 8
-)  # mended: of the side, by which faces are shifted at most before the classifier sees them
+)  # improved: of the side, by which faces are shifted at most before the classifier sees them
 
 
 @dataclass
@@ -111,7 +111,7 @@ class State:
     neutral: int  # class
     class_weights: (
         torch.Tensor | None
-    )  # mended: in the classifier's loss; half of what it sees is neutral
+    )  # improved: in the classifier's loss; half of what it sees is neutral
     images_seen: int = 0
 
     @property
@@ -187,7 +187,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         warmup = min(
             int(config.warmup * loader.n), loader.n - config.batch_size
         )  # the epoch's last step plays in any case
-        plays_from = warmup if config.mode == "mended" else 0
+        adversarial_from = warmup if config.mode == "improved" else 0
 
         # Networks, and where they stood.
         state = fresh_state(config, manifest, device)
@@ -222,7 +222,14 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
             ) // loader.n > state.images_seen // loader.n
             pairs = loader.batch(state.images_seen)
             torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
-            step(state, config, pairs, device, world, playing=state.images_seen >= plays_from)
+            step(
+                state,
+                config,
+                pairs,
+                device,
+                world,
+                adversarial=state.images_seen >= adversarial_from,
+            )
             state.images_seen += config.batch_size
             watch.step(state.images_seen)
 
@@ -282,22 +289,22 @@ def step(
     pairs: Pairs,
     device: torch.device,
     world: World,
-    playing: bool = True,
+    adversarial: bool = True,
 ) -> None:
-    """One step of each network on one batch; while not `playing`, of those alone that learn the expressions of real faces.
+    """One step of each network on one batch; while not `adversarial`, of those alone that learn the expressions of real faces.
     The generator's output is made once and serves all three."""
-    mended = config.mode == "mended"
-    target = pairs.target if mended else None
+    improved = config.mode == "improved"
+    target = pairs.target if improved else None
     mixed = autocast(config.precision, device)
     state.generator.train()
     for optimizer in state.optimizers.values():
         for group in optimizer.param_groups:
-            if group["taught"]:  # a classifier that changes fast is followed by nobody
-                group["lr"] = config.lr if playing else SUPERVISED_LR_SCALE * config.lr
+            if group["supervised"]:  # a classifier that changes fast is followed by nobody
+                group["lr"] = config.lr if adversarial else SUPERVISED_LR_SCALE * config.lr
 
     # Classifier: real faces only.
     with mixed:
-        if mended:
+        if improved:
             seen = random_flip_shift(torch.cat([pairs.neutral, pairs.expressive]))
             labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
         else:  # the report's: it is shown expressive faces alone, which are all "1"
@@ -307,21 +314,21 @@ def step(
     backward_and_step(state, "classifier", c_loss, world)
     numbers = {"c_loss": c_loss, "c_correct": (logits.argmax(1) == labels).float().mean()}
 
-    # Expression's code: in the mended mode it learns its class as well.
+    # Expression's code: in the improved mode it learns its class as well.
     with mixed:
         code = state.generator.expression(pairs.expressive)
-        if state.generator.name:
+        if state.generator.class_head:
             numbers["code"] = functional.cross_entropy(
-                state.generator.name(code).float(), pairs.target
+                state.generator.class_head(code).float(), pairs.target
             )
-    if not playing:
+    if not adversarial:
         backward_and_step(state, "generator", numbers["code"], world)
         return _add_to_sums(state, len(pairs.target), numbers)
 
     # Discriminator: real faces to 1, made ones to 0.
     with mixed:
         encoded = state.generator.encode(pairs.neutral)
-        fake = state.generator.draw(pairs.neutral, encoded, code)
+        fake = state.generator.decode(pairs.neutral, encoded, code)
         real_score, real_features = state.discriminator(pairs.expressive, target)
         fake_score, _ = state.discriminator(fake.detach(), target)
         real_score, fake_score = real_score.float(), fake_score.float()
@@ -339,9 +346,9 @@ def step(
         wanted = real_features.detach().float()
         broadcast_buffers(state.classifier, world)
         state.classifier.eval()  # its batch norm shall not learn from made faces
-        guessed = state.classifier(random_flip_shift(fake) if mended else fake).float()
+        guessed = state.classifier(random_flip_shift(fake) if improved else fake).float()
         state.classifier.train()
-        if mended:
+        if improved:
             numbers["feature"] = functional.l1_loss(
                 _channel_statistics(features.float()), _channel_statistics(wanted)
             )
@@ -362,7 +369,7 @@ def step(
     backward_and_step(state, "generator", numbers["g_loss"] + numbers.get("code", 0), world)
     if state.ema and state.images_seen // config.batch_size % EMA_EVERY == 0:
         state.ema.update_parameters(state.generator)
-    _add_to_sums(state, len(pairs.target), numbers | {"games": torch.ones_like(d_loss)})
+    _add_to_sums(state, len(pairs.target), numbers | {"adversarial_steps": torch.ones_like(d_loss)})
 
 
 def random_flip_shift(faces: torch.Tensor) -> torch.Tensor:
@@ -436,7 +443,7 @@ def pair_loader(
         config.batch_size,
         config.seed,
         device,
-        config.mode == "mended",
+        config.mode == "improved",
         config.balanced,
         world.rank,
         world.size,
@@ -447,43 +454,47 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
     """The state at pair 0."""
     torch.manual_seed(config.seed)
     size, _, channels = manifest.image_shape
-    mended, classes = config.mode == "mended", len(manifest.classes)
+    improved, classes = config.mode == "improved", len(manifest.classes)
 
     def placed(network: nn.Module) -> Any:
         return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    generator = placed(Generator(channels, size, classes if mended else 0))
-    discriminator = placed(Discriminator(channels, classes if mended else 0, spectral=mended))
+    generator = placed(Generator(channels, size, classes if improved else 0))
+    discriminator = placed(Discriminator(channels, classes if improved else 0, spectral=improved))
     classifier = placed(
-        resnet_baseline(classes, channels, size) if mended else paper_classifier(channels)
+        resnet_baseline(classes, channels, size) if improved else paper_classifier(channels)
     )
-    if mended:
+    if improved:
         for module in [*classifier.modules(), *generator.expression.modules()]:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = (
                     0.1  # Keras' .01 lags too far behind weights that guide while they learn
                 )
-    taught = (
-        [*classifier.parameters(), *generator.expression.parameters(), *generator.name.parameters()]
-        if mended
+    supervised = (
+        [
+            *classifier.parameters(),
+            *generator.expression.parameters(),
+            *generator.class_head.parameters(),
+        ]
+        if improved
         else []
     )
     adams = {
-        "generator": _adam(generator, config.lr, taught),
+        "generator": _adam(generator, config.lr, supervised),
         "discriminator": _adam(
-            discriminator, (DISCRIMINATOR_LR_SCALE if mended else 1) * config.lr, taught
+            discriminator, (DISCRIMINATOR_LR_SCALE if improved else 1) * config.lr, supervised
         ),
-        "classifier": _adam(classifier, config.lr, taught),
+        "classifier": _adam(classifier, config.lr, supervised),
     }
     ema = (
         AveragedModel(generator, multi_avg_fn=_average(config.ema), use_buffers=True)
-        if mended and config.ema
+        if improved and config.ema
         else None
     )
     sums = torch.zeros(len(SUMS), dtype=torch.int64, device=device)
     broken_at = torch.full((), NO_BAD_STEP, dtype=torch.int64, device=device)
     neutral = manifest.classes.index("Neutral")
-    class_weights = torch.ones(classes, device=device) if mended else None
+    class_weights = torch.ones(classes, device=device) if improved else None
     if class_weights is not None:
         class_weights[neutral] = 1 / (classes - 1)  # as often as another, on average
     return State(
@@ -491,13 +502,13 @@ def fresh_state(config: GanConfig, manifest: Manifest, device: torch.device) -> 
     )
 
 
-def _adam(network: nn.Module, lr: float, taught: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with the report's rates for those that play; what is `taught` by labels has Adam's usual betas."""
-    ids = {id(parameter) for parameter in taught}
+def _adam(network: nn.Module, lr: float, supervised: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam with the report's rates for those that play; what is `supervised` by labels has Adam's usual betas."""
+    ids = {id(parameter) for parameter in supervised}
     groups: list[dict[str, Any]] = []
-    for is_taught, betas in ((False, (0.5, 0.999)), (True, (0.9, 0.999))):
-        if members := [p for p in network.parameters() if (id(p) in ids) == is_taught]:
-            groups.append({"params": members, "betas": betas, "taught": is_taught})
+    for is_supervised, betas in ((False, (0.5, 0.999)), (True, (0.9, 0.999))):
+        if members := [p for p in network.parameters() if (id(p) in ids) == is_supervised]:
+            groups.append({"params": members, "betas": betas, "supervised": is_supervised})
     return torch.optim.Adam(groups, lr, fused=True)
 
 
@@ -561,10 +572,10 @@ def _end_epoch(
     means = {
         name: value / 2.0**32 / sums[0] for name, value in zip(SUMS[1:], sums[1:], strict=True)
     }
-    played = means.pop("games")
+    adversarial_share = means.pop("adversarial_steps")
     row = {"epoch": state.images_seen // epoch_images, "images_seen": state.images_seen}
     row |= {
-        f"train_{name}": value if name in SUPERVISED_SUMS else value / played
+        f"train_{name}": value if name in SUPERVISED_SUMS else value / adversarial_share
         for name, value in means.items()
     }
     device = val.images.device
@@ -580,7 +591,7 @@ def _validate(
     evaluate), and how far a neutral face that is both inputs comes out changed (mean absolute difference, of 2)."""
     state.scored.eval()
     state.classifier.eval()
-    hits, off, seen, mended = 0, 0.0, 0, config.mode == "mended"
+    hits, off, seen, improved = 0, 0.0, 0, config.mode == "improved"
     rows = val.pools[1][: VAL_PAIRS * max(1, val.n // VAL_PAIRS) : max(1, val.n // VAL_PAIRS)]
     for first in range(0, len(rows), 64):
         mine = rows[first : first + 64]
@@ -589,7 +600,7 @@ def _validate(
             made = state.scored(neutral, val.faces(mine))
             guessed = state.classifier(made)
             again = state.scored(neutral, neutral)
-        wanted = torch.from_numpy(val.labels[mine] if mended else np.ones_like(mine)).to(device)
+        wanted = torch.from_numpy(val.labels[mine] if improved else np.ones_like(mine)).to(device)
         hits += int((guessed.argmax(1) == wanted).sum())
         off += float((again.float() - neutral).abs().mean((1, 2, 3)).double().sum())
         seen += len(mine)
@@ -627,7 +638,7 @@ def _so_far(state: State) -> str:
     }
     game = (
         f"G {means['g_loss'] / means['games']:.3f}  D {means['d_loss'] / means['games']:.4f}  "
-        if means["games"]
+        if means["adversarial_steps"]
         else ""
     )
     return f"{game}C {means['c_loss']:.3f}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fer_hpc.data.loader import NEUTRALS, ImageStore, Order, draws
 from fer_hpc.data.shards import Split
 
-SAME = 1 / 8  # share of pairs, in the mended mode, that are one neutral face twice
+SAME = 1 / 8  # share of pairs, in the improved mode, that are one neutral face twice
 OTHERS = 16  # neutral faces that are tried before a pair is made of one person's
 
 
@@ -39,7 +39,7 @@ class PairLoader:
         batch_size: int,
         seed: int,
         device: torch.device,
-        mended: bool = True,
+        improved: bool = True,
         balanced: bool = True,
         rank: int = 0,
         size: int = 1,
@@ -52,13 +52,13 @@ class PairLoader:
         )
         self.pools = np.flatnonzero(labels == neutral), np.flatnonzero(labels != neutral)
         self.n = len(self.pools[1])
-        chosen = labels[self.pools[1]] if balanced and mended else None
+        chosen = labels[self.pools[1]] if balanced and improved else None
         self.expressive = Order(np.array([0, self.n]), seed, balanced=chosen)
         self.neutral = Order(np.array([0, len(self.pools[0])]), seed, stream=NEUTRALS)
-        self.batch_size, self.seed, self.mended, self.rank, self.size = (
+        self.batch_size, self.seed, self.improved, self.rank, self.size = (
             batch_size,
             seed,
-            mended,
+            improved,
             rank,
             size,
         )
@@ -77,16 +77,16 @@ class PairLoader:
             if not clash.any():
                 break
             neutral[clash] = tried[k : k + count][clash]
-        same = (u[:, 2] < SAME) & self.mended
+        same = (u[:, 2] < SAME) & self.improved
         return neutral, np.where(same, neutral, expressive), same, u
 
     def batch(self, images_seen: int) -> Pairs:
-        """This rank's part of the global batch; in the mended mode, half of all faces mirrored."""
+        """This rank's part of the global batch; in the improved mode, half of all faces mirrored."""
         share = self.batch_size // self.size
         mine = slice(self.rank * share, (self.rank + 1) * share)
         neutral, expressive, same, u = self.rows(images_seen)
         neutral, expressive, same, u = neutral[mine], expressive[mine], same[mine], u[mine]
-        flips = [(u[:, k] < 0.5) & self.mended for k in (0, 1)]
+        flips = [(u[:, k] < 0.5) & self.improved for k in (0, 1)]
         flips[1] = np.where(same, flips[0], flips[1])
         faces = [
             self.faces(rows, flip) for rows, flip in zip((neutral, expressive), flips, strict=True)

@@ -52,7 +52,7 @@ def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[in
     generator = Generator(
         channels,
         height,
-        len(stored["data"]["classes"]) if stored["science"]["mode"] == "mended" else 0,
+        len(stored["data"]["classes"]) if stored["science"]["mode"] == "improved" else 0,
     )
     weights, path = _weights(run)
     try:

@@ -20,7 +20,7 @@ class Generator(nn.Module):
 
     Both faces [B, C, S, S] in [-1, 1]; gives [B, C, S, S] in [-1, 1]. S is 32, 64, 128 or 256: every stage halves it, down
     to 2x2, so 256 pixels have seven stages. The last stage up is bilinear, as in the report.
-    With `classes`, mended: what is drawn is a change of the neutral face, whose details, finer than the bilinear stage, stay;
+    With `classes`, improved: what is drawn is a change of the neutral face, whose details, finer than the bilinear stage, stay;
     a ResNet makes the code, whose class `name` tells, so that it can be taught; and the code scales and shifts what the stages
     up have normalised (FiLM, Perez et al. 2018), but for the last two, which would draw it as a texture over the whole face.
     Told to the bottleneck alone, it fades by each stage above.
@@ -44,16 +44,16 @@ class Generator(nn.Module):
             if classes
             else _three_convolutions(channels, CODE)
         )
-        self.name = nn.Linear(CODE, classes) if classes else None
+        self.class_head = nn.Linear(CODE, classes) if classes else None
         self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
-        self.up, self.told, self.act = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.up, self.film, self.act = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         inputs = 512
         for i, width in enumerate(_DECODER[7 - stages :]):
             deep = i < stages - 4
             self.up.append(
                 nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width))
             )
-            self.told.append(nn.Linear(CODE, 2 * width) if classes and deep else nn.Identity())
+            self.film.append(nn.Linear(CODE, 2 * width) if classes and deep else nn.Identity())
             self.act.append(nn.Sequential(nn.ReLU(), *([nn.Dropout(0.5)] if i < 2 else [])))
             inputs = width + widths[stages - 2 - i]  # the encoder's stage of that side joins
         self.out = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
@@ -71,9 +71,9 @@ class Generator(nn.Module):
         return found
 
     def forward(self, neutral: torch.Tensor, expressive: torch.Tensor) -> torch.Tensor:
-        return self.draw(neutral, self.encode(neutral), self.expression(expressive))
+        return self.decode(neutral, self.encode(neutral), self.expression(expressive))
 
-    def draw(
+    def decode(
         self, neutral: torch.Tensor, encoded: list[torch.Tensor], code: torch.Tensor
     ) -> torch.Tensor:
         """The neutral face, of which `encode` has made `encoded`, with the expression of a code [B, CODE]."""
@@ -81,15 +81,15 @@ class Generator(nn.Module):
         x = self.fuse(
             torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1)
         )
-        for stage, told, act in zip(self.up, self.told, self.act, strict=True):
+        for stage, film, act in zip(self.up, self.film, self.act, strict=True):
             x = stage(x)
-            if isinstance(told, nn.Linear):
-                scale, shift = told(code)[:, :, None, None].chunk(2, 1)
+            if isinstance(film, nn.Linear):
+                scale, shift = film(code)[:, :, None, None].chunk(2, 1)
                 x = x * (1 + scale) + shift
             x = torch.cat([act(x), skips.pop()], 1)
         drawn = torch.tanh(self.out(x))
         drawn = functional.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=True)
-        return drawn if self.name is None else (neutral + drawn.float()).clamp(-1, 1)
+        return drawn if self.class_head is None else (neutral + drawn.float()).clamp(-1, 1)
 
 
 class Discriminator(nn.Module):

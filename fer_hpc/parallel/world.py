@@ -20,6 +20,7 @@ class World:
     local_rank: int = 0  # among this node's processes: which of its GPUs
     local_size: int = 1  # processes on this node
     job: Job | None = None
+    processes_per_gpu: int = 1  # trials that share this GPU: a set is kept on it if all fit
 
     @staticmethod
     def detect() -> World:

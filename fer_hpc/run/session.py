@@ -174,7 +174,7 @@ class Saver:
         )
 
     def end_is_near(self, step_s: float) -> int:
-        """END_IS_NEAR once the job's end is closer than two saves and two turns of the loop, of at most `step_s`; else 0."""
+        """END_IS_NEAR once the job's end is closer than two saves and two class_per_slot of the loop, of at most `step_s`; else 0."""
         if self.attempt is None or self.job is None:
             return 0
         return (

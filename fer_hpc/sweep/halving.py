@@ -17,10 +17,10 @@ def rungs(sweep: SweepConfig, epochs: int) -> list[int]:
     """Epochs at which configurations are compared; the last is the end."""
     if sweep.scheduler == "fifo":
         return [epochs]
-    found, next_ = [], sweep.asha_first or max(1, epochs // sweep.asha_keep**2)
+    found, next_ = [], sweep.asha_first_rung or max(1, epochs // sweep.asha_reduction_factor**2)
     while next_ < epochs:
         found.append(next_)
-        next_ *= sweep.asha_keep
+        next_ *= sweep.asha_reduction_factor
     return [*found, epochs]
 
 
@@ -50,7 +50,7 @@ class SuccessiveHalving:
 
     def __init__(self, sweep: SweepConfig, trials: list[Trial]) -> None:
         self.keep, self.halts, self.trials = (
-            sweep.asha_keep,
+            sweep.asha_reduction_factor,
             rungs(sweep, trials[0].config.epochs),
             trials,
         )

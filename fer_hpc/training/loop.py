@@ -28,7 +28,7 @@ from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.evaluation.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
 from fer_hpc.evaluation.score import predict, split_outputs
 from fer_hpc.files import to_jsonl, write_bytes
-from fer_hpc.models import network
+from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.collectives import (
     Agreement,
     broadcast_buffers,
@@ -206,7 +206,9 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             ) // loader.n > state.images_seen // loader.n
             began = time.monotonic()
             batch = loader.batch(state.images_seen)
-            mass = LossNormalizer(*loader.mass(state.images_seen, objective.weights_on_host))
+            mass = LossNormalizer(
+                *loader.loss_normalizer(state.images_seen, objective.weights_on_host)
+            )
             epoch.data_s += time.monotonic() - began
             torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
             if config.schedule == "cosine":
@@ -311,7 +313,7 @@ def train_loader(
 def _fresh_state(config: TrainConfig, manifest: Manifest, device: torch.device) -> State:
     """The state at image 0."""
     torch.manual_seed(config.seed)
-    model = network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
+    model = build_network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
     if config.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -384,7 +386,10 @@ def _warm_up_ddp(
     if world.size == 1:
         return
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    batch, mass = loader.batch(0), LossNormalizer(*loader.mass(0, objective.weights_on_host))
+    batch, mass = (
+        loader.batch(0),
+        LossNormalizer(*loader.loss_normalizer(0, objective.weights_on_host)),
+    )
     for _ in range(2):
         set_mode(net, config.freeze_bn)
         for k, part in enumerate(parts := batch.parts(config.accumulate)):
@@ -459,8 +464,8 @@ def _stop_if_broken(state: State, loader: TrainLoader, world: World) -> None:
     if images_seen < NO_BAD_STEP:
         split, rows = loader.images.split, loader.rows(images_seen)
         raise UserError(
-            f"loss is not a finite number at {images_seen:,} images seen, in the batch of {split.where(int(rows[0]))}, "
-            f"{split.where(int(rows[1 % len(rows)]))}, ...; the last good checkpoint is kept: use a smaller --lr or --clip 1 "
+            f"loss is not a finite number at {images_seen:,} images seen, in the batch of {split.describe_row(int(rows[0]))}, "
+            f"{split.describe_row(int(rows[1 % len(rows)]))}, ...; the last good checkpoint is kept: use a smaller --lr or --clip 1 "
             "in another --run folder, or look at those images"
         )
 

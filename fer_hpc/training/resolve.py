@@ -18,13 +18,12 @@ from fer_hpc.config import (
     fields_of,
     merge_for_resume,
     science_hash,
-    unknown_name_error,
 )
 from fer_hpc.data.loader import affect_of
 from fer_hpc.data.shards import Manifest, open_split, staged
 from fer_hpc.files import read_json, sha256
-from fer_hpc.models import MODELS, SIZES, USUAL, network
 from fer_hpc.models.gan import SIDES
+from fer_hpc.models.registry import build_network, model_spec
 from fer_hpc.parallel.collectives import sum_over_ranks
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
@@ -60,7 +59,7 @@ def resolve_config(
         ):  # a run that goes on does not need it any more
             begin_with = weights.weights_file(config.init_from)
             if stored is None:  # before the run folder says that it began with them
-                model = network(
+                model = build_network(
                     fields_of(config, "science"), len(manifest.classes), manifest.image_shape
                 )
                 weights.init_from(model, begin_with, manifest.classes)
@@ -96,14 +95,14 @@ def run_kind(config: TrainConfig | GanConfig) -> str:
 def _check_classifier(
     config: TrainConfig, manifest: Manifest, device: torch.device, world: World
 ) -> None:
-    if config.model not in MODELS:
-        raise unknown_name_error("model", config.model, list(MODELS))
+    spec = model_spec(config.model)
     height, width, channels = manifest.image_shape
-    least, most = SIZES[config.model]
+    least, most = spec.sides
     if not least <= height <= most:
         raise UserError(
-            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes {least} to {most} pixels; "
-            f"preprocess with --size {USUAL[config.model][0]} --channels {USUAL[config.model][1]}"
+            f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes "
+            f"{least} to {most} pixels; "
+            f"preprocess with --size {spec.face[0]} --channels {spec.face[1]}"
         )
     check_divides(config.batch_size, world.size, config.accumulate)
     if config.va_weight and not np.isfinite(affect_of(open_split(manifest, "train"))).any():

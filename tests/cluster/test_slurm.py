@@ -236,9 +236,7 @@ def test_dozens_of_random_losses(
         if kind == "signal":
             cluster.ask("scancel", "--batch", "--signal=USR1", job)
         elif kind == "kill":
-            subprocess.run(
-                ["pkill", "-KILL", "-f", f"fer_hpc train .*--run {run}"], check=False
-            )
+            subprocess.run(["pkill", "-KILL", "-f", f"fer_hpc train .*--run {run}"], check=False)
         elif kind == "urgent":
             cluster.wait(
                 cluster.sbatch(

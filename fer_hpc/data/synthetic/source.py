@@ -46,11 +46,11 @@ class Synthetic:
         fingerprint = f"synthetic {VERSION} {self.seed} {self.count}"
         ids = [str(i) for i in range(self.count)]
         return Rows(
-            ids, label, [""] * self.count, columns, [], fingerprint, where=range(self.count)
+            ids, label, [""] * self.count, columns, [], fingerprint, locators=range(self.count)
         )
 
-    def face(self, where: int) -> Face:
-        face = draw_face(where, self.seed)
+    def face(self, locator: int) -> Face:
+        face = draw_face(locator, self.seed)
         return Face(
             pixels=face.image, landmarks=face.landmarks, valence=face.valence, arousal=face.arousal
         )
