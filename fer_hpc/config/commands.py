@@ -27,9 +27,7 @@ class SyntheticConfig:
 class PreprocessConfig:
     """Turn faces into HDF5 shards. Run again, it goes on where it stopped, or says that all is done."""
 
-    source: Literal[
-        "affectnet", "affectnet_csv", "fer2013", "arrays", "folder", "synthetic"
-    ]  # form of the input
+    source: str  # form of the input, one of fer_hpc.data.sources.SOURCES
     out: Path  # folder for the shards
     input: Path | None = None  # folder or file to read; not needed for synthetic
     size: int = 48  # height and width of the stored faces, pixels
@@ -37,6 +35,9 @@ class PreprocessConfig:
     split: Literal["auto", "official", "report", "person"] = "auto"  # see README, Data
     image_root: Path | None = (
         None  # affectnet_csv: folder of the pictures; default: the table's own
+    )
+    classes: str = (
+        ""  # class names in the order of the data's numbers, or a CSV file: name in the data,class
     )
     columns: Path | None = (
         None  # CSV with source_id and more columns (group, synthetic, age, ...) to join
@@ -46,6 +47,7 @@ class PreprocessConfig:
     workers: int = 0  # processes; 0: the cores this process may use
     task: int = 0  # this process is number TASK of TASKS that share the work (an array job)
     tasks: int = 1  # how many share it; their number does not change a byte
+    plugin: tuple[Path, ...] = ()  # Python files that register sources
     max_rejects: float = 0.05  # share of unusable faces above which the run fails
 
     def __post_init__(self) -> None:
@@ -91,6 +93,9 @@ class EvaluateConfig:
         None  # GAN: a classifier's run that judges, its faces of any size; default: one trained in RUN/judge
     )
     pairs: int = 2000  # GAN: at most so many pairs of faces
+    plugin: tuple[
+        Path, ...
+    ] = ()  # Python files that the run's network needs; default: those of its training
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
     def __post_init__(self) -> None:
@@ -157,6 +162,9 @@ class SweepConfig:
     batch_sizes: tuple[int, ...] = (64, 128, 256)  # images per step
     lrs: tuple[float, ...] = (0.001, 0.005, 0.01)  # learning rates at the start
     seeds: tuple[int, ...] = (0, 1, 2)  # a configuration's score is its mean over these
+    grid: tuple[
+        str, ...
+    ] = ()  # more fields to sweep: weight_decay=1e-4,5e-4; may be given several times
     workers_per_trial: int = 1  # processes of one trial; several train it with DDP
     gpus_per_worker: float | None = (
         None  # below 1, trials share a GPU; default: 1 where there are GPUs, else 0

@@ -33,10 +33,16 @@ def check_range(config: object, name: str, low: float, high: float) -> None:
 def fields_of(config: Any, kind: str) -> dict[str, Any]:
     """The `science` or `runtime` fields as JSON-ready values."""
     return {
-        f.name: str(value) if isinstance(value := getattr(config, f.name), Path) else value
+        f.name: _json_ready(getattr(config, f.name))
         for f in dataclasses.fields(config)
         if f.metadata["kind"] == kind
     }
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_ready(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def non_default_fields(config: Any) -> dict[str, Any]:
@@ -73,7 +79,12 @@ def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
         then = stored.get(
             name, defaults[name]
         )  # a field younger than the run: it ran with the default
-        automatic = now == {"precision": "auto", "threads": 0, "init_hash": ""}.get(name)
+        automatic = now == {
+            "precision": "auto",
+            "threads": 0,
+            "init_hash": "",
+            "plugin_hash": "",
+        }.get(name)
         resolved[name] = then if automatic else now
         if resolved[name] != then and not (
             name == "epochs" and now > then and getattr(config, "schedule", "") != "cosine"

@@ -24,6 +24,10 @@ class TrainConfig:
     data: Path = runtime()  # folder of shards, made by fer_hpc.preprocess
     run: Path = runtime()  # run folder; created, or continued where it stopped
     model: str = science("cnn_improved")  # network, one of fer_hpc.models.MODELS
+    pretrained: bool = science(
+        False
+    )  # timm models: start from timm's own weights (its cache or hub)
+    loss: str = science("cross_entropy")  # built in, or a name that a plugin registers
     seed: int = science(0)  # of sample order, augmentation, initial weights and dropout
     epochs: int = science(
         100
@@ -87,6 +91,8 @@ class TrainConfig:
         0
     )  # CPU threads of arithmetic per process; 0: the cores this process may use
     init_hash: str = science("")  # SHA-256 of the file that --init-from means; filled in by itself
+    plugin_hash: str = science("")  # SHA-256 of the plugins that --model and --loss need; filled in
+    plugin: tuple[Path, ...] = runtime(())  # Python files that register networks or losses
     init_from: Path | None = runtime(
         None
     )  # weights to begin with: a run folder, a .pt of ours, or a Keras .h5
