@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import ImageStore, TrainLoader
+from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest, write_shard
+from fer_hpc.data.store import ImageStore
 
 BATCH, WORKERS = 256, 2
 Passes = Callable[[], Iterator[int]]  # a fresh pass over the data, giving batch sizes

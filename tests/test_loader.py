@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from fer_hpc.data import augment
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import EVAL_CHUNK, ImageStore, Order, TrainLoader, draws, eval_chunks
+from fer_hpc.data.loader import EVAL_CHUNK, TrainLoader, eval_chunks
+from fer_hpc.data.order import Order, draws
 from fer_hpc.data.shards import Split, open_split, read_manifest
+from fer_hpc.data.store import ImageStore
 
 CPU = torch.device("cpu")
 FLIP = Augmentation(flip=True)

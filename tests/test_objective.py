@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fer_hpc.data.loader import Batch
+from fer_hpc.data.store import Batch
 from fer_hpc.evaluation.metrics import smoothed_loss, valence_arousal
 from fer_hpc.training.objective import LossNormalizer, Objective, class_weights
 

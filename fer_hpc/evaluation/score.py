@@ -16,8 +16,9 @@ from torch.nn.functional import interpolate
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.data.loader import EVAL_CHUNK, ImageStore, affect_of, eval_chunks
+from fer_hpc.data.loader import EVAL_CHUNK, eval_chunks
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.store import ImageStore, affect_of
 from fer_hpc.evaluation import metrics
 from fer_hpc.files import read_json, sha256, write_bytes, write_json
 from fer_hpc.models.registry import build_network

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_hpc.data.loader import NEUTRALS, ImageStore, Order, draws
+from fer_hpc.data.order import NEUTRALS, Order, draws
 from fer_hpc.data.shards import Split
+from fer_hpc.data.store import ImageStore
 
 SAME = 1 / 8  # share of pairs, in the improved mode, that are one neutral face twice
 OTHERS = 16  # neutral faces that are tried before a pair is made of one person's

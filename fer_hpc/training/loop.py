@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc.config import TrainConfig, UserError, fields_of, non_default_fields
 from fer_hpc.data.augment import Augmentation
-from fer_hpc.data.loader import ImageStore, TrainLoader, affect_of
+from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
+from fer_hpc.data.store import ImageStore, affect_of
 from fer_hpc.evaluation.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
 from fer_hpc.evaluation.score import predict, split_outputs
 from fer_hpc.files import to_jsonl, write_bytes

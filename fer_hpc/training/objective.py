@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import one_hot
 
-from fer_hpc.data.loader import Batch
+from fer_hpc.data.store import Batch
 
 
 def class_weights(counts: list[int], cap: float) -> NDArray[np.float64]:

@@ -19,8 +19,8 @@ from fer_hpc.config import (
     merge_for_resume,
     science_hash,
 )
-from fer_hpc.data.loader import affect_of
 from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.data.store import affect_of
 from fer_hpc.files import read_json, sha256
 from fer_hpc.models.gan import SIDES
 from fer_hpc.models.registry import build_network, model_spec
