@@ -20,7 +20,7 @@ import numpy as np
 
 from fer_hpc.config import TrainConfig, preset
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.evaluation.metrics import mean_interval
+from fer_hpc.evaluation.intervals import mean_interval
 from fer_hpc.parallel.process import end_with_parent
 from fer_hpc.parallel.world import World
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from fer_hpc.evaluation import metrics
+from fer_hpc.config import UserError
+from fer_hpc.evaluation import intervals, metrics
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -53,7 +54,7 @@ def test_intervals_hold_the_value_and_shrink_with_n(scored: tuple[np.ndarray, np
 
 def test_wilson_interval_of_fer2013_size() -> None:
     """The 95 % interval of one result near 73 % on 3,589 faces is +-1.45 points."""
-    low, high = metrics.wilson(round(0.73 * 3589), 3589)
+    low, high = intervals.wilson(round(0.73 * 3589), 3589)
     assert (high - low) / 2 == pytest.approx(0.0145, abs=0.0001)
 
 
@@ -64,3 +65,21 @@ def test_a_class_without_faces_is_left_out_of_averages() -> None:
         found = metrics.summary(logits, np.array([0, 1, 1, 1]), CLASSES)
     assert found["balanced_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["classes"]["d"] == {"n": 0, "recall": None, "precision": 0.0, "f1": None}
+
+
+def test_every_metric_of_an_epoch_has_a_direction() -> None:
+    better = {name: metrics.higher_is_better(name) for name in ("val_accuracy", "train_loss")}
+    assert better == {"val_accuracy": True, "train_loss": False}
+    assert metrics.higher_is_better("macro_f1")
+    assert not metrics.higher_is_better("val_arousal_rmse")
+    with pytest.raises(UserError, match="accuracy"):
+        metrics.higher_is_better("val_acuracy")
+
+
+def test_an_interval_over_seeds_stays_within_what_is_possible() -> None:
+    assert metrics.seeds_interval("val_accuracy", [0.2, 0.15]) is None
+    assert "too few" in metrics.format_interval(None, 2)
+    low, high = metrics.seeds_interval("val_accuracy", [0.9, 1.0, 0.95]) or (-1, 2)
+    assert 0 < low < 0.95 < high == 1.0
+    low, high = metrics.seeds_interval("val_loss", [0.1, 0.9, 0.3]) or (-1, -1)
+    assert low == 0.0 < 1 < high

@@ -11,7 +11,7 @@ import pytest
 from fer_hpc.cli.parse import configure
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import SweepConfig
-from fer_hpc.evaluation.metrics import mean_interval
+from fer_hpc.evaluation.intervals import mean_interval
 from fer_hpc.files import to_jsonl, write_json
 from fer_hpc.run.folder import HALTED_REASON, attempt_path
 from fer_hpc.sweep import grid as sweep

@@ -1,18 +1,88 @@
-"""Scores with intervals. No torch."""
+"""The table of metrics, and how they are computed from outputs and labels. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import NormalDist
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_hpc.config import unknown_name_error
+from fer_hpc.evaluation.intervals import bootstrap_interval, clip_interval, mean_interval, wilson
+
 RESAMPLES = 2000  # of the bootstrap
+MIN_SEEDS = 3  # for an interval of the mean over seeds
+SPLIT_PREFIXES = ("train_", "val_", "test_")  # val_accuracy is the accuracy on val
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a table can hold: which direction is better, its range, and how it is shown.
+
+    `percent` metrics are shares, which tables for people show in percent.
+    """
+
+    title: str
+    higher_is_better: bool
+    bounds: tuple[float, float] = (0.0, 1.0)
+    format: str = ".4f"
+    percent: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", False, (0.0, math.inf), percent=False),
+    "objective": Metric("objective", False, (-math.inf, math.inf), percent=False),
+    "accuracy": Metric("accuracy", True),
+    "balanced_accuracy": Metric("balanced accuracy", True),
+    "macro_f1": Metric("macro-F1", True),
+    "recall": Metric("recall", True),
+    "precision": Metric("precision", True),
+    "f1": Metric("F1", True),
+    "valence_rmse": Metric("valence RMSE", False, (0.0, math.inf), percent=False),
+    "valence_ccc": Metric("valence CCC", True, (-1.0, 1.0), percent=False),
+    "valence_sign": Metric("valence sign agreement", True),
+    "arousal_rmse": Metric("arousal RMSE", False, (0.0, math.inf), percent=False),
+    "arousal_ccc": Metric("arousal CCC", True, (-1.0, 1.0), percent=False),
+    "arousal_sign": Metric("arousal sign agreement", True),
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name as `accuracy` or `val_accuracy`; a UserError lists the known names."""
+    prefix = next((p for p in SPLIT_PREFIXES if name.startswith(p)), "")
+    base = name.removeprefix(prefix)
+    if base not in METRICS:
+        raise unknown_name_error("metric", name, list(METRICS))
+    return METRICS[base]
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a larger value of `accuracy`, `val_loss`, ... is the better one."""
+    return find_metric(name).higher_is_better
+
+
+def seeds_interval(name: str, values: list[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a metric's mean over seeds, clipped to the metric's bounds.
+
+    None for fewer than MIN_SEEDS values: over two, Student's factor is 12.7, and the interval
+    would hold nearly every possible value.
+    """
+    interval = mean_interval(values) if len(values) >= MIN_SEEDS else None
+    return interval and clip_interval(interval, find_metric(name).bounds)
+
+
+def format_interval(interval: tuple[float, float] | None, seeds: int, spec: str = ".4f") -> str:
+    """An interval over seeds as text; `[0.5100, 0.6200]`, or why there is none."""
+    if interval is None:
+        return f"{seeds} seed{'s' if seeds != 1 else ''}: too few for an interval"
+    low, high = interval
+    return f"[{low:{spec}}, {high:{spec}}]"
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithms of the class probabilities; logits [n, classes]."""
     z = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
@@ -24,33 +94,34 @@ def loss_and_accuracy(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[
 
 
 def smoothed_loss(logits: NDArray[Any], labels: NDArray[np.int64], smoothing: float) -> float:
-    """Mean cross-entropy against targets of which all classes share `smoothing` alike (the report's ResNet losses)."""
+    """Mean cross-entropy (nats) against smoothed targets.
+
+    A target gives the true class 1 - `smoothing` and spreads `smoothing` evenly over all classes
+    (Szegedy et al. 2016).
+    """
     log_p = log_softmax(logits)
-    return float(
-        -(
-            (1 - smoothing) * log_p[np.arange(len(labels)), labels] + smoothing * log_p.mean(1)
-        ).mean()
-    )
+    of_label = log_p[np.arange(len(labels)), labels]
+    return float(-((1 - smoothing) * of_label + smoothing * log_p.mean(1)).mean())
 
 
 def valence_arousal(
     predicted: NDArray[Any], truth: NDArray[Any], prefix: str = ""
 ) -> dict[str, float]:
-    """RMSE, concordance correlation (Lin 1989) and agreement in sign of valence and arousal [n, 2]; NaN truths are left out.
+    """RMSE, concordance correlation (Lin 1989) and agreement in sign of valence and arousal [n, 2].
 
-    A dimension without a single truth is absent from the result.
+    Rows whose true value is NaN are left out; a dimension without any true value is absent.
     """
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for k, name in enumerate(("valence", "arousal")):
         known = np.isfinite(truth[:, k])
         p, t = predicted[known, k].astype(np.float64), truth[known, k].astype(np.float64)
         if len(t):
             spread = p.var() + t.var() + (p.mean() - t.mean()) ** 2
             covariance = ((p - p.mean()) * (t - t.mean())).mean()
-            found[f"{prefix}{name}_rmse"] = float(np.sqrt(((p - t) ** 2).mean()))
-            found[f"{prefix}{name}_ccc"] = float(2 * covariance / spread) if spread else 0.0
-            found[f"{prefix}{name}_sign"] = float((np.sign(p) == np.sign(t)).mean())
-    return found
+            scores[f"{prefix}{name}_rmse"] = float(np.sqrt(((p - t) ** 2).mean()))
+            scores[f"{prefix}{name}_ccc"] = float(2 * covariance / spread) if spread else 0.0
+            scores[f"{prefix}{name}_sign"] = float((np.sign(p) == np.sign(t)).mean())
+    return scores
 
 
 def confusion(
@@ -58,25 +129,6 @@ def confusion(
 ) -> NDArray[np.int64]:
     """Counts [true class, predicted class]."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
-def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p, middle = correct / n, (correct + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
-
-
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of a mean; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return None
-    from scipy.special import stdtrit  # a tenth of a command's start, and few need it
-
-    half = float(stdtrit(n - 1, 0.5 + level / 2) * np.std(values, ddof=1) / np.sqrt(n))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def recalls(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -102,19 +154,17 @@ def f1s(counts: NDArray[Any]) -> NDArray[np.float64]:
 def summary(
     logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Everything a table needs, JSON-ready.
+    """All scores of a split as eval-*.json holds them; logits [n, classes], labels [n].
 
-    Averages over classes leave out classes without a face. Accuracy has Wilson's interval; balanced accuracy and
-    macro-F1 have percentile bootstrap intervals (resampling faces is drawing the confusion's cells anew).
+    Averages over classes leave out classes without a face. Accuracy has Wilson's interval; balanced
+    accuracy and macro-F1 have percentile bootstrap intervals. Resampling the faces is the same as
+    drawing the cells of the confusion matrix from a multinomial distribution.
     """
     n = len(labels)
     loss, accuracy = loss_and_accuracy(logits, labels)
     counts = confusion(labels, logits.argmax(1), len(classes))
-    drawn = (
-        np.random.default_rng(0)
-        .multinomial(n, counts.ravel() / n, RESAMPLES)
-        .reshape(-1, *counts.shape)
-    )
+    rng = np.random.default_rng(0)
+    resampled = rng.multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
     per_class = zip(
         classes, counts.sum(1), recalls(counts), precisions(counts), f1s(counts), strict=True
     )
@@ -124,12 +174,17 @@ def summary(
         "accuracy": accuracy,
         "accuracy_95": wilson(round(accuracy * n), n),
         "balanced_accuracy": _class_mean(recalls(counts)),
-        "balanced_accuracy_95": _interval(recalls(drawn)),
+        "balanced_accuracy_95": bootstrap_interval(recalls(resampled)),
         "macro_f1": _class_mean(f1s(counts)),
-        "macro_f1_95": _interval(f1s(drawn)),
+        "macro_f1_95": bootstrap_interval(f1s(resampled)),
         "majority_rate": float(counts.sum(1).max() / n),
         "classes": {
-            name: {"n": int(k), "recall": _number(r), "precision": _number(p), "f1": _number(f)}
+            name: {
+                "n": int(k),
+                "recall": _number_or_none(r),
+                "precision": _number_or_none(p),
+                "f1": _number_or_none(f),
+            }
             for name, k, r, p, f in per_class
         },
         "pairs": pairs(logits, labels, classes),
@@ -137,50 +192,54 @@ def summary(
     }
 
 
-# Expressions that are easily taken for each other.
+# Expressions that are easily confused with each other.
 SIMILAR = (("Surprise", "Fear"), ("Anger", "Disgust"), ("Sadness", "Neutral"))
 
 
 def pairs(
     logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """How well similar expressions are told apart: of the faces of either class, the share whose own logit is the larger of
-    the two, with Wilson's interval; and the shares of each that were taken for the other among all classes."""
-    found = []
+    """How well two similar expressions are told apart, for each pair of SIMILAR.
+
+    `accuracy`: of the faces of either class, the share whose own logit is the larger of the two,
+    with Wilson's interval. `taken_for_the_other`: of each class, the share that was predicted as
+    the other one among all classes.
+    """
+    scores = []
     for pair in SIMILAR:
         if not set(pair) <= set(classes):
             continue
         a, b = (classes.index(name) for name in pair)
-        here = (labels == a) | (labels == b)
-        n = int(here.sum())
+        of_pair = (labels == a) | (labels == b)
+        n = int(of_pair.sum())
         if not n:
             continue
-        right = np.where(labels[here] == a, 1, -1) * (logits[here, a] - logits[here, b]) > 0
-        taken = [
-            float((logits[labels == i].argmax(1) == j).mean()) if (labels == i).any() else None
-            for i, j in ((a, b), (b, a))
-        ]
-        found.append(
+        sign = np.where(labels[of_pair] == a, 1, -1)
+        correct = sign * (logits[of_pair, a] - logits[of_pair, b]) > 0
+        scores.append(
             {
                 "classes": list(pair),
                 "n": n,
-                "accuracy": float(right.mean()),
-                "accuracy_95": wilson(int(right.sum()), n),
-                "taken_for_the_other": taken,
+                "accuracy": float(correct.mean()),
+                "accuracy_95": wilson(int(correct.sum()), n),
+                "taken_for_the_other": [
+                    _share_predicted_as(logits, labels, *ab) for ab in ((a, b), (b, a))
+                ],
             }
         )
-    return found
+    return scores
+
+
+def _share_predicted_as(
+    logits: NDArray[Any], labels: NDArray[np.int64], true: int, predicted: int
+) -> float | None:
+    of_class = labels == true
+    return float((logits[of_class].argmax(1) == predicted).mean()) if of_class.any() else None
 
 
 def _class_mean(values: NDArray[np.float64]) -> float:
     return float(np.nanmean(values))
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of the class means of `values` [resamples, classes]."""
-    low, high = np.nanpercentile(np.nanmean(values, axis=1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _number(value: float) -> float | None:
+def _number_or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

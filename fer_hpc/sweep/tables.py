@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from fer_hpc.config import UserError
-from fer_hpc.evaluation.metrics import mean_interval
+from fer_hpc.evaluation.intervals import mean_interval
+from fer_hpc.evaluation.metrics import higher_is_better, seeds_interval
 from fer_hpc.files import read_json, write_bytes, write_json
 from fer_hpc.run.folder import read_rows
 from fer_hpc.sweep.grid import Setting, trial_state
 
 
 def _sign(metric: str) -> int:
-    return 1 if metric.endswith("accuracy") else -1
+    return 1 if higher_is_better(metric) else -1
 
 
 # ---- results -----------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def _setting(
         "complete": complete,
         "values": values,
         "mean": mean if values else None,
-        "interval_95": mean_interval(list(values.values())),
+        "interval_95": seeds_interval(metric, list(values.values())),
         "epochs": min(row["epochs"] for row in rows),
         "states": sorted({row["state"] for row in rows}),
     }
@@ -194,7 +195,7 @@ def format_table(
 
 
 def format_interval(interval: Iterable[float] | None) -> str:
-    return "[{:.4f}, {:.4f}]".format(*interval) if interval else "(one seed: none)"
+    return "[{:.4f}, {:.4f}]".format(*interval) if interval else "(too few seeds)"
 
 
 def _listed(seeds: list[int]) -> str:

@@ -26,7 +26,13 @@ from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.data.store import ImageStore, affect_of
-from fer_hpc.evaluation.metrics import confusion, loss_and_accuracy, smoothed_loss, valence_arousal
+from fer_hpc.evaluation.metrics import (
+    confusion,
+    higher_is_better,
+    loss_and_accuracy,
+    smoothed_loss,
+    valence_arousal,
+)
 from fer_hpc.evaluation.score import predict, split_outputs
 from fer_hpc.files import to_jsonl, write_bytes
 from fer_hpc.models.registry import build_network
@@ -529,7 +535,7 @@ def _end_epoch(
 
     values = on_rank_0(world, score)
     log.confusion(confusion(labels, outputs.argmax(1), state.classes), state.images_seen)
-    value = values[config.best_on] * (1 if config.best_on.endswith("accuracy") else -1)
+    value = values[config.best_on] * (1 if higher_is_better(config.best_on) else -1)
     lr = state.optimizer.param_groups[0]["lr"]
     epoch = state.images_seen // epoch_images
     improved = not state.best or value > state.best["value"]

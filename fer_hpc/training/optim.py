@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_hpc.config import TrainConfig
+from fer_hpc.evaluation.metrics import higher_is_better
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -38,7 +39,7 @@ def make_plateau(
         factor, patience = 0.5, sys.maxsize
     return torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
-        "max" if config.plateau_on.endswith("accuracy") else "min",
+        "max" if higher_is_better(config.plateau_on) else "min",
         factor=factor,
         patience=patience,
         threshold=1e-4,
