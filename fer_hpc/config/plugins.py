@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any
 from fer_hpc.config.errors import UserError
 
 GROUP = "fer_hpc.plugins"
+VARIABLE = "FER_PLUGINS"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a registered object comes from: the file, and the SHA-256 of its bytes when it was loaded."""
+    """Where a registered object comes from: the file, and the SHA-256 of its bytes when loaded."""
 
     path: str
     sha256: str
@@ -34,51 +36,95 @@ class Origin:
 _loaded: dict[str, Origin] = {}
 
 
-def load_plugin(path: Path) -> Origin:
-    """Import a plugin file once per process; a UserError names the file and what went wrong in it."""
+def load_plugin(path: Path, flag: str = "--plugin") -> Origin:
+    """Import a plugin file once per process; a UserError names the file and what is wrong in it."""
     path = path.expanduser().absolute()
     if str(path) in _loaded:
         return _loaded[str(path)]
     if not path.is_file():
-        raise UserError(f"--plugin {path}: no such file; give the Python file that registers it")
+        raise UserError(f"{flag} {path}: no such file; give the Python file that registers it")
+    if path.suffix != ".py":
+        raise UserError(f"{flag} {path}: not a Python file; its name must end in .py")
     origin = Origin(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     name = f"fer_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--plugin {path}: not a Python file; its name must end in .py")
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    _loaded[str(path)] = origin
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    _loaded[str(path)] = origin  # before it runs: its register_… calls ask for their origin
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        _forget(path, name)
-        raise
-    except Exception as error:
-        _forget(path, name)
-        line = next(
-            (
-                f"line {f.lineno}: "
-                for f in reversed(inspect.getinnerframes(error.__traceback__))  # type: ignore[arg-type]
-                if f.filename == str(path)
-            ),
-            "",
-        )
-        raise UserError(f"--plugin {path}: {line}{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        del _loaded[str(path)], sys.modules[name]
+        if isinstance(error, UserError):
+            raise UserError(f"{flag} {path}: {error_line(error, str(path))}{error}") from error
+        raise UserError(
+            f"{flag} {path}: {error_line(error, str(path))}{describe(error)}"
+        ) from error
     return origin
-
-
-def _forget(path: Path, name: str) -> None:
-    _loaded.pop(str(path), None)
-    sys.modules.pop(name, None)
 
 
 def load_plugins(paths: Iterable[Path | str] = ()) -> list[Origin]:
     """Import installed plugins, those of FER_PLUGINS, and `paths`, in this order."""
     for point in importlib.metadata.entry_points(group=GROUP):
-        point.load()
-    named = [p for p in os.environ.get("FER_PLUGINS", "").split(os.pathsep) if p]
-    return [load_plugin(Path(p)) for p in [*named, *map(str, paths)]]
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            raise UserError(
+                f"the installed plugin {package} ({point.value}) cannot be imported: "
+                f"{describe(error)}; correct or uninstall it"
+            ) from error
+    named = [p for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
+    return [load_plugin(Path(p), VARIABLE) for p in named] + [load_plugin(Path(p)) for p in paths]
+
+
+def load_stored_plugins(
+    stored: Iterable[dict[str, str]], run: Path, instead: Iterable[Path | str] = ()
+) -> None:
+    """Import the plugins of a run: `stored` are their `path` and `sha256` from its config.json.
+
+    Files given with --plugin take their place. A plugin that is gone is a UserError; one that has
+    changed since the run was trained is a warning.
+    """
+    given = load_plugins(instead)
+    for entry in stored:
+        if any(origin.sha256 == entry["sha256"] for origin in given):
+            continue
+        if given:
+            now = given[0]
+        elif Path(entry["path"]).is_file():
+            now = load_plugin(Path(entry["path"]))
+        else:
+            raise UserError(
+                f"{run} was trained with the plugin {entry['path']}, which is not there any more; "
+                "give its present place with --plugin FILE"
+            )
+        if now.sha256 != entry["sha256"]:
+            print(
+                f"warning: {run} was trained with the plugin {entry['path']} of SHA-256 "
+                f"{entry['sha256'][:12]}…; {now.path} has {now.sha256[:12]}…: it has changed",
+                file=sys.stderr,
+            )
+
+
+def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> None:
+    """A UserError where `name` is registered already, as `known` with an `origin`, by another file.
+
+    A file may register its names again, and so may a notebook's cell or a program.
+    """
+    if known is None:
+        return
+    taken: Origin | None = known.origin
+    if taken is None:
+        raise UserError(f"{what} {name!r} is built in; register yours under another name")
+    same = origin is not None and origin.sha256 == taken.sha256
+    interactive = taken.path not in _loaded and (origin is None or origin.path not in _loaded)
+    if not same and not interactive:
+        raise UserError(
+            f"{what} {name!r} is registered by {taken.path} already; register this one under "
+            "another name"
+        )
 
 
 def origin_of_caller(thing: Callable[..., Any]) -> Origin | None:
@@ -93,3 +139,17 @@ def origin_of_caller(thing: Callable[..., Any]) -> Origin | None:
         content = path.read_bytes() if path.is_file() else inspect.getsource(thing).encode()
         return Origin(str(path), hashlib.sha256(content).hexdigest())
     return _loaded[str(path)]
+
+
+def describe(error: BaseException) -> str:
+    """An exception as its class and message."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}"
+
+
+def error_line(error: BaseException, path: str) -> str:
+    """`line N: ` of the innermost place in the file at `path` where an exception arose, or ""."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"line {error.lineno}: "
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    return f"line {lines[-1]}: " if lines else ""
