@@ -1,6 +1,7 @@
-"""The shape of a drawn face: 68 landmarks (plus forehead, ears and neck) in 3-D, deformed by identity and action units.
+"""The shape of a drawn face: 68 landmarks, forehead, ears and neck in three dimensions.
 
-Action units are those of Ekman & Friesen's Facial Action Coding System (1978).
+Identity and action units deform it. The action units are those of Ekman and Friesen's Facial
+Action Coding System (1978).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 Color = tuple[float, float, float]
 
-# ---- the face at rest: x to the right, y down, z towards the viewer; the face is about 2 wide -----------------------
+# x points to the right, y down, z towards the viewer; the face is about 2 wide.
 
 JAW, BROW_L, BROW_R = slice(0, 17), slice(17, 22), slice(22, 27)
 BRIDGE, NOSTRILS = slice(27, 31), slice(31, 36)
@@ -29,6 +30,7 @@ POINTS = 97
 
 
 def _rest() -> FloatArray:
+    """The face at rest, [POINTS, 3]."""
     p = np.zeros((POINTS, 3))
     t = np.linspace(-1, 1, 17) * np.radians(97)
     p[JAW] = np.stack(
@@ -106,108 +108,53 @@ def _rest() -> FloatArray:
     return p
 
 
-def _action_units() -> dict[str, FloatArray]:
-    """Displacement of every point at full strength of each action unit, [POINTS, 3]."""
-    units: dict[str, FloatArray] = {}
+_LOWER_LIP = {57: 1.0, 58: 1.0, 59: 0.75, 66: 1.0, 67: 1.0}
 
-    def unit(name: str, moves: dict[int, tuple[float, float]]) -> None:
-        """`moves`: x (outwards from the middle) and y of points on the image's left; the right is mirrored."""
+# At full strength: x (outwards from the middle) and y of points on the image's left.
+MOVES: dict[str, dict[int, tuple[float, float]]] = {
+    # inner brow raiser, outer brow raiser, brow lowerer
+    "AU1": {21: (0, -0.17), 20: (0, -0.12), 19: (0, -0.05)},
+    "AU2": {17: (0, -0.11), 18: (0, -0.15), 19: (0, -0.13), 20: (0, -0.06)},
+    "AU4": {21: (-0.07, 0.13), 20: (-0.06, 0.1), 19: (-0.03, 0.06), 18: (0, 0.03)},
+    # upper lid raiser, cheek raiser, lid tightener
+    "AU5": {37: (0, -0.06), 38: (0, -0.06)},
+    "AU6": {40: (0, -0.035), 41: (0, -0.04), 95: (0.02, -0.1)},
+    "AU7": {37: (0, 0.035), 38: (0, 0.035), 40: (0, -0.025), 41: (0, -0.025)},
+    # nose wrinkler, upper lip raiser
+    "AU9": {31: (0.02, -0.07), 32: (0, -0.06), 33: (0, -0.04), 30: (0, -0.04)}
+    | {21: (-0.02, 0.06), 49: (0, -0.04)},
+    "AU10": {49: (0.01, -0.08), 50: (0, -0.1), 51: (0, -0.09), 61: (0, -0.07)}
+    | {62: (0, -0.07), 31: (0.03, -0.02)},
+    # lip corner puller, dimpler, lip corner depressor
+    "AU12": {48: (0.13, -0.14), 60: (0.12, -0.12), 49: (0.07, -0.05), 59: (0.07, -0.03)}
+    | {95: (0.04, -0.05), 50: (0.02, 0.01), 61: (0.03, 0.01), 67: (0.03, 0.02), 57: (0, 0.01)},
+    "AU14": {48: (0.07, -0.03), 60: (0.08, -0.03), 49: (0.02, 0.02), 59: (0.02, -0.03)},
+    "AU15": {48: (0.02, 0.13), 60: (0.02, 0.11), 49: (0, 0.04), 59: (0.02, 0.05)},
+    # chin raiser, lip stretcher, lip tightener
+    "AU17": {57: (0, -0.06), 58: (0, -0.06), 66: (0, -0.02), 8: (0, -0.05), 7: (0, -0.04)},
+    "AU20": {48: (0.17, 0.05), 60: (0.16, 0.05), 49: (0.1, 0.03), 59: (0.1, 0.03)},
+    "AU23": {48: (-0.08, 0), 60: (-0.07, 0), 50: (0, 0.045), 51: (0, 0.04), 49: (-0.04, 0.03)}
+    | {57: (0, -0.05), 58: (0, -0.05), 59: (-0.04, -0.03)},
+    # lips part, jaw drop, lids droop
+    "AU25": {i: (0, 0.1 * w) for i, w in _LOWER_LIP.items()},
+    "AU26": {i: (0, 0.3 * w) for i, w in _LOWER_LIP.items()}
+    | {48: (-0.07, 0.09), 60: (-0.08, 0.1)}
+    | {4: (0, 0.06), 5: (0, 0.12), 6: (0, 0.2), 7: (0, 0.25), 8: (0, 0.27)},
+    "AU43": {37: (0, 0.06), 38: (0, 0.06)},
+}
+
+
+def _action_units() -> dict[str, FloatArray]:
+    """Displacement of every point at full strength, [POINTS, 3]; `_l` and `_r` move one side."""
+    units: dict[str, FloatArray] = {}
+    middle = [i for i in range(POINTS) if MIRROR[i] == i]
+    for name, moves in MOVES.items():
         left = np.zeros((POINTS, 3))
         for i, (out, down) in moves.items():
             left[i] = (-out, down, 0)
         units[f"{name}_l"], units[f"{name}_r"] = left, (left * [-1, 1, 1])[MIRROR]
-        both = units[f"{name}_l"] + units[f"{name}_r"]
-        middle = [i for i in range(POINTS) if MIRROR[i] == i]
-        both[middle] /= 2
-        units[name] = both
-
-    lower_lip = {56: 1.0, 57: 1.0, 58: 1.0, 59: 0.75, 65: 1.0, 66: 1.0, 67: 1.0}
-    unit("AU1", {21: (0, -0.17), 20: (0, -0.12), 19: (0, -0.05)})  # inner brow raiser
-    unit(
-        "AU2", {17: (0, -0.11), 18: (0, -0.15), 19: (0, -0.13), 20: (0, -0.06)}
-    )  # outer brow raiser
-    unit(
-        "AU4", {21: (-0.07, 0.13), 20: (-0.06, 0.1), 19: (-0.03, 0.06), 18: (0, 0.03)}
-    )  # brow lowerer
-    unit("AU5", {37: (0, -0.06), 38: (0, -0.06)})  # upper lid raiser
-    unit("AU6", {40: (0, -0.035), 41: (0, -0.04), 95: (0.02, -0.1)})  # cheek raiser
-    unit("AU7", {37: (0, 0.035), 38: (0, 0.035), 40: (0, -0.025), 41: (0, -0.025)})  # lid tightener
-    unit(
-        "AU9",
-        {
-            31: (0.02, -0.07),
-            32: (0, -0.06),
-            33: (0, -0.04),
-            30: (0, -0.04),
-            21: (-0.02, 0.06),
-            49: (0, -0.04),
-        },
-    )
-    unit(
-        "AU10",
-        {
-            49: (0.01, -0.08),
-            50: (0, -0.1),
-            51: (0, -0.09),
-            61: (0, -0.07),
-            62: (0, -0.07),
-            31: (0.03, -0.02),
-        },
-    )
-    unit(
-        "AU12",
-        {
-            48: (0.13, -0.14),
-            60: (0.12, -0.12),
-            49: (0.07, -0.05),
-            59: (0.07, -0.03),
-            95: (0.04, -0.05),
-            50: (0.02, 0.01),
-            61: (0.03, 0.01),
-            67: (0.03, 0.02),
-            57: (0, 0.01),
-        },
-    )  # fmt: skip  lip corner puller
-    unit(
-        "AU14", {48: (0.07, -0.03), 60: (0.08, -0.03), 49: (0.02, 0.02), 59: (0.02, -0.03)}
-    )  # dimpler
-    unit(
-        "AU15", {48: (0.02, 0.13), 60: (0.02, 0.11), 49: (0, 0.04), 59: (0.02, 0.05)}
-    )  # lip corner depressor
-    unit(
-        "AU17", {57: (0, -0.06), 58: (0, -0.06), 66: (0, -0.02), 8: (0, -0.05), 7: (0, -0.04)}
-    )  # chin raiser
-    unit(
-        "AU20", {48: (0.17, 0.05), 60: (0.16, 0.05), 49: (0.1, 0.03), 59: (0.1, 0.03)}
-    )  # lip stretcher
-    unit(
-        "AU23",
-        {
-            48: (-0.08, 0),
-            60: (-0.07, 0),
-            50: (0, 0.045),
-            51: (0, 0.04),
-            49: (-0.04, 0.03),
-            57: (0, -0.05),
-            58: (0, -0.05),
-            59: (-0.04, -0.03),
-        },
-    )  # fmt: skip  lip tightener
-    unit("AU25", {i: (0, 0.1 * w) for i, w in lower_lip.items() if i not in (56, 65)})  # lips part
-    unit(
-        "AU26",
-        {
-            **{i: (0, 0.3 * w) for i, w in lower_lip.items() if i not in (56, 65)},
-            48: (-0.07, 0.09),
-            60: (-0.08, 0.1),
-            5: (0, 0.12),
-            6: (0, 0.2),
-            7: (0, 0.25),
-            8: (0, 0.27),
-            4: (0, 0.06),
-        },
-    )  # fmt: skip  jaw drop
-    unit("AU43", {37: (0, 0.06), 38: (0, 0.06)})  # lids droop
+        units[name] = units[f"{name}_l"] + units[f"{name}_r"]
+        units[name][middle] /= 2
     return units
 
 
@@ -223,11 +170,10 @@ REST = _rest()
 ACTION_UNITS = _action_units()
 
 
-# ---- one person ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Person:
+    """What makes one person's pictures look alike."""
+
     shape: FloatArray  # [POINTS, 3]
     skin: Color
     hair: Color
@@ -241,8 +187,12 @@ class Person:
 
 
 def random_person(seed: int, number: int) -> Person:
+    """Person `number` of the endless set `seed`."""
     rng = np.random.default_rng([seed, 1, number])
-    n = lambda scale: float(np.clip(rng.normal(0, scale), -2 * scale, 2 * scale))  # noqa: E731
+
+    def n(scale: float) -> float:
+        return float(np.clip(rng.normal(0, scale), -2 * scale, 2 * scale))
+
     p = REST.copy()
     p[:, 0] *= 1 + n(0.07)  # width of the face
     lower = p[:, 1] > 0
@@ -297,18 +247,11 @@ def random_person(seed: int, number: int) -> Person:
 
 
 def project(shape: FloatArray, yaw: float, pitch: float, roll: float, scale: float) -> FloatArray:
-    """Rotate and project with mild perspective: [POINTS, 3] to [POINTS, 2] pixels about the origin."""
-    cy, sy, cp, sp, cr, sr = (
-        np.cos(yaw),
-        np.sin(yaw),
-        np.cos(pitch),
-        np.sin(pitch),
-        np.cos(roll),
-        np.sin(roll),
-    )
-    turn = (
-        np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]).T
-        @ np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]).T
-    )
-    q = shape @ turn @ np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]]).T
+    """Rotate and project with mild perspective; gives [POINTS, 2] pixels about the origin."""
+    cy, sy = np.cos(yaw), np.sin(yaw)
+    cp, sp = np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]).T
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]).T
+    q = shape @ (about_y @ about_x) @ np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]]).T
     return q[:, :2] * (6 / (6 - q[:, 2:])) * scale

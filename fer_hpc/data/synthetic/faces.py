@@ -1,9 +1,10 @@
-"""Drawn faces with known expressions: a stand-in for AffectNet where no face data may be had.
+"""Drawn faces with known expressions: a replacement for AffectNet where no face data is at hand.
 
-Each face is a shape (facemodel.py) deformed by its expression, turned to a pose, projected, and painted (painting.py).
-Everything about face `index` is a pure function of (seed, index), so any number of processes draws the same faces in any order.
+Each face is a shape (facemodel.py) that its expression deforms; it is turned to a pose, projected,
+and painted (painting.py). Face `index` is a pure function of (seed, index), so any number of
+processes draws the same faces in any order.
 
-    python -m fer_hpc.data.synthetic --out DIR --count 6000     # AffectNet's own on-disk layout
+    python -m fer_hpc.data.synthetic --out DIR --count 6000     # AffectNet's layout on disk
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "Anger": {"AU4": 1.0, "AU5": 0.3, "AU7": 0.7, "AU23": 1.0, "AU17": 0.4},
     "Contempt": {"AU12_l": 0.8, "AU14_l": 1.0},
 }
-# Where full intensity lies in the valence/arousal plane (Russell's circumplex), in the order of CLASSES.
+# Speech, squint, half a smile: they come with any expression.
+OTHER_MOVEMENTS = ("AU1", "AU2", "AU4", "AU5", "AU12", "AU15", "AU17", "AU20", "AU25")
+# Valence and arousal at full intensity (Russell's circumplex), in the order of CLASSES.
 CIRCUMPLEX = (
     (0, 0),
     (0.85, 0.4),
@@ -56,6 +59,8 @@ CIRCUMPLEX = (
 
 @dataclass(frozen=True)
 class SyntheticFace:
+    """One drawn face and everything that is known about it."""
+
     image: NDArray[np.uint8]  # [H, W, 3] RGB
     label: int  # index into CLASSES
     valence: float  # -1 .. 1
@@ -74,7 +79,7 @@ def _label(rng: np.random.Generator) -> int:
 
 
 def draw_face(index: int, seed: int = 0) -> SyntheticFace:
-    """Face number `index` of the endless set `seed`: picture, label, valence/arousal, landmarks and person."""
+    """Face number `index` of the endless set `seed`."""
     number = index // PHOTOS_PER_PERSON
     person = random_person(seed, number)
     rng = np.random.default_rng([seed, 2, index])
@@ -85,17 +90,7 @@ def draw_face(index: int, seed: int = 0) -> SyntheticFace:
     for name, weight in EXPRESSIONS[CLASSES[label]].items():
         side = name if label != 7 or rng.random() < 0.5 else name.replace("_l", "_r")
         strength[side] = strength.get(side, 0) + weight * intensity * float(rng.uniform(0.6, 1.15))
-    for name in (
-        "AU1",
-        "AU2",
-        "AU4",
-        "AU5",
-        "AU12",
-        "AU15",
-        "AU17",
-        "AU20",
-        "AU25",
-    ):  # speech, squint, half a smile
+    for name in OTHER_MOVEMENTS:
         if rng.random() < 0.2:
             strength[name] = strength.get(name, 0) + float(rng.uniform(0, 0.4))
     shape = person.shape + sum(

@@ -17,23 +17,20 @@ from numpy.typing import NDArray
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.config.commands import SyntheticConfig
 from fer_hpc.data.annotations import Face, Rows
+from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
 from fer_hpc.files import read_json, write_json
 from fer_hpc.parallel.process import end_with_parent
 
-# ---- as a source -----------------------------------------------------------------------------------------------------
-
 
 class Synthetic:
-    """Faces 0 .. count-1 straight from the generator, without a detour over picture files."""
+    """Faces 0 .. count-1 of the endless set `seed`, drawn in memory."""
 
     classes: tuple[str, ...] = CLASSES
 
     def __init__(self, count: int, seed: int) -> None:
         if count < 1:
-            raise UserError(
-                "--source synthetic: --count says how many faces to draw; wanted at least 1"
-            )
+            raise UserError(f"--count {count}: wanted the number of faces to draw, at least 1")
         self.count, self.seed = count, seed
 
     def rows(self) -> Rows:
@@ -56,51 +53,54 @@ class Synthetic:
         )
 
 
-# ---- AffectNet's layout on disk --------------------------------------------------------------------------------------
-
-
 def write_affectnet(config: SyntheticConfig) -> str:
-    """Write faces 0 .. count-1 as AffectNet's annotations folder: `train_set/images/<id>.jpg` and
-    `train_set/annotations/<id>_{exp,val,aro,lnd}.npy`, with `columns.csv` (source_id, group, synthetic) beside them.
+    """Write faces 0 .. count-1 in the layout of AffectNet's annotations folder.
 
-    Gives what was done, in words; a folder that is complete is left as it is.
+    `train_set/images/<id>.jpg`, `train_set/annotations/<id>_{exp,val,aro,lnd}.npy`, and beside them
+    `columns.csv` (source_id, group, synthetic). A complete folder is left as it is. Gives one line
+    for the user; UserError where the folder holds something else.
     """
-    out, count, began = config.out, config.count, time.monotonic()
-    marker, wanted = (
-        out / "synthetic.json",
-        {"version": VERSION, "count": count, "seed": config.seed},
-    )
-    found = read_json(marker)
-    if found == wanted:
+    out, count, start = config.out, config.count, time.monotonic()
+    marker = out / "synthetic.json"
+    wanted = {"version": VERSION, "count": count, "seed": config.seed}
+    stored = read_json(marker)
+    if stored == wanted:
         return f"{out}: {count:,} faces are there, nothing to do"
-    if found is not None:
+    if stored is not None:
         raise UserError(
-            f"--out {out} holds other synthetic faces ({found}); give another --out, or delete that folder"
+            f"--out {out} holds other synthetic faces ({stored}); "
+            "give another --out, or delete that folder"
         )
-    strangers = (
-        [p.name for p in out.iterdir() if p.name not in ("train_set", "columns.csv")]
-        if out.is_dir()
-        else []
-    )
-    if strangers:
-        raise UserError(
-            f"--out {out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
-        )
+    _check_nothing_else(out)
     for folder in ("images", "annotations"):
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
     workers = config.workers or len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-        list(pool.map(_write_block, blocks))
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool,
+        FaceProgress("drawing", count) as progress,
+    ):
+        for faces in pool.map(_write_block, blocks):
+            progress.advance(faces)
     with (out / "columns.csv").open("w", newline="") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["source_id", "group", "synthetic"])
         table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
     write_json(marker, wanted)
-    return f"{out}: drew {count:,} faces in {time.monotonic() - began:.1f} s"
+    return f"{out}: drew {count:,} faces in {time.monotonic() - start:.1f} s"
 
 
-def _write_block(block: tuple[Path, int, int, int]) -> None:
+def _check_nothing_else(out: Path) -> None:
+    """UserError where a folder holds what an interrupted drawing has not left there."""
+    known = ("train_set", "columns.csv")
+    others = [p.name for p in out.iterdir() if p.name not in known] if out.is_dir() else []
+    if others:
+        names = ", ".join(sorted(others)[:3])
+        raise UserError(f"--out {out} is not empty ({names}); give a new folder")
+
+
+def _write_block(block: tuple[Path, int, int, int]) -> int:
+    """Draw and write the faces of (folder, seed, first, end); gives their number."""
     out, seed, start, stop = block
     cv2.setNumThreads(1)
     for i in range(start, stop):
@@ -114,3 +114,4 @@ def _write_block(block: tuple[Path, int, int, int]) -> None:
         np.save(annotations / f"{i}_val.npy", np.array(f"{face.valence:.6f}"))
         np.save(annotations / f"{i}_aro.npy", np.array(f"{face.arousal:.6f}"))
         np.save(annotations / f"{i}_lnd.npy", face.landmarks.astype(np.float64).ravel())
+    return stop - start
