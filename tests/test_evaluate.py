@@ -46,6 +46,7 @@ def test_scored_again_it_says_so(fer: Fer, scored: Path) -> None:
     done = fer("evaluate", scored, "--split", "test")
     assert "nothing to do" in done.stdout
     assert "majority class" in done.stdout
+    assert "eval-test.json, predictions-test.npz, confusion-test.png" in done.stdout
     assert (scored / "eval-test.json").stat().st_mtime_ns == before
 
 

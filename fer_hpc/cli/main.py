@@ -43,7 +43,7 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
-from fer_hpc.evaluation.score import result_name
+from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import read_json, sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 

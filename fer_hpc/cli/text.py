@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.evaluation.results import result_files, result_name
+from fer_hpc.run.folder import read_run_config
 
 
 def format_scores(config: EvaluateConfig, r: dict[str, Any]) -> str:
@@ -40,4 +42,7 @@ def format_scores(config: EvaluateConfig, r: dict[str, Any]) -> str:
         if f"{dimension}_rmse" in r:
             scores = (r[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
             lines.append("  {:<17} RMSE {:.4f}  CCC {:.4f}  sign {:.4f}".format(dimension, *scores))
+    name = result_name(config, read_run_config(config.run)["data"]["fingerprint"])
+    files = [path for path in result_files(config.run, name).values() if path.exists()]
+    lines += [f"  written: {config.run}/" + ", ".join(path.name for path in files)]
     return "\n".join(lines)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
+import io
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,69 +16,65 @@ from torch.nn.functional import interpolate
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.loader import EVAL_CHUNK, eval_chunks
-from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
 from fer_hpc.data.store import ImageStore, affect_of
 from fer_hpc.evaluation import metrics
-from fer_hpc.files import read_json, sha256, write_bytes, write_json
-from fer_hpc.models.registry import build_network
+from fer_hpc.evaluation.load import load_network
+from fer_hpc.evaluation.results import result_files, result_name
+from fer_hpc.files import sha256, write_bytes, write_json
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.parallel.world import World
-from fer_hpc.run import checkpoint
-from fer_hpc.run.folder import (
-    data_folder,
-    list_checkpoints,
-    outcome_file,
-    read_run_config,
-    read_status,
-)
+from fer_hpc.run.folder import data_folder, read_run_config
 
-ALONE = World()
+ONE_PROCESS = World()
+CROP_SHARE = 11 / 12  # of the side, in ten_crop: 44 of 48 pixels
+
+
+# ---- outputs of a split ---------------------------------------------------------------------
 
 
 def predict(
-    model: nn.Module, images: ImageStore, precision: str, world: World = ALONE, tta: str = "none"
+    model: nn.Module,
+    images: ImageStore,
+    precision: str,
+    world: World = ONE_PROCESS,
+    tta: str = "none",
 ) -> NDArray[np.float32]:
-    """Outputs [n, classes (+ 2)] of every image of a split exactly once, in row order, on every rank; with `tta` the mean
-    over its views.
+    """Outputs [n, classes (+ 2)] of a split in row order, on every rank; the mean over the views.
 
-    Ranks take chunks of a fixed size in turn, so the arithmetic, and with it every bit, is the same for any number of
-    ranks (with the same threads each).
+    Ranks take chunks of a fixed size in turn. So the arithmetic, and with it every bit, is the
+    same for any number of ranks that use the same number of threads.
     """
     model.eval()
     n = len(images.split)
-    chunks = -(-n // EVAL_CHUNK)
-
-    def outputs_of(pixels: torch.Tensor) -> torch.Tensor:
-        seen = [
-            model(view).float().cpu()
-            for view in views(pixels.double() if precision == "fp64" else pixels, tta)
-        ]
-        return seen[0] if len(seen) == 1 else torch.stack(seen).mean(0)
-
+    chunks_per_rank = -(-n // (EVAL_CHUNK * world.size))
     with torch.inference_mode(), autocast(precision, images.device):
-        width = outputs_of(images.gather(np.zeros(1, np.int64)).images).shape[1]
-        mine = torch.zeros(
-            -(-chunks // world.size), EVAL_CHUNK, width
-        )  # chunks of a rank; the last may be padding
-        counted = torch.zeros(len(mine), EVAL_CHUNK, 1)
-        for k, (batch, real) in enumerate(eval_chunks(images, world.rank, world.size)):
-            mine[k] = outputs_of(batch.images)
-            counted[k, :real] += 1
-    everything = gather_round_robin(torch.cat([mine, counted], 2), world).flatten(0, 1)
-    assert everything[:n, -1].eq(1).all() and everything[:, -1].sum() == n, (
-        "not every image was scored exactly once"
-    )
-    return everything[:n, :-1].contiguous().numpy()
+        one = images.gather(np.zeros(1, np.int64)).images
+        width = _mean_outputs(model, one, precision, tta).shape[1]
+        outputs = torch.zeros(chunks_per_rank, EVAL_CHUNK, width)
+        counts = torch.zeros(chunks_per_rank, EVAL_CHUNK, 1)  # 0 where a row is padding
+        for k, (batch, rows) in enumerate(eval_chunks(images, world.rank, world.size)):
+            outputs[k] = _mean_outputs(model, batch.images, precision, tta)
+            counts[k, :rows] += 1
+    gathered = gather_round_robin(torch.cat([outputs, counts], 2), world).flatten(0, 1)
+    if not gathered[:n, -1].eq(1).all() or gathered[:, -1].sum() != n:
+        raise AssertionError("not every image was scored exactly once")
+    return gathered[:n, :-1].contiguous().numpy()
 
 
-CROP = 11 / 12  # of the side, in ten_crop: 44 of 48 pixels
+def _mean_outputs(model: nn.Module, images: torch.Tensor, precision: str, tta: str) -> torch.Tensor:
+    """The mean output [B, classes (+ 2)] over the views of images [B, C, H, W], on the CPU."""
+    images = images.double() if precision == "fp64" else images
+    outputs = [model(view).float().cpu() for view in views(images, tta)]
+    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
 
 def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:
-    """The pictures [B, C, H, W] to average over: as they are; also mirrored; four corners and the centre, also mirrored.
+    """The views of images [B, C, H, W] whose outputs --tta averages.
 
-    Crops are enlarged to the full size: some networks take only that.
+    none: the images. flip: also mirrored. ten_crop: four corners and the centre, each also
+    mirrored; crops are enlarged to the full size, because some networks take only that.
     """
     if tta != "ten_crop":
         yield images
@@ -87,7 +82,7 @@ def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:
             yield images.flip(3)
         return
     size = images.shape[2]
-    side = round(CROP * size)
+    side = round(CROP_SHARE * size)
     far, middle = size - side, (size - side) // 2
     for top, left in ((0, 0), (0, far), (far, 0), (far, far), (middle, middle)):
         crop = images[:, :, top : top + side, left : left + side]
@@ -97,125 +92,119 @@ def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:
         yield whole.flip(3)
 
 
-def evaluate(config: EvaluateConfig, world: World = ALONE) -> dict[str, Any]:
-    """Score the run's best weights; rank 0 writes eval-NAME.json, predictions-NAME.npz and confusion-NAME.png into the run,
-    where NAME is the split and what else is unusual (see `result_name`).
-
-    Another data set goes by class names: classes that one side lacks are masked before the softmax, faces of classes that
-    the run does not know are dropped and counted.
-    """
-    stored = read_run_config(config.run)
-    weights = _weights(config.run)
-    manifest = read_manifest(config.data or data_folder(config.run))
-    trained_on, shape = tuple(stored["data"]["classes"]), list(stored["data"]["image_shape"])
-    if list(manifest.image_shape) != shape:
-        raise UserError(
-            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces, {config.run} was trained on {shape}; "
-            f"preprocess with --size {shape[0]} --channels {shape[2]}"
-        )
-    classes = tuple(c for c in trained_on if c in manifest.classes)
-    if len(classes) < 2:
-        raise UserError(
-            f"--data {manifest.folder} has the classes {', '.join(manifest.classes)}, {config.run} knows "
-            f"{', '.join(trained_on)}; fewer than two are the same"
-        )
-    split = open_split(manifest, config.split)
-    saved = checkpoint.load(weights)
-    best = (
-        saved.get("best") or saved
-    )  # an unfinished run's checkpoint holds the best weights within
-    if "model" not in best or "epoch" not in best:
-        raise UserError(f"{config.run} has not finished an epoch yet; there is nothing to score")
-    science = stored["science"]
-    torch.set_num_threads(science["threads"])
-    device = pick_device(config.device, world.local_rank)
-    model = build_network(science, len(trained_on), manifest.image_shape)
-    model.load_state_dict(best["model"])
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.to(torch.float64 if science["precision"] == "fp64" else torch.float32)
-    with process_group(world):
-        outputs = predict(model, ImageStore(split, device), science["precision"], world, config.tta)
-    logits, affect = split_outputs(outputs, len(trained_on))
-    names = np.array([classes.index(c) if c in classes else -1 for c in manifest.classes])
-    labels = names[split.columns["labels"]]
-    known = labels >= 0
-    if not known.any():
-        raise UserError(
-            f"--data {manifest.folder}: its {config.split} split has no face of {', '.join(classes)}"
-        )
-    logits, labels = logits[known][:, [trained_on.index(c) for c in classes]], labels[known]
-    result = {
-        "split": config.split,
-        "data": manifest.fingerprint,
-        "weights": sha256(weights),
-        "tta": config.tta,
-        "epoch": best["epoch"],
-        "finished": weights.name == "best.pt",
-        "masked": sorted({*trained_on, *manifest.classes} - set(classes)),
-        "dropped": int((~known).sum()),
-        **metrics.summary(logits, labels, classes),
-    }
-    if affect is not None:
-        result |= metrics.valence_arousal(affect, affect_of(split))
-    if world.rank:
-        return result
-
-    from fer_hpc.evaluation import plots  # matplotlib, which training does not need
-
-    name = result_name(config, stored["data"]["fingerprint"])
-    columns = {key: split.columns[key][known] for key in ("source_id", "group", "image_hash")}
-    write_bytes(
-        config.run / f"predictions-{name}.npz",
-        _npz(logits=logits, labels=labels, classes=np.array(classes), **columns),
-    )
-    title = f"{config.run.name}, {name}: {result['accuracy']:.1%} of {len(labels):,}"
-    plots.confusion(
-        np.array(result["confusion"]), classes, title, config.run / f"confusion-{name}.png"
-    )
-    write_json(config.run / f"eval-{name}.json", result)
-    return result
-
-
-def _weights(run: Path) -> Path:
-    """The file with the run's best weights: best.pt, or the newest good checkpoint of a run that is not finished."""
-    if read_status(run)["state"] == "finished" and (best := outcome_file(run, "best.pt")):
-        return best
-    for _, _, path in list_checkpoints(run):
-        with contextlib.suppress(checkpoint.DamagedCheckpoint):
-            checkpoint.load(path)
-            return path
-    if read_status(run)["state"] == "running":
-        raise UserError(
-            f"{run} is running and has saved nothing yet; its first checkpoint comes within a minute or so"
-        )
-    raise UserError(f"{run} holds no weights yet; train it first")
-
-
-def _npz(**arrays: NDArray[Any]) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
 def split_outputs(
     outputs: NDArray[Any], classes: int
 ) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
-    """A network's outputs [n, classes (+ 2)] as logits [n, classes] and, with such a head, valence and arousal [n, 2]."""
-    affect = (
-        np.tanh(outputs[:, classes:].astype(np.float64)) if outputs.shape[1] > classes else None
-    )
-    return outputs[:, :classes], affect
+    """Outputs [n, classes (+ 2)] as logits [n, classes] and valence and arousal [n, 2], if any."""
+    if outputs.shape[1] == classes:
+        return outputs, None
+    return outputs[:, :classes], np.tanh(outputs[:, classes:].astype(np.float64))
 
 
-def result_name(config: EvaluateConfig, trained_on: str) -> str:
-    """What the files of a scoring are called after: the split, the views averaged, and a data set that is not the run's
-    own (`trained_on`: the fingerprint of that)."""
-    name = config.split if config.tta == "none" else f"{config.split}-{config.tta}"
-    if (
-        config.data is None
-        or (read_json(config.data / "manifest.json") or {}).get("fingerprint") == trained_on
-    ):
-        return name
-    return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
+# ---- scores of a run ------------------------------------------------------------------------
+
+
+def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, Any]:
+    """Score the run's best weights on a split; gives the content of eval-NAME.json.
+
+    Rank 0 writes it with predictions-NAME.npz and confusion-NAME.png into the run folder; for NAME
+    see `result_name`. Another data set is compared by class names: classes that one side lacks are
+    masked before the softmax, faces of classes that the run does not know are dropped and counted.
+    """
+    stored = read_run_config(config.run)
+    manifest = read_manifest(config.data or data_folder(config.run))
+    trained_on = tuple(stored["data"]["classes"])
+    classes = _common_classes(config, manifest, stored["data"])
+    split = open_split(manifest, config.split)
+    device = pick_device(config.device, world.local_rank)
+    network = load_network(config.run, device, config.plugin)
+    precision = network.science["precision"]
+    torch.set_num_threads(network.science["threads"])
+    with process_group(world):
+        images = ImageStore(split, device)
+        outputs = predict(network.model, images, precision, world, config.tta)
+    logits, affect = split_outputs(outputs, len(trained_on))
+    faces = _keep_common(config, split, manifest, classes)
+    logits = logits[faces.rows][:, [trained_on.index(c) for c in classes]]
+    result = {
+        "split": config.split,
+        "data": manifest.fingerprint,
+        "weights": sha256(network.weights),
+        "tta": config.tta,
+        "epoch": network.best["epoch"],
+        "finished": network.is_final,
+        "masked": sorted({*trained_on, *manifest.classes} - set(classes)),
+        "dropped": len(split) - len(faces.labels),
+        **metrics.summary(logits, faces.labels, classes),
+    }
+    if affect is not None:
+        result |= metrics.valence_arousal(affect, affect_of(split))
+    if world.rank == 0:
+        name = result_name(config, stored["data"]["fingerprint"])
+        _write(config, name, result, logits, faces, classes)
+    return result
+
+
+def _common_classes(
+    config: EvaluateConfig, manifest: Manifest, trained_on: dict[str, Any]
+) -> tuple[str, ...]:
+    """The run's classes that the data has; a UserError where the data does not fit the run."""
+    shape, known = list(trained_on["image_shape"]), trained_on["classes"]
+    if list(manifest.image_shape) != shape:
+        raise UserError(
+            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces, {config.run} was "
+            f"trained on {shape}; preprocess with --size {shape[0]} --channels {shape[2]}"
+        )
+    classes = tuple(c for c in known if c in manifest.classes)
+    if len(classes) < 2:
+        raise UserError(
+            f"--data {manifest.folder} has the classes {', '.join(manifest.classes)}, "
+            f"{config.run} knows {', '.join(known)}; fewer than two are the same"
+        )
+    return classes
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """The faces of a split that count."""
+
+    rows: NDArray[np.bool_]  # [all rows of the split]
+    labels: NDArray[np.int64]  # [n] index into the common classes
+    columns: dict[str, NDArray[Any]]  # what identifies each of the n
+
+
+def _keep_common(
+    config: EvaluateConfig, split: Split, manifest: Manifest, classes: tuple[str, ...]
+) -> _Faces:
+    """The faces of `classes`; a UserError where there are none."""
+    index = np.array([classes.index(c) if c in classes else -1 for c in manifest.classes])
+    labels = index[split.columns["labels"]]
+    rows = labels >= 0
+    if not rows.any():
+        raise UserError(
+            f"--data {manifest.folder}: its {config.split} split has no face of "
+            f"{', '.join(classes)}"
+        )
+    columns = {key: split.columns[key][rows] for key in ("source_id", "group", "image_hash")}
+    return _Faces(rows, labels[rows], columns)
+
+
+def _write(
+    config: EvaluateConfig,
+    name: str,
+    result: dict[str, Any],
+    logits: NDArray[Any],
+    faces: _Faces,
+    classes: tuple[str, ...],
+) -> None:
+    """Write predictions, confusion matrix and, when these are there, the scores."""
+    from fer_hpc.evaluation import plots  # matplotlib, which training does not need
+
+    files = result_files(config.run, name)
+    arrays = {"logits": logits, "labels": faces.labels, "classes": np.array(classes)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays, **faces.columns)
+    write_bytes(files["predictions"], buffer.getvalue())
+    title = f"{config.run.name}, {name}: {result['accuracy']:.1%} of {len(faces.labels):,}"
+    plots.confusion(np.array(result["confusion"]), classes, title, files["confusion"])
+    write_json(files["scores"], result)

@@ -21,7 +21,7 @@ from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
-from fer_hpc.evaluation.score import result_name
+from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import read_json, sha256, write_json
 from fer_hpc.gan.loop import CLASSIFIER_MODEL, sample_grid
 from fer_hpc.gan.pairs import PairLoader
@@ -127,9 +127,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
                 name: {
                     "n": int((target == k).sum()),
                     "accuracy": float(hits[target == k].mean()),
-                    "accuracy_95": wilson(
-                        int(hits[target == k].sum()), int((target == k).sum())
-                    ),
+                    "accuracy_95": wilson(int(hits[target == k].sum()), int((target == k).sum())),
                     "accuracy_of_real_faces": float(real_hits[target == k].mean()),
                 }
                 for k, name in enumerate(manifest.classes)

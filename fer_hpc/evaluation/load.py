@@ -1,0 +1,261 @@
+"""A trained classifier for use from Python: `load(run)` gives a Predictor.
+
+    from fer_hpc.evaluation.load import load
+    predictor = load("runs/first")
+    predictor(faces)  # probabilities [N, K]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fer_hpc.config import UserError
+from fer_hpc.config.plugins import load_plugins
+from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
+from fer_hpc.models.registry import MODELS, build_network, model_spec
+from fer_hpc.parallel.device import autocast, pick_device
+from fer_hpc.run import checkpoint
+from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
+
+CHUNK = 256  # faces per forward pass
+MIN_SIDE = 8  # pixels of a face that is worth enlarging
+
+
+# ---- a stored run as a network --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """The network of a run with its best weights, in eval mode on a device."""
+
+    model: nn.Module  # faces [B, C, H, W] in [0, 1] -> outputs [B, classes (+ 2)]
+    science: dict[str, Any]  # the run's science fields
+    data: dict[str, Any]  # classes, image_shape and faces (how they were cropped)
+    weights: Path  # file that holds them
+    best: dict[str, Any]  # epoch and scores that belong to the weights
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run is finished; else these are the best weights so far."""
+        return self.weights.name == "best.pt"
+
+
+def load_network(
+    run: Path, device: torch.device, plugins: Sequence[str | Path] = ()
+) -> StoredNetwork:
+    """Rebuild a classifier from its run folder, with best.pt or the best weights so far.
+
+    `plugins` are the files that register the network; without them, those of its training.
+    """
+    stored = read_run_config(run)
+    if stored.get("kind", "classifier") != "classifier":
+        raise UserError(f"{run} holds a {stored['kind']}; wanted the run of a classifier")
+    science, data = stored["science"], stored["data"]
+    _load_plugins_of(run, stored, plugins)
+    path, saved = _find_weights(run)
+    best = saved.get("best") or saved  # a checkpoint holds the best weights so far within
+    if "model" not in best or "epoch" not in best:
+        raise UserError(f"{run} has not finished an epoch yet; there is nothing to score")
+    model = build_network(science, len(data["classes"]), tuple(data["image_shape"]))
+    try:
+        model.load_state_dict(best["model"])
+    except RuntimeError as error:
+        raise UserError(
+            f"{run}: its weights do not fit the network {science['model']} of this version "
+            f"or of its plugin: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(torch.float64 if science["precision"] == "fp64" else torch.float32)
+    return StoredNetwork(
+        model.eval(),
+        science,
+        {**data, **saved.get("data", {})},
+        path,
+        {key: value for key, value in best.items() if key != "model"},
+    )
+
+
+def _find_weights(run: Path) -> tuple[Path, dict[str, Any]]:
+    """best.pt of a finished run, else its newest good checkpoint; the file and what it holds."""
+    state = read_status(run)["state"]
+    if state == "finished" and (best := outcome_file(run, "best.pt")):
+        return best, checkpoint.load(best)
+    for _, _, path in list_checkpoints(run):
+        with contextlib.suppress(checkpoint.DamagedCheckpoint):
+            return path, checkpoint.load(path)
+    if state == "running":
+        raise UserError(
+            f"{run} is running and has saved nothing yet; its first checkpoint comes within a "
+            "minute or so"
+        )
+    raise UserError(f"{run} holds no weights yet; train it first")
+
+
+def _load_plugins_of(run: Path, stored: dict[str, Any], plugins: Sequence[str | Path]) -> None:
+    """Import the files that register the run's network; a warning where they have changed."""
+    name, wanted = stored["science"]["model"], stored["science"].get("plugin_hash", "")
+    paths = list(plugins) or stored.get("runtime", {}).get("plugin", [])
+    for path in paths:
+        if not Path(path).expanduser().is_file():
+            raise UserError(
+                f"{run}: its plugin {path} is not there any more; give its new place with "
+                f"--plugin FILE, in Python plugin=FILE"
+            )
+    origins = load_plugins(paths)
+    if name not in MODELS and wanted:
+        raise UserError(
+            f"{run}: no plugin registers its network {name!r}; give the file with --plugin FILE, "
+            "in Python plugin=FILE, or call register_model before"
+        )
+    origin = model_spec(name).origin
+    loaded = {o.sha256: o for o in (*origins, *((origin,) if origin else ()))}
+    if wanted and wanted not in _possible_hashes(loaded):
+        files = ", ".join(sorted({o.path for o in loaded.values()})) or "no plugin"
+        print(
+            f"warning: {run} was trained with other plugin code than {files} holds now "
+            f"(SHA-256 {wanted[:12]}); its predictions may differ",
+            file=sys.stderr,
+        )
+
+
+def _possible_hashes(hashes: Iterable[str]) -> set[str]:
+    """What science.plugin_hash can be: of one plugin, or of two (the network's and the loss's)."""
+    known = sorted(hashes)
+    pairs = itertools.combinations(known, 2)
+    return {*known, *(hashlib.sha256("".join(pair).encode()).hexdigest() for pair in pairs)}
+
+
+# ---- for Python users -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained classifier: faces in, class probabilities out."""
+
+    model: nn.Module  # faces [B, C, H, W] in [0, 1] -> outputs [B, classes (+ 2)]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # height, width, channels of the faces it was trained on
+    crop: dict[str, Any]  # how those faces were cropped and resized
+    precision: str
+    device: torch.device
+
+    def __call__(self, faces: Any) -> NDArray[np.float64]:
+        """Class probabilities [N, K] of one face or a batch, in the order of `classes`.
+
+        Faces are uint8 arrays or float arrays in [0, 1] of shape [H, W], [H, W, C], [N, H, W] or
+        [N, H, W, C] (C: 1 gray, 3 RGB), a path of a picture file, or a sequence of these. They are
+        resized to `image_shape`. Of a picture the whole is taken: cut out the face before.
+        Raises UserError for anything else.
+        """
+        batch = np.stack([self._fit(face) for face in _faces_of(faces)])
+        logits = [self._logits(part) for part in np.split(batch, range(CHUNK, len(batch), CHUNK))]
+        shifted = np.concatenate(logits)
+        shares = np.exp(shifted - shifted.max(1, keepdims=True))
+        return np.asarray(shares / shares.sum(1, keepdims=True))
+
+    def predict_names(self, faces: Any) -> list[str]:
+        """The name of the most likely class of each face."""
+        return [self.classes[k] for k in self(faces).argmax(1)]
+
+    def _fit(self, face: str | Path | NDArray[Any]) -> NDArray[np.float32]:
+        """One face as the network takes it: [H, W, C] in [0, 1]."""
+        size, _, channels = self.image_shape
+        pixels = _read_picture(Path(face), channels) if isinstance(face, str | Path) else face
+        pixels = with_channels(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, channels)
+        resized = crop_and_resize(pixels, None, size)[0]
+        if resized.dtype == np.uint8:
+            return resized.astype(np.float32) * np.float32(1 / 255)  # as the loader does
+        return resized.astype(np.float32)
+
+    def _logits(self, faces: NDArray[np.float32]) -> NDArray[np.float64]:
+        images = torch.from_numpy(faces).to(self.device).permute(0, 3, 1, 2)  # [B, C, H, W]
+        if self.precision == "fp64":
+            images = images.double()
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            outputs = self.model(images).float().cpu().numpy()
+        return np.asarray(outputs[:, : len(self.classes)], dtype=np.float64)
+
+
+def load(
+    run: str | Path,
+    *,
+    device: str = "cpu",
+    plugin: str | Path | Sequence[str | Path] = (),
+) -> Predictor:
+    """The trained classifier of a run folder: its best weights, or the best so far.
+
+    `device` is cpu, cuda or auto. `plugin` names the Python files that register its network,
+    where those of its training have moved.
+    """
+    plugins = [plugin] if isinstance(plugin, str | Path) else list(plugin)
+    on = pick_device(device)
+    network = load_network(Path(run), on, plugins)
+    return Predictor(
+        network.model,
+        tuple(network.data["classes"]),
+        tuple(network.data["image_shape"]),
+        network.data.get("faces", {}),
+        network.science["precision"],
+        on,
+    )
+
+
+def _faces_of(faces: Any) -> list[str | Path | NDArray[Any]]:
+    """One face or a batch as a list of faces: paths, or checked arrays [H, W (, C)]."""
+    if isinstance(faces, str | Path):
+        return [faces]
+    if isinstance(faces, torch.Tensor):
+        raise UserError(
+            "faces are a torch tensor; wanted arrays with channels last: "
+            "tensor.permute(0, 2, 3, 1).numpy()"
+        )
+    if isinstance(faces, list | tuple):
+        found = [face for part in faces for face in _faces_of(part)]
+    else:
+        found = _split_batch(np.asarray(faces))
+    if not found:
+        raise UserError("faces are empty; wanted at least one")
+    return found
+
+
+def _split_batch(array: NDArray[Any]) -> list[str | Path | NDArray[Any]]:
+    """An array of one face or of several as a list of faces; UserError where it holds no faces."""
+    has_channels = array.ndim > 2 and array.shape[-1] in (1, 3)
+    sides = array.shape[-3:-1] if has_channels else array.shape[-2:]
+    dimensions = (3, 4) if has_channels else (2, 3)
+    if array.ndim not in dimensions or min(sides) < MIN_SIDE:
+        raise UserError(
+            f"faces of shape {list(array.shape)}; wanted [H, W], [H, W, C], [N, H, W] or "
+            f"[N, H, W, C] with 1 or 3 channels last and sides of {MIN_SIDE} pixels or more"
+        )
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"faces of type {array.dtype}; wanted uint8, or floats in [0, 1]")
+        if not (array.size and array.min() >= 0 and array.max() <= 1):  # false for NaN as well
+            raise UserError("faces of floats outside [0, 1]; divide by 255, or give uint8")
+        array = array.astype(np.float32)
+    one = array.ndim == 2 or (array.ndim == 3 and has_channels)
+    return [array] if one else list(array)
+
+
+def _read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
+    try:
+        return decode(path.read_bytes(), channels)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; wanted a picture file") from None
+    except (Reject, cv2.error) as why:
+        raise UserError(f"{path}: {why}; wanted a JPEG or PNG file") from None

@@ -1,0 +1,33 @@
+"""The files that a scoring leaves in a run folder: their names and how they are read. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.files import read_json
+
+
+def result_name(config: EvaluateConfig, trained_on: str) -> str:
+    """NAME in eval-NAME.json: the split, the views averaged, and a data set other than the run's.
+
+    `trained_on` is the fingerprint of the data that the run was trained on.
+    """
+    name = config.split if config.tta == "none" else f"{config.split}-{config.tta}"
+    if config.data is None:
+        return name
+    fingerprint = (read_json(config.data / "manifest.json") or {}).get("fingerprint")
+    if fingerprint == trained_on:
+        return name
+    return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
+
+
+def result_files(run: Path, name: str) -> dict[str, Path]:
+    """The files of one scoring: scores (JSON), predictions (NPZ) and the confusion matrix (PNG)."""
+    return {
+        "scores": run / f"eval-{name}.json",
+        "predictions": run / f"predictions-{name}.npz",
+        "confusion": run / f"confusion-{name}.png",
+    }
