@@ -6,17 +6,18 @@ point in the group `fer_hpc.plugins`. Importing it runs its register_… calls.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
+import linecache
+import marshal
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fer_hpc.config.errors import UserError
@@ -37,15 +38,18 @@ _loaded: dict[str, Origin] = {}
 
 
 def load_plugin(path: Path, flag: str = "--plugin") -> Origin:
-    """Import a plugin file once per process; a UserError names the file and what is wrong in it."""
+    """Import a plugin file, once for the same content; a UserError has the file and its mistake."""
     path = path.expanduser().absolute()
-    if str(path) in _loaded:
-        return _loaded[str(path)]
+    known = _loaded.get(str(path))
     if not path.is_file():
+        if known:
+            return known
         raise UserError(f"{flag} {path}: no such file; give the Python file that registers it")
     if path.suffix != ".py":
         raise UserError(f"{flag} {path}: not a Python file; its name must end in .py")
     origin = Origin(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    if origin == known:
+        return known
     name = f"fer_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
@@ -118,7 +122,7 @@ def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> 
     taken: Origin | None = known.origin
     if taken is None:
         raise UserError(f"{what} {name!r} is built in; register yours under another name")
-    same = origin is not None and origin.sha256 == taken.sha256
+    same = origin is not None and (origin.sha256 == taken.sha256 or origin.path == taken.path)
     interactive = taken.path not in _loaded and (origin is None or origin.path not in _loaded)
     if not same and not interactive:
         raise UserError(
@@ -127,18 +131,25 @@ def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> 
         )
 
 
-def origin_of_caller(thing: Callable[..., Any]) -> Origin | None:
-    """The plugin file that a registered function or class is defined in; None for our own."""
-    source = None
-    with contextlib.suppress(TypeError):  # a built-in has no file
-        source = inspect.getsourcefile(thing)
-    if source is None or Path(source).is_relative_to(Path(__file__).parents[1]):
+def origin_of_caller(_registered: object = None) -> Origin | None:
+    """The file that calls a register_… function of ours; None where that is our own code.
+
+    That is a plugin, or the user's own program or notebook.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    asking = frame.f_code.co_filename if frame else ""
+    while frame and frame.f_code.co_filename == asking:
+        frame = frame.f_back
+    name = frame.f_code.co_filename if frame else ""
+    if frame is None or Path(name).is_relative_to(Path(__file__).parents[1]):
         return None
-    path = Path(source).absolute()
-    if str(path) not in _loaded:  # a notebook cell or the user's own program
-        content = path.read_bytes() if path.is_file() else inspect.getsource(thing).encode()
-        return Origin(str(path), hashlib.sha256(content).hexdigest())
-    return _loaded[str(path)]
+    if name in _loaded:
+        return _loaded[name]
+    if Path(name).is_file():
+        content = Path(name).read_bytes()
+    else:  # a notebook's cell
+        content = "".join(linecache.getlines(name)).encode() or marshal.dumps(frame.f_code)
+    return Origin(name, hashlib.sha256(content).hexdigest())
 
 
 def describe(error: BaseException) -> str:

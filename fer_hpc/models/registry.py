@@ -80,14 +80,28 @@ def register_model(
 
     See ModelSpec for the arguments. Raises UserError where the name is taken by something else.
     """
+    _check_two_numbers(name, "sides", sides, "the smallest and the largest, in pixels")
+    _check_two_numbers(name, "face", face, "the side in pixels and the channels")
 
     def register(build: Builder) -> Builder:
-        spec = ModelSpec(name, build, sides, face, mean, std, origin_of_caller(build))
+        if not callable(build):
+            raise UserError(
+                f"register_model({name!r}) stands above {build!r}: wanted a function "
+                "(outputs, channels, side) that gives the network"
+            )
+        spec = ModelSpec(name, build, sides, face, mean, std, origin_of_caller())
         check_name_free("model", name, spec.origin, MODELS.get(name))
         MODELS[name] = spec
         return build
 
     return register
+
+
+def _check_two_numbers(name: str, argument: str, value: object, meaning: str) -> None:
+    if not (isinstance(value, tuple) and list(map(type, value)) == [int, int] and min(value) > 0):
+        raise UserError(
+            f"register_model({name!r}, {argument}={value!r}): wanted two whole numbers, {meaning}"
+        )
 
 
 def model_spec(name: str) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Networks of the timm library: `--model timm:NAME`, as `timm:resnet18` or `timm:vit_tiny_patch16_224`."""
+"""Networks of the timm library: `--model timm:NAME`, as `timm:resnet18`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,13 @@ def _build(name: str, outputs: int, channels: int, side: int, **weights: Any) ->
     network: nn.Module = timm.create_model(
         bare, num_classes=outputs, in_chans=channels, **size, **weights
     )
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if size and patch and side % patch[0]:
+        nearest = max(1, round(side / patch[0])) * patch[0]
+        raise UserError(
+            f"--model {name} divides a face into patches of {patch[0]} pixels, and {side} is no "
+            f"multiple of it; preprocess with --size {nearest} or --size {cfg.input_size[1]}"
+        )
     if not weights:
         network.starting_weights = functools.partial(  # type: ignore[assignment]
             _starting_weights, name, outputs, channels, side

@@ -1,0 +1,151 @@
+"""Other people's files that register networks, losses and sources."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fer_hpc.config import UserError
+from fer_hpc.config.plugins import load_plugin, load_plugins
+from fer_hpc.models.registry import MODELS, check_network, model_spec
+
+NETWORK = """
+from torch import nn
+from fer_hpc import register_model
+
+@register_model({name!r}, sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    inputs = channels * (side // 4) ** 2
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_names_left() -> Iterator[None]:
+    known = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(known)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_plugin_registers_a_network_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", NETWORK.format(name="mine"))
+    origin = load_plugin(path)
+    assert model_spec("mine").origin == origin == load_plugin(path)
+    assert model_spec("mine").sides == (16, 64)
+
+
+def test_plugins_come_from_the_variable_and_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.py", NETWORK.format(name=name))
+    monkeypatch.setenv(
+        "FER_PLUGINS", os.pathsep.join([str(tmp_path / "a.py"), str(tmp_path / "b.py")])
+    )
+    monkeypatch.chdir(tmp_path)
+    assert [Path(o.path).name for o in load_plugins([Path("c.py")])] == ["a.py", "b.py", "c.py"]
+    assert {"a", "b", "c"} <= set(MODELS)
+
+
+def test_an_installed_package_is_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "lab_networks.py", NETWORK.format(name="lab"))
+    info = tmp_path / "lab_networks-1.0.dist-info"
+    info.mkdir()
+    write(info / "METADATA", "Metadata-Version: 2.1\nName: lab-networks\nVersion: 1.0\n")
+    write(info / "entry_points.txt", "[fer_hpc.plugins]\nlab = lab_networks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins()
+    assert model_spec("lab").origin is not None
+    write(tmp_path / "lab_networks.py", "1 / 0")
+    del sys.modules["lab_networks"]
+    with pytest.raises(UserError, match=r"lab-networks .*ZeroDivisionError"):
+        load_plugins()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\n\n1 / 0\n", ("line 3", "ZeroDivisionError")),
+        ("def broken(:\n", ("line 1", "SyntaxError")),
+        ("import not_installed_anywhere\n", ("line 1", "not_installed_anywhere")),
+        ("raise SystemExit(0)\n", ("line 1", "SystemExit")),
+        (NETWORK.format(name="vgg"), ("'vgg'", "built in", "another name")),
+        ("from fer_hpc import register_model\n\nregister_model('x')(3)\n", ("line 3", "function")),
+        (NETWORK.replace("(16, 64)", "64").format(name="x"), ("line 5", "sides=64", "two whole")),
+    ],
+)
+def test_a_mistake_in_a_plugin_is_one_message(
+    text: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "mine.py", text)
+    for _ in range(2):  # the second time as well: nothing half loaded stays
+        with pytest.raises(UserError) as error:
+            load_plugin(path)
+        assert all(word in str(error.value) for word in (str(path), *words)), error.value
+    assert MODELS["vgg"].origin is None
+
+
+def test_two_plugins_with_one_name_are_refused(tmp_path: Path) -> None:
+    load_plugin(write(tmp_path / "first.py", NETWORK.format(name="mine")))
+    second = write(tmp_path / "second.py", NETWORK.format(name="mine") + "# another\n")
+    with pytest.raises(UserError) as error:
+        load_plugin(second)
+    assert "first.py" in str(error.value)
+    assert "second.py" in str(error.value)
+    load_plugin(write(tmp_path / "copy.py", NETWORK.format(name="mine")))  # the same bytes
+
+
+def test_a_plugin_that_was_edited_is_loaded_anew(tmp_path: Path) -> None:
+    """A notebook's session, or a Ray worker that trains several trials."""
+    path = write(tmp_path / "mine.py", NETWORK.format(name="mine"))
+    first = load_plugin(path)
+    write(path, NETWORK.format(name="mine").replace("(16, 64)", "(16, 128)"))
+    second = load_plugin(path)
+    assert first.sha256 != second.sha256
+    assert model_spec("mine").sides == (16, 128)
+    path.unlink()
+    assert load_plugin(path) == second
+
+
+def test_a_cell_may_be_run_again() -> None:
+    text = NETWORK.format(name="cell")
+    for side in (64, 96):
+        exec(compile(text.replace("64", str(side)), "<cell>", "exec"), {})
+        assert model_spec("cell").sides == (16, side)
+
+
+def test_a_plugin_that_is_no_python_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_plugin(tmp_path / "nowhere.py")
+    with pytest.raises(UserError, match=r"\.py"):
+        load_plugin(write(tmp_path / "mine.txt", ""))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("outputs)", "outputs + 1)"), ("(2, 9)", "(2, 8)")),
+        (("inputs = ", "inputs = 2 * "), ("32x32x1", "RuntimeError")),
+        (("return nn", "return undefined"), ("line 8", "NameError", "mine.py")),
+    ],
+)
+def test_a_network_that_does_not_fit_is_found_before_a_run_starts(
+    change: tuple[str, str], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = NETWORK.format(name="mine")
+    load_plugin(write(tmp_path / "good.py", text))
+    check_network({"model": "mine"}, 8, (32, 32, 1))
+    load_plugin(write(tmp_path / "mine.py", text.replace("'mine'", "'other'").replace(*change)))
+    with pytest.raises(UserError) as error:
+        check_network({"model": "other"}, 8, (32, 32, 1))
+    assert all(word in str(error.value) for word in words), error.value
