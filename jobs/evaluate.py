@@ -1,4 +1,7 @@
-"""Submit `fer-hpc evaluate` as a job: python jobs/evaluate.py ARGS --cluster slurm|local|debug [--dry-run]"""
+"""Submit `fer-hpc evaluate` as a job.
+
+python jobs/evaluate.py ARGS --cluster slurm|local|debug [--dry-run]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""Submit `fer-hpc train_gan` as a job: python jobs/gan.py ARGS --cluster slurm|local|debug [--dry-run]"""
+"""Submit `fer-hpc train_gan` as a job.
+
+python jobs/gan.py ARGS --cluster slurm|local|debug [--dry-run]
+"""
 
 import sys
 

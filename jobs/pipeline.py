@@ -1,9 +1,11 @@
-"""Submit a whole study as dependent jobs: preprocess (an array) -> train, once per seed -> evaluate -> report.
+"""Submit a whole study as dependent jobs.
 
-    python jobs/pipeline.py cnn_improved --source fer2013 --input fer2013.csv --out DIR --seeds 0 1 2 [resources] [train flags]
+    python jobs/pipeline.py cnn_improved --source fer2013 --input fer2013.csv --out DIR \\
+        --seeds 0 1 2 [resources] [train flags]
 
-DIR gets shards/, runs/PRESET-seedN/ and report/. Given again, it submits again, and each job goes on where it stopped or
-says that all is done. `fer-hpc status DIR`, `fer-hpc cancel DIR`.
+Preprocessing (an array), a training for each seed, its scores, and the report. DIR gets shards/,
+runs/PRESET-seedN/ and report/. Run again, it submits again, and each job continues or has nothing
+left to do. `fer-hpc status DIR` lists them, `fer-hpc cancel DIR` ends them.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Submit `fer-hpc preprocess` as a job: python jobs/preprocess.py ARGS --cluster slurm|local|debug [--dry-run]"""
+"""Submit `fer-hpc preprocess` as a job.
+
+python jobs/preprocess.py ARGS --cluster slurm|local|debug [--dry-run]
+"""
 
 import sys
 

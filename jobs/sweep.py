@@ -1,6 +1,8 @@
-"""Submit a sweep as an array of trainings, without Ray: python jobs/sweep.py [PRESET] --data DIR --out DIR [resources] [flags]
+"""Submit a sweep as an array of trainings, without Ray.
 
-The flags are those of fer_hpc.tune, and so is the folder: either may go on where the other stopped.
+    python jobs/sweep.py [PRESET] --data DIR --out DIR [resources] [flags of fer_hpc.tune]
+
+The folder is that of fer_hpc.tune too: either continues what the other started.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Submit `fer-hpc train` as a job: python jobs/train.py ARGS --cluster slurm|local|debug [--dry-run]"""
+"""Submit `fer-hpc train` as a job.
+
+python jobs/train.py ARGS --cluster slurm|local|debug [--dry-run]
+"""
 
 import sys
 

@@ -6,9 +6,10 @@
 #SBATCH --time=4:00:00
 #SBATCH --requeue --open-mode=append --signal=B:USR1@30
 #SBATCH --output=%x-%A_%a.log
-# Raw faces -> shards, by as many tasks as --array names: `sbatch slurm/preprocess.sh --source fer2013 --input fer2013.csv`.
+# Turns raw faces into shards; the tasks of the array share the work:
+#     sbatch --array=0-7 slurm/preprocess.sh --source fer2013 --input fer2013.csv
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
+for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
     [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" preprocess "$@"
 done
 echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2

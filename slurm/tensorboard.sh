@@ -5,15 +5,20 @@
 #SBATCH --time=8:00:00
 #SBATCH --requeue --open-mode=append
 #SBATCH --output=%x-%j.log
-# Serves the curves of FER_RUNS, or of the folder given, on its node's own loopback; the log has the line that leads there.
+# Serves the curves of FER_RUNS, or of the folder given, to its own node only. The job's log has the
+# ssh command that forwards the page to your machine.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
+for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
     [ ! -e "$here/env.sh" ] || break
 done
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . "$here/env.sh" || exit 2
 case ${1:--} in -*) ;; *) FER_RUNS=$1 && shift ;; esac
-port=$((20000 + 7 * ${SLURM_JOB_ID:-1} % 12000)) # the same after a requeue
-echo "on your own machine:  ssh -N -L $port:localhost:$port $(hostname)     (add -J LOGIN-NODE if the node cannot be reached)"
+# The port of this job number stays the same after a requeue.
+ask_port="from fer_hpc.parallel.world import job_port; print(job_port(${SLURM_JOB_ID:-1}))"
+port=$("${fer_python[@]}" -c "$ask_port") || exit 2
+echo "on your own machine:  ssh -N -L $port:localhost:$port $(hostname)"
+echo "                      (add -J LOGIN-NODE if the node cannot be reached from there)"
 echo "then open             http://localhost:$port"
-exec "${fer_python[@]}" -m tensorboard.main --logdir "$FER_RUNS" --host localhost --port "$port" "$@"
+exec "${fer_python[@]}" -m tensorboard.main --logdir "$FER_RUNS" \
+    --host localhost --port "$port" "$@"

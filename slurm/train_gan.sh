@@ -8,7 +8,7 @@
 #SBATCH --output=%x-%j.log
 # Trains the expression-transfer GAN. Any flag of fer_hpc.train_gan may follow.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
+for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
     [ ! -e "$here/launch.sh" ] || FER_FACES=256x256x3 exec "$here/launch.sh" train_gan "$@"
 done
 echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2

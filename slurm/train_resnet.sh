@@ -6,10 +6,12 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue --open-mode=append --signal=B:USR1@30
 #SBATCH --output=%x-%j.log
-# Trains SE-ResNet-50; `sbatch --nodes=2 --gres=gpu:4 slurm/train_resnet.sh` on 8 GPUs. Any flag of fer_hpc.train may follow.
+# Trains resnet_improved (SE-ResNet-50). Any flag of fer_hpc.train may follow. On 8 GPUs:
+#     sbatch --nodes=2 --gres=gpu:4 slurm/train_resnet.sh
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
-    [ ! -e "$here/launch.sh" ] || FER_FACES=224x224x3 exec "$here/launch.sh" train resnet_improved "$@"
+for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
+    [ ! -e "$here/launch.sh" ] ||
+        FER_FACES=224x224x3 exec "$here/launch.sh" train resnet_improved "$@"
 done
 echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
 exit 2

@@ -6,9 +6,9 @@
 #SBATCH --time=12:00:00
 #SBATCH --requeue --open-mode=append --signal=B:USR1@30
 #SBATCH --output=%x-%j.log
-# Trains the VGG. Any flag of fer_hpc.train may follow.
+# Trains vgg. Any flag of fer_hpc.train may follow.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file, elsewhere
+for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
     [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" train vgg "$@"
 done
 echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -107,6 +108,24 @@ def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
     assert claim_attempt(tmp_path, say=said.append).number == 2
     assert 1.0 < time.monotonic() - began < 6
     assert "elsewhere" in said[0]
+
+
+@pytest.mark.parametrize(("beat_age_s", "state"), [(0, "running"), (3600, "interrupted")])
+def test_status_of_a_run_on_another_host_writes_nothing(
+    tmp_path: Path, beat_age_s: float, state: str
+) -> None:
+    """The run may be another user's, whose folder one may only read."""
+    attempt = begin(tmp_path, [])
+    owner = read_json(attempt.path / "owner.json")
+    write_json(attempt.path / "owner.json", {**owner, "host": "elsewhere", "place": "another boot"})
+    attempt._ended.set()
+    beat = attempt.path / "heartbeat"
+    beat.touch()
+    os.utime(beat, (time.time() - beat_age_s,) * 2)
+    folders = [tmp_path, *(p for p in tmp_path.rglob("*") if p.is_dir())]
+    before = [folder.stat().st_mtime_ns for folder in folders]
+    assert read_status(tmp_path)["state"] == state
+    assert [folder.stat().st_mtime_ns for folder in folders] == before, "a file was made"
 
 
 def test_history_follows_the_parents_and_not_what_came_after_them(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Jobs on a cluster."""
+"""Jobs on a cluster: submitting, starting, requeueing, listing and cancelling them."""

@@ -1,18 +1,17 @@
-"""What slurm/launch.sh asks before and after the processes of a job."""
+"""The two decisions that slurm/launch.sh leaves to Python: may the job start, is it requeued."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from pathlib import Path
 
 from fer_hpc.cluster.records import JobCommand, read_records, record_job, results_dir
-from fer_hpc.cluster.slurm import current_job_id
 from fer_hpc.config import (
     EXIT_FINDINGS,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
+    EXIT_TAKEN_OVER,
     EXIT_USER_ERROR,
     GanConfig,
     TrainConfig,
@@ -22,6 +21,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfig
 from fer_hpc.files import read_json
+from fer_hpc.parallel.world import current_job, job_name
 from fer_hpc.run.folder import (
     MAX_STARTS,
     no_gain_message,
@@ -30,11 +30,17 @@ from fer_hpc.run.folder import (
     starts_without_gain,
 )
 
-# ---- around one job, asked by launch.sh ------------------------------------------------------------------------------
+# A command that is not a training goes on in a new job only where it was interrupted.
+INTERRUPTED_CODES = (
+    EXIT_RUN_AGAIN,
+    128 + signal.SIGTERM,
+    128 + signal.SIGUSR1,
+    128 + signal.SIGUSR2,
+)
 
 
 def check_job(config: JobCommand, ranks: int) -> None:
-    """A UserError for what can be known to fail before any rank starts."""
+    """Raise a UserError for what is known to fail before any of the `ranks` processes starts."""
     if isinstance(config, PreprocessConfig):
         if config.input is not None and not config.input.exists():
             raise UserError(f"--input {config.input} is not there on {socket.gethostname()}")
@@ -43,59 +49,69 @@ def check_job(config: JobCommand, ranks: int) -> None:
         read_run_config(config.run)
     if not isinstance(config, TrainConfig | GanConfig):
         return
-    manifest = read_json(config.data / "manifest.json")
-    if manifest is None:
-        what = "holds no shards (no manifest.json)" if config.data.is_dir() else "is not there"
+    if read_json(config.data / "manifest.json") is None:
+        problem = "holds no shards (no manifest.json)" if config.data.is_dir() else "is not there"
         raise UserError(
-            f"--data {config.data} {what} on {socket.gethostname()}; preprocess first, or give FER_DATA or --data"
+            f"--data {config.data} {problem} on {socket.gethostname()}; "
+            "preprocess first, or give FER_DATA or --data"
         )
-    check_divides(
-        config.batch_size, ranks, config.accumulate if isinstance(config, TrainConfig) else 1
-    )
+    accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
+    check_divides(config.batch_size, ranks, accumulate)
     stored = read_json(config.run / "config.json")
     if stored:
         merge_for_resume(config, stored["science"])
 
 
 def begin(config: JobCommand, ranks: int, command: list[str]) -> Path:
-    """Check the job that has just started, and record it with its results; gives the folder for the ranks' logs."""
+    """Check the job that has just started and record it beside its results.
+
+    Gives the folder for the ranks' logs, an absolute path.
+    """
     check_job(config, ranks)
-    logs = results_dir(config) / "logs"
+    folder = results_dir(config)
+    logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    if "SLURM_JOB_ID" in os.environ:
-        record_job(results_dir(config), current_job_id(), command, [os.environ["SLURM_JOB_ID"]])
+    job = current_job()
+    if job:
+        record_job(folder, job_name(), command, [job.id])
     return logs.absolute()
 
 
 def should_requeue(config: JobCommand, code: int) -> tuple[bool, str]:
-    """Whether a job whose processes ended with `code` is to run again, and why.
+    """Whether a job whose processes ended with exit code `code` is to run again, and why.
 
-    Of a training its run folder is believed: a step of Slurm was seen to end with code 0 after one of its nodes had died.
+    For a training its run folder decides, not the code: srun was seen to end with code 0 after one
+    of its nodes had died.
     """
+    if isinstance(config, TrainConfig | GanConfig):
+        return _should_requeue_training(config.run, code)
     if isinstance(config, SweepConfig):
-        began = max((entry["time"] for entry in read_records(config.out)), default=0.0)
-        starts = config.out.glob("trials/*/attempts/*/environment.json")
-        again = code not in (
-            EXIT_FINISHED,
-            EXIT_USER_ERROR,
-            EXIT_FINDINGS,
-        )  # Ray has many ways to end with its processes
-        again &= code == EXIT_RUN_AGAIN or any(path.stat().st_mtime > began for path in starts)
-        return again, f"sweep ended with code {code}" + ("; it goes on from there" if again else "")
-    if not isinstance(config, TrainConfig | GanConfig):
-        again = code in (
-            EXIT_RUN_AGAIN,
-            128 + signal.SIGTERM,
-            128 + signal.SIGUSR1,
-            128 + signal.SIGUSR2,
-        )
-        return again, "done" if code == 0 else f"ended with code {code}" + (
-            "; it goes on from there" if again else ""
-        )
-    status = read_status(config.run)
+        again = _sweep_can_continue(config, code)
+        reason = f"sweep ended with code {code}"
+    else:
+        again = code in INTERRUPTED_CODES
+        reason = "done" if code == EXIT_FINISHED else f"ended with code {code}"
+    return again, f"{reason}; it goes on from there" if again else reason
+
+
+def _should_requeue_training(run: Path, code: int) -> tuple[bool, str]:
+    status = read_status(run)
     state, why = status["state"], status["why"] or f"ended with code {code}"
-    if state in ("finished", "failed", "superseded") or code in (2, 4):
-        return False, f"{config.run}: {state}" + (f", {why}" if state != "finished" else "")
-    if starts_without_gain(config.run) >= MAX_STARTS:
-        return False, no_gain_message(config.run)
-    return True, f"{config.run}: {why}; the same command goes on from there"
+    over = state in ("finished", "failed", "superseded")
+    if over or code in (EXIT_USER_ERROR, EXIT_TAKEN_OVER):
+        return False, f"{run}: {state}" + (f", {why}" if state != "finished" else "")
+    if starts_without_gain(run) >= MAX_STARTS:
+        return False, no_gain_message(run)
+    return True, f"{run}: {why}; the same command goes on from there"
+
+
+def _sweep_can_continue(config: SweepConfig, code: int) -> bool:
+    """Whether a sweep was interrupted, or crashed after some trial had started in this job."""
+    if code in (EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FINDINGS):
+        return False
+    if code == EXIT_RUN_AGAIN:
+        return True
+    # Ray takes the sweep down in many ways, with many exit codes: what counts is a gain.
+    job_start = max((record["time"] for record in read_records(config.out)), default=0.0)
+    trial_starts = config.out.glob("trials/*/attempts/*/environment.json")
+    return any(path.stat().st_mtime > job_start for path in trial_starts)

@@ -1,16 +1,21 @@
-"""Several jobs that belong together: a pipeline, a sweep as an array."""
+"""Several jobs that belong together: a pipeline of stages, a sweep as an array."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fer_hpc.cluster.records import JobCommand
 from fer_hpc.cluster.submit import dry_run, layout, submit
-from fer_hpc.config import TrainConfig, UserError, changed_fields, format_flag
+from fer_hpc.config import TrainConfig, UserError, changed_fields, flag_name
 from fer_hpc.config.commands import JobConfig, PipelineConfig, SweepConfig
+from fer_hpc.config.plugins import load_plugins
 from fer_hpc.files import write_json
+
+Configure = Callable[[str, list[str]], Any]  # cli.parse.configure, which is above this package
+WAIT = ["wait"]  # `after` of a job without a scheduler: submit returns when the job has ended
 
 
 def pipeline(
@@ -18,161 +23,149 @@ def pipeline(
     study: PipelineConfig,
     preset: str,
     train_args: list[str],
-    configure: Callable[[str, list[str]], JobCommand],
+    configure: Configure,
 ) -> Iterator[str]:
-    """Submit the stages of a study, each waiting for the one before; gives a line on each."""
-    out, shards = study.out.absolute(), study.out.absolute() / "shards"
-    size, channels = (224, 3) if preset == "resnet_improved" else (48, 1)
-    make = [
-        "--source",
-        study.source,
-        "--out",
-        str(shards),
-        "--size",
-        str(study.size or size),
-        "--channels",
-        str(study.channels or channels),
-        "--tasks",
-        str(study.tasks),
-    ]
-    make += (
-        ["--input", str(study.input.absolute())] if study.input else ["--count", str(study.count)]
-    )
-    runs = [out / "runs" / f"{preset}-seed{seed}" for seed in study.seeds]
-    trains = [
-        [
-            "train",
-            preset,
-            "--data",
-            str(shards),
-            "--run",
-            str(run),
-            "--seed",
-            str(seed),
-            *train_args,
-        ]
-        for run, seed in zip(runs, study.seeds, strict=True)
-    ]
+    """Submit the stages of a study, each waiting for the one before; gives the lines to print.
 
-    def stage(
+    Preprocessing as an array, a training for each seed, its scores, and one report.
+    """
+    if not study.seeds:
+        raise UserError("--seeds: wanted at least one value")
+    out = study.out.absolute()
+    shards = out / "shards"
+    trainings: dict[Path, list[str]] = {}
+    for seed in study.seeds:
+        run = out / "runs" / f"{preset}-seed{seed}"
+        places = ["--data", str(shards), "--run", str(run), "--seed", str(seed)]
+        trainings[run] = ["train", preset, *places, *train_args]
+    # Every stage is parsed before the first is submitted, so that a mistake costs no job.
+    configs = {run: configure(args[0], args[1:]) for run, args in trainings.items()}
+    side, channels = _face_of(next(iter(configs.values())))
+    source = ["--source", study.source, "--out", str(shards), "--tasks", str(study.tasks)]
+    source += ["--size", str(study.size or side), "--channels", str(study.channels or channels)]
+    if study.input:
+        source += ["--input", str(study.input.absolute())]
+    else:
+        source += ["--count", str(study.count)]
+    preprocess = [["preprocess", *source, "--task", str(i)] for i in range(study.tasks)]
+    preprocess_config = configure("preprocess", preprocess[0][1:])
+    report = ["report", str(out / "runs"), "--out", str(out / "report")]
+
+    stages = _Stages(job)
+    gpus = job.gpus_per_node
+    shard_jobs = stages.submit(shards, preprocess, preprocess_config, [], check=True)
+    shard_jobs = _whole_arrays(shard_jobs)
+    score_jobs: list[str] = []
+    for run, args in trainings.items():
+        train_jobs = stages.submit(run, [args], configs[run], shard_jobs, gpus)
+        evaluate = ["evaluate", str(run), "--split", study.eval_split]
+        evaluate_config = configure("evaluate", evaluate[1:])
+        score_jobs += stages.submit(run, [evaluate], evaluate_config, train_jobs, min(gpus, 1))
+    stages.submit(out / "report", [report], configure("report", report[1:]), score_jobs)
+    yield from stages.lines
+    yield f"page: {out / 'report' / 'index.html'}    fer-hpc status {out}    fer-hpc cancel {out}"
+
+
+class _Stages:
+    """Submits one stage after another and keeps a line on each."""
+
+    def __init__(self, job: JobConfig) -> None:
+        self.job = job
+        self.lines: list[str] = []
+
+    def submit(
+        self,
         folder: Path,
         commands: list[list[str]],
+        config: JobCommand,
         after: list[str],
         gpus: int = 0,
-        known: bool = False,
+        check: bool = False,
     ) -> list[str]:
-        config = configure(commands[0][0], commands[0][1:])
-        lines.append(f"{folder}: {layout(job, config, gpus)}")
+        """Submit `commands` behind the jobs `after`; gives the ids that the next stage waits for.
+
+        `check`: the input of `config` is there already, so that mistakes are found now.
+        """
+        job = self.job
+        self.lines.append(f"{folder}: {layout(job, config, gpus)}")
         if job.dry_run:
-            lines.append(dry_run(job, folder, commands, after, gpus))
+            self.lines.append(dry_run(job, folder, commands, after, gpus))
             return [f"JOB-OF-{commands[0][0].upper()}-{folder.name}"]
-        ids = submit(job, folder, commands, config if known else None, after, gpus)
-        lines.append(
-            f"  job {', '.join(ids)}"
-            + (f", after {', '.join(after)}" if after and after != ["wait"] else "")
-        )
+        if job.cluster != "slurm":
+            after = WAIT
+        ids = submit(job, folder, commands, config if check else None, after, gpus)
+        follows = f", after {', '.join(after)}" if after and after != WAIT else ""
+        self.lines.append(f"  job {', '.join(ids)}{follows}")
         return ids if job.cluster == "slurm" else []
 
-    lines: list[str] = []
-    wait = [] if job.cluster == "slurm" else ["wait"]  # elsewhere each stage is waited for
-    made = stage(
-        shards,
-        [["preprocess", *make, "--task", str(i)] for i in range(study.tasks)],
-        wait,
-        known=True,
-    )
-    made = list(dict.fromkeys(each.partition("_")[0] for each in made))  # all tasks of the array
-    scored: list[str] = []
-    for run, command in zip(runs, trains, strict=True):
-        trained = stage(run, [command], made or wait, job.gpus_per_node)
-        scored += stage(
-            run,
-            [["evaluate", str(run), "--split", study.eval_split]],
-            trained or wait,
-            min(job.gpus_per_node, 1),
-        )
-    report = ["report", str(out / "runs"), "--out", str(out / "report")]
-    stage(out / "report", [report], scored or wait)
-    yield from lines
-    yield f"page: {out / 'report' / 'index.html'}    fer-hpc status {out}    fer-hpc cancel {out}"
+
+def _face_of(config: TrainConfig) -> tuple[int, int]:
+    """(side, channels) of the faces that the network of a training was made for."""
+    from fer_hpc.models.registry import model_spec  # loads torch
+
+    load_plugins(config.plugin)
+    return model_spec(config.model).face
+
+
+def _whole_arrays(jobs: list[str]) -> list[str]:
+    """The array numbers of array tasks: 12 for 12_0, 12_1, ...; a dependency means all tasks."""
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
 def sweep_array(
     job: JobConfig, config: SweepConfig, preset: str, base: TrainConfig, args: list[str]
 ) -> Iterator[str]:
-    """Submit a sweep's unfinished trials as one array, and a job after it that writes the tables; gives a line on each."""
+    """Submit a sweep's unfinished trials as one array; gives the lines to print.
+
+    A job behind the array writes the tables, also where some of its tasks have failed.
+    """
     from fer_hpc.sweep.grid import grid, prepare, trial_state
 
     if config.scheduler != "fifo":
         raise UserError(
-            f"--scheduler {config.scheduler} decides while trials run, which an array cannot; use fer_hpc.tune"
+            f"--scheduler {config.scheduler} decides while trials run, which an array cannot; "
+            "use fer_hpc.tune"
         )
+    gpus = job.gpus_per_node
     trials = grid(config, base)
     for trial in trials:
-        layout(job, trial.config, job.gpus_per_node)
-    todo = [trial for trial in trials if trial_state(config.out, trial.name)[0] != "finished"]
-    own = {"batch_size", "lr", "seed", "run", "data"}
-    flags = [
-        said_flag
-        for name, value in changed_fields(preset, base).items()
-        if name not in own
-        for said_flag in format_flag(name, value).split(" ", 1)
-    ]
-    commands = [
-        [
-            "train",
-            preset,
-            "--data",
-            str(t.config.data),
-            "--run",
-            str(t.config.run),
-            "--batch-size",
-            str(t.config.batch_size),
-            "--lr",
-            str(t.config.lr),
-            "--seed",
-            str(t.config.seed),
-            *flags,
-        ]
-        for t in todo
-    ]
+        layout(job, trial.config, gpus)
+    unfinished = [t for t in trials if trial_state(config.out, t.name)[0] != "finished"]
+    commands = [["train", preset, *_train_args(preset, t.config)] for t in unfinished]
     out = config.out.absolute()
-    yield f"{out}: {len(trials)} trials, {len(trials) - len(todo)} finished; {layout(job, trials[0].config, job.gpus_per_node)}"
-    tables = ["tune", *args, "--collect"]
+    finished = len(trials) - len(unfinished)
+    shape = layout(job, trials[0].config, gpus)
+    yield f"{out}: {len(trials)} trials, {finished} finished; {shape}"
     if job.dry_run:
         if commands:
-            yield dry_run(job, out, commands, gpus=job.gpus_per_node)
+            yield dry_run(job, out, commands, gpus=gpus)
         return
     prepare(config, preset, trials)
-    made: list[str] = []
+    wait = WAIT if job.cluster == "local" else []
+    array: list[str] = []
     if commands:
-        listed = out / "jobs" / f"array-{time.time_ns()}.json"
-        listed.parent.mkdir(exist_ok=True)
-        write_json(listed, [t.name for t in todo])
-        launched = ["trial", str(out), str(listed)]
-        made = submit(
-            job,
-            out,
-            commands,
-            todo[0].config,
-            ["wait"] if job.cluster == "local" else (),
-            job.gpus_per_node,
-            launched,
-        )
-        yield f"  job {', '.join(made)}"
-    array = (
-        list(dict.fromkeys(each.partition("_")[0] for each in made))
-        if job.cluster == "slurm"
-        else []
-    )
-    ids = submit(
-        job,
-        out,
-        [tables],
-        None,
-        array or (["wait"] if job.cluster == "local" else ()),
-        0,
-        whatever=True,
-    )
+        names = out / "jobs" / f"array-{time.time_ns()}.json"
+        names.parent.mkdir(exist_ok=True)
+        write_json(names, [t.name for t in unfinished])
+        launch_args = ["trial", str(out), str(names)]
+        ids = submit(job, out, commands, unfinished[0].config, wait, gpus, launch_args)
+        yield f"  job {', '.join(ids)}"
+        array = _whole_arrays(ids) if job.cluster == "slurm" else []
+    tables = ["tune", *args, "--collect"]
+    ids = submit(job, out, [tables], None, array or wait, dependency_type="afterany")
     yield f"  job {', '.join(ids)}, the tables" + (f", after {', '.join(array)}" if array else "")
     yield f"fer-hpc status {out}    fer-hpc cancel {out}    results {out / 'summary.json'}"
+
+
+def _train_args(preset: str, config: TrainConfig) -> list[str]:
+    """The flags with which `train PRESET` gives `config`."""
+    values = {name: getattr(config, name) for name in ("data", "run", "batch_size", "lr", "seed")}
+    args: list[str] = []
+    for name, value in {**values, **changed_fields(preset, config)}.items():
+        if isinstance(value, bool):
+            args.append(flag_name(name if value else f"no_{name}"))
+        elif isinstance(value, tuple):
+            args += [flag_name(name), *map(str, value)]
+        else:
+            args += [flag_name(name), str(value)]
+    return args

@@ -1,4 +1,4 @@
-"""Which jobs have worked on a results folder."""
+"""Records of the jobs that have worked on a results folder, one JSON file each."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ JobCommand = (
 
 def results_dir(config: JobCommand) -> Path:
     """The folder that a command's results, logs and job records go to."""
-    return (
-        config.out
-        if isinstance(config, PreprocessConfig | ReportConfig | SweepConfig)
-        else config.run
-    )
+    if isinstance(config, PreprocessConfig | ReportConfig | SweepConfig):
+        return config.out
+    return config.run
 
 
 def record_job(folder: Path, job: str, command: list[str], logs: list[str]) -> None:
-    """Note in a results folder that `job` works on it; `logs` are patterns of its log files."""
+    """Write FOLDER/jobs/JOB.json; `logs` are glob patterns of the job's log files."""
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    entry = {"job": job, "command": command, "logs": logs, "time": round(time.time(), 1)}
-    write_json(folder / "jobs" / f"{job}.json", entry)
+    record = {"job": job, "command": command, "logs": logs, "time": round(time.time(), 1)}
+    write_json(folder / "jobs" / f"{job}.json", record)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The jobs noted in a folder, oldest first."""
-    found = [read_json(p) for p in (folder / "jobs").glob("[0-9]*.json")]
-    return sorted((entry for entry in found if entry), key=lambda entry: entry["time"])
+    """The job records of a folder, oldest first."""
+    records = [read_json(p) for p in (folder / "jobs").glob("[0-9]*.json")]
+    return sorted((record for record in records if record), key=lambda record: record["time"])

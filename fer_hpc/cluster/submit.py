@@ -1,7 +1,7 @@
-"""Jobs: what is submitted, what becomes of it, and how it is ended. The only user of submitit; loads no torch.
+"""Submitting one command as a job, or several as an array. The only user of submitit.
 
-Slurm starts everything through slurm/launch.sh, for `sbatch slurm/train_cnn.sh` and `python jobs/train.py` alike: it
-starts the ranks, passes on signals, and is the one that requeues. `begin` and `end` are its questions.
+Slurm starts every job through slurm/launch.sh, for `sbatch slurm/train_cnn.sh` and
+`python jobs/train.py` alike: it starts the ranks, passes signals on, and alone requeues the job.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import runpy
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,12 @@ from typing import Any
 
 from fer_hpc.cluster.launch import check_job
 from fer_hpc.cluster.records import JobCommand, record_job
+from fer_hpc.cluster.slurm import (
+    DependencyType,
+    batch_parameters,
+    check_installed,
+    refusal_error,
+)
 from fer_hpc.config import (
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
@@ -28,24 +33,24 @@ from fer_hpc.config import (
     UserError,
     check_divides,
 )
-from fer_hpc.config.commands import (
-    JobConfig,
-)
+from fer_hpc.config.commands import JobConfig
+from fer_hpc.parallel.world import job_port
 
 LAUNCH = Path(__file__).parents[2] / "slurm" / "launch.sh"
 
 
-# ---- submitting ------------------------------------------------------------------------------------------------------
+# ---- in the job ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Command:
-    """What submitit stores and calls on every rank: one fer_hpc command."""
+    """One fer_hpc command, which submitit stores and calls on every rank."""
 
     args: tuple[str, ...]
 
     def __call__(self) -> None:
-        # submitit's handlers requeue and exit from within the signal. Ours note it, in train(); before that, it ends us.
+        # submitit's handlers requeue and exit from within the signal. The default handlers end the
+        # process until train() installs those that only note the signal.
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
         local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
@@ -61,59 +66,35 @@ class Command:
 
 
 def _run_by_name(args: tuple[str, ...]) -> int:
-    """The exit code of `python -m fer_hpc ARGS` in this process; it is found by name, as a shell would."""
+    """Run `python -m fer_hpc ARGS` in this process; gives its exit code.
+
+    The command line is above this package, so it is found by name, as a shell finds it.
+    """
     sys.argv = ["fer-hpc", *args]
     try:
         runpy.run_module("fer_hpc", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
     return EXIT_FINISHED
 
 
 def export_torchrun_env() -> None:
-    """Tell the ranks of a local job about each other."""
+    """Set the variables that torchrun sets for the ranks of a local job."""
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    size, port = job.num_tasks, 20_000 + 7 * int(job.job_id) % 12_000
-    known = {
+    variables = {
         "RANK": job.global_rank,
         "LOCAL_RANK": job.local_rank,
-        "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_PORT": port,
+        "WORLD_SIZE": job.num_tasks,
+        "LOCAL_WORLD_SIZE": job.num_tasks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": job_port(int(job.job_id)),
     }
-    os.environ.update({name: str(value) for name, value in known.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
-def parameters(
-    job: JobConfig, name: str, after: Sequence[str], gpus: int, whatever: bool = False
-) -> dict[str, Any]:
-    """submitit's words for the resources of a job that starts when the jobs `after` have succeeded, or, `whatever` became of
-    them, ended."""
-    more: dict[str, Any] = {"signal": f"B:USR1@{job.signal_lead_s}", "requeue": True}
-    if after:
-        more |= {
-            "dependency": ("afterany:" if whatever else "afterok:") + ":".join(after),
-            "kill-on-invalid-dep": "yes",
-        }
-    if gpus:
-        more |= {"gres": f"gpu:{gpus}", "cpus-per-gpu": job.cpus}
-    wanted: dict[str, Any] = {
-        "job_name": name,
-        "time": job.time_min,
-        "nodes": job.nodes if gpus else 1,
-        "partition": job.partition,
-        "account": job.account,
-        "qos": job.qos,
-        "mem": job.mem or None,
-        "cpus_per_task": None if gpus else job.cpus,
-        "setup": [f"export FER_PYTHON={shlex.quote(sys.executable)}"],
-        "use_srun": False,
-        "stderr_to_stdout": True,
-        "additional_parameters": more,
-    }
-    return {key: value for key, value in wanted.items() if value is not None}
+# ---- submitting ----------------------------------------------------------------------------------
 
 
 def submit(
@@ -123,98 +104,84 @@ def submit(
     config: JobCommand | None,
     after: Sequence[str] = (),
     gpus: int = 0,
-    launched: list[str] | None = None,
-    whatever: bool = False,
+    launch_args: list[str] | None = None,
+    dependency_type: DependencyType = "afterok",
 ) -> list[str]:
-    """Submit one job, or an array of several `commands`, whose results go to `folder`; gives their ids.
+    """Submit one job, or an array of several `commands`, whose results go to `folder`.
 
-    Each command is [verb, arguments...]. `config` is what the first of them means, checked now; None where its input is
-    only made by the jobs `after`. `launched` is what slurm/launch.sh is told instead of the first command. Returns at once,
-    but for `--cluster debug`, which runs here and now.
+    Each command is [verb, arguments...]. `config` is the configuration of the first, checked now;
+    None where its input is only made by the jobs `after`. `launch_args` is what slurm/launch.sh
+    gets instead of the first command. Gives the ids of the jobs at once; `--cluster debug` runs
+    the commands here and gives none. `after` is ["wait"] where a local job is to be waited for.
     """
-    from submitit import DebugExecutor, LocalExecutor
-    from submitit.core.utils import FailedJobError
-
-    ranks = job.nodes * max(gpus, 1)
     if config is not None:
-        check_job(config, ranks)
+        check_job(config, job.nodes * max(gpus, 1))
     calls = [Command(tuple(args)) for args in commands]
-    name = f"fer-{commands[0][0]}"
     logs = folder / "jobs"
     if job.cluster == "debug":
+        from submitit import DebugExecutor
+
         executor = DebugExecutor(logs)
         for call in calls:
             executor.submit(call).result()
         return []
     if job.cluster == "local":
-        local = LocalExecutor(logs)
-        local.update_parameters(
-            timeout_min=job.time_min, tasks_per_node=max(gpus, 1), gpus_per_node=gpus or None
-        )
-        made = [local.submit(call) for call in calls]
-        for each, args in zip(made, commands, strict=True):
-            record_job(folder, each.job_id, args, [f"{each.job_id}_*_log.*"])
-        for each in made if list(after) == ["wait"] else []:
-            each.wait()
-        return [each.job_id for each in made]
-    slurm = _slurm_executor(logs, launched or commands[0])
-    try:
-        slurm.update_parameters(
-            **parameters(job, name, after, gpus, whatever), array_parallelism=len(calls)
-        )
-        if len(calls) == 1:
-            made = [slurm.submit(calls[0])]
-        else:
-            with slurm.batch():
-                made = [slurm.submit(call) for call in calls]
-    except (FailedJobError, subprocess.CalledProcessError) as error:
-        raise UserError(_why_not(job, str(error), gpus)) from None
-    for each, args in zip(made, commands, strict=True):
-        record_job(folder, each.job_id, args, [f"{each.job_id}_0_log.out"])
-    return [each.job_id for each in made]
+        jobs, log_pattern = _submit_local(job, logs, calls, gpus), "{}_*_log.*"
+    else:
+        parameters = batch_parameters(job, f"fer-{commands[0][0]}", after, gpus, dependency_type)
+        jobs = _submit_slurm(job, logs, calls, gpus, launch_args or commands[0], parameters)
+        log_pattern = "{}_0_log.out"
+    for submitted, args in zip(jobs, commands, strict=True):
+        record_job(folder, submitted.job_id, args, [log_pattern.format(submitted.job_id)])
+    if job.cluster == "local" and list(after) == ["wait"]:
+        for submitted in jobs:
+            submitted.wait()
+    return [submitted.job_id for submitted in jobs]
 
 
-def _slurm_executor(folder: Path, command: list[str]) -> Any:
+def _submit_local(job: JobConfig, logs: Path, calls: list[Command], gpus: int) -> list[Any]:
+    """Start the commands in the background of this machine; gives submitit's jobs."""
+    from submitit import LocalExecutor
+
+    executor = LocalExecutor(logs)
+    executor.update_parameters(
+        timeout_min=job.time_min, tasks_per_node=max(gpus, 1), gpus_per_node=gpus
+    )
+    return [executor.submit(call) for call in calls]
+
+
+def _submit_slurm(
+    job: JobConfig,
+    logs: Path,
+    calls: list[Command],
+    gpus: int,
+    launch_args: list[str],
+    parameters: dict[str, Any],
+) -> list[Any]:
+    """Give the commands to sbatch, several as an array; gives submitit's jobs."""
     from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
 
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise UserError(
-            "no sbatch on the PATH here: submit on a login node of the cluster, or use --cluster local"
-        )
-    return SlurmExecutor(folder, python=_launched(command))
+    check_installed()
+    executor = SlurmExecutor(logs, python=_batch_command(launch_args))
+    try:
+        executor.update_parameters(**parameters, array_parallelism=len(calls))
+        if len(calls) == 1:
+            return [executor.submit(calls[0])]
+        with executor.batch():
+            return [executor.submit(call) for call in calls]
+    except (FailedJobError, subprocess.CalledProcessError) as error:
+        raise refusal_error(job, str(error), gpus) from None
 
 
-def _launched(command: list[str]) -> str:
-    """The batch script's command: launch.sh, told what it starts and, behind --, how submitit wants it started."""
+def _batch_command(launch_args: list[str]) -> str:
+    """The batch script's command: launch.sh, its arguments, and behind -- submitit's program."""
     if not LAUNCH.exists():
         raise UserError(
             f"{LAUNCH} is missing; jobs are submitted from a checkout (pip install -e .)"
         )
     # exec: the batch shell, which gets the warning signal, becomes launch.sh, which traps it
-    return f"exec {shlex.join([str(LAUNCH), *command])} -- {shlex.quote(sys.executable)}"
-
-
-def _why_not(job: JobConfig, error: str, gpus: int) -> str:
-    """sbatch's refusal in a line, with what there is instead."""
-    said = next(
-        (line for line in error.splitlines() if "error:" in line), error.strip().splitlines()[-1]
-    )
-    said = said.partition("error:")[2].strip() or said
-    listed = subprocess.run(
-        ["sinfo", "-h", "-o", "%R: %D nodes, %c cores, %G"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    there = "; ".join(sorted(set(listed.stdout.split("\n")) - {""})) or "unknown"
-    if listed.returncode:
-        raise UserError(
-            f"no Slurm answers here ({said}): submit on a login node of the cluster, or use --cluster local"
-        )
-    wanted = f"--nodes {job.nodes} --gpus-per-node {gpus} --cpus {job.cpus}" + (
-        f" --partition {job.partition}" if job.partition else ""
-    )
-    return f"sbatch refused {wanted}: {said} (partitions here: {there})"
+    return f"exec {shlex.join([str(LAUNCH), *launch_args])} -- {shlex.quote(sys.executable)}"
 
 
 def dry_run(
@@ -228,27 +195,27 @@ def dry_run(
     from submitit.slurm.slurm import _make_sbatch_string
 
     logs = folder / "jobs"
-    line = f"{_launched(commands[0])} -u -m submitit.core._submit {shlex.quote(str(logs))}"
-    array: dict[str, Any] = (
-        {"map_count": len(commands), "array_parallelism": len(commands)}
-        if len(commands) > 1
-        else {}
-    )
-    return str(
-        _make_sbatch_string(
-            line, logs, **parameters(job, f"fer-{commands[0][0]}", after, gpus), **array
-        )
-    )
+    program = f"-u -m submitit.core._submit {shlex.quote(str(logs))}"
+    parameters = batch_parameters(job, f"fer-{commands[0][0]}", after, gpus)
+    if len(commands) > 1:
+        parameters |= {"map_count": len(commands), "array_parallelism": len(commands)}
+    line = f"{_batch_command(commands[0])} {program}"
+    return str(_make_sbatch_string(line, logs, **parameters))
 
 
 def layout(job: JobConfig, config: JobCommand | None, gpus: int) -> str:
-    """A line on how many processes there will be and what each gets; a UserError where that cannot work."""
+    """A line on how many processes there will be and what each gets.
+
+    Raises UserError where the batch does not divide by that number.
+    """
     nodes = job.nodes if gpus else 1
     ranks = nodes * max(gpus, 1)
-    words = f"{nodes} node(s) x {max(gpus, 1)} task(s) = {ranks} ranks, {job.cpus} core(s) each, {gpus} GPU(s) a node"
+    text = (
+        f"{nodes} node(s) x {max(gpus, 1)} task(s) = {ranks} ranks, "
+        f"{job.cpus} core(s) each, {gpus} GPU(s) a node"
+    )
     if isinstance(config, TrainConfig | GanConfig):
-        check_divides(
-            config.batch_size, ranks, config.accumulate if isinstance(config, TrainConfig) else 1
-        )
-        words += f"; batch {config.batch_size} = {ranks} x {config.batch_size // ranks}"
-    return f"{words}; {job.time_min} min, signal {job.signal_lead_s} s before"
+        accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
+        check_divides(config.batch_size, ranks, accumulate)
+        text += f"; batch {config.batch_size} = {ranks} x {config.batch_size // ranks}"
+    return f"{text}; {job.time_min} min, signal {job.signal_lead_s} s before"

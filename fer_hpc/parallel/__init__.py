@@ -1,1 +1,1 @@
-"""Processes of one run: ranks, devices, collectives."""
+"""The processes of one run: ranks, devices, collectives."""

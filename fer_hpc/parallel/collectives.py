@@ -1,5 +1,7 @@
-"""Who am I among the processes of this run, and what they tell each other. The only reader of RANK, WORLD_SIZE,
-SLURM_PROCID and their kin."""
+"""The exchanges between the ranks of a run: one place that calls torch.distributed.
+
+Every function works for a single process as well, and then exchanges nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,10 @@ class PeerLost(Exception):
 
 @contextlib.contextmanager
 def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
-    """The ranks of `world` connected: gloo for tensors in main memory, NCCL for those on GPUs; nothing for one process.
+    """Connect the ranks of `world`: gloo for tensors in main memory, NCCL for those on GPUs.
 
-    A rank that dies closes its connections, which the others see at their next exchange (`noticing_lost_peers`).
+    A rank that dies closes its connections, which the others see at their next exchange
+    (`detect_lost_peers`). Raises UserError where the ranks do not find each other.
     """
     if world.size == 1:
         yield
@@ -49,8 +52,9 @@ def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
         )
     except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(
-            f"rank {world.rank} of {world.size} could not reach the others: {str(error).splitlines()[0]}; "
-            "start all ranks with torchrun or srun, or set MASTER_ADDR and MASTER_PORT"
+            f"rank {world.rank} of {world.size} could not reach the others: "
+            f"{str(error).splitlines()[0]}; start all ranks with --procs, torchrun or srun, "
+            "or set MASTER_ADDR and MASTER_PORT"
         ) from None
     yield
     dist.destroy_process_group()  # not after an exception: it would wait for ranks that are gone
@@ -59,12 +63,11 @@ def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
 @contextlib.contextmanager
 def detect_lost_peers(world: World) -> Iterator[None]:
     """Turn what torch raises when a connection breaks into PeerLost."""
+    broken = r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe"
     try:
         yield
     except RuntimeError as error:
-        if world.size > 1 and re.search(
-            r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe", str(error)
-        ):
+        if world.size > 1 and re.search(broken, str(error)):
             raise PeerLost(
                 f"rank {world.rank} lost another rank: {str(error).splitlines()[0][-160:]}"
             ) from None
@@ -72,28 +75,30 @@ def detect_lost_peers(world: World) -> Iterator[None]:
 
 
 def on_rank_0(world: World, work: Callable[[], Any]) -> Any:
-    """What `work()` gives on rank 0, a JSON value, on every rank; its UserError, or OSError, is a UserError on every rank."""
+    """Call `work` on rank 0 only; every rank gets its result, which must be a JSON value.
+
+    A UserError or OSError in `work` is raised as a UserError on every rank.
+    """
     if world.size == 1:
         return work()
-    told: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     if world.rank == 0:
         try:
-            told = {"value": work()}
+            outcome = {"value": work()}
         except UserError as error:
-            told = {"error": str(error)}
+            outcome = {"error": str(error)}
         except OSError as error:
-            told = {
-                "error": f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            }
-    text = _broadcast(json.dumps(told).encode() if world.rank == 0 else b"")
-    told = json.loads(text)
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["value"]
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            outcome = {"error": message}
+    text = _broadcast(json.dumps(outcome).encode() if world.rank == 0 else b"")
+    outcome = json.loads(text)
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["value"]
 
 
 def _broadcast(data: bytes) -> bytes:
-    """Rank 0's bytes, on every rank."""
+    """Give every rank the bytes of rank 0."""
     import torch
     import torch.distributed as dist
 
@@ -106,29 +111,30 @@ def _broadcast(data: bytes) -> bytes:
     return body.numpy().tobytes()
 
 
-def gather_json(mine: Any, world: World) -> list[Any]:
-    """Everyone's `mine`, a JSON value of at most 1,000 bytes, in the order of ranks."""
+def gather_json(value: Any, world: World) -> list[Any]:
+    """The `value` of every rank, in the order of ranks; a JSON value of at most 1,000 bytes."""
     if world.size == 1:
-        return [mine]
+        return [value]
     import torch
     import torch.distributed as dist
 
-    text = torch.tensor(list(json.dumps(mine).encode().ljust(1000)), dtype=torch.uint8)
+    text = torch.tensor(list(json.dumps(value).encode().ljust(1000)), dtype=torch.uint8)
     texts = [torch.empty_like(text) for _ in range(world.size)]
     dist.all_gather(texts, text)
     return [json.loads(each.numpy().tobytes()) for each in texts]
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
-    """The sum of everyone's `values`; integers, so that it does not depend on the order."""
-    return _reduced(values, world, "SUM")
+    """The sum of all ranks' `values`: integers, so that the order of additions does not matter."""
+    return _all_reduce(values, world, "SUM")
 
 
 def min_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
-    return _reduced(values, world, "MIN")
+    """The element-wise minimum of all ranks' `values`."""
+    return _all_reduce(values, world, "MIN")
 
 
-def _reduced(values: torch.Tensor, world: World, operation: str) -> torch.Tensor:
+def _all_reduce(values: torch.Tensor, world: World, operation: str) -> torch.Tensor:
     if world.size == 1:
         return values
     import torch.distributed as dist
@@ -139,40 +145,46 @@ def _reduced(values: torch.Tensor, world: World, operation: str) -> torch.Tensor
 
 
 def broadcast_buffers(model: nn.Module, world: World) -> None:
-    """Give every rank rank 0's buffers (batch norm's running statistics), as DDP does before each forward pass."""
-    found = [
-        buffer for buffer in model.buffers() if buffer.is_floating_point()
-    ]  # counters are the same everywhere
-    if world.size > 1 and found:
+    """Copy rank 0's buffers (running statistics of batch norm) to every rank.
+
+    DDP does the same before each forward pass.
+    """
+    # Integer buffers are counters, which are equal on all ranks.
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if world.size > 1 and buffers:
         import torch
         import torch.distributed as dist
 
-        together = torch.cat([buffer.reshape(-1) for buffer in found])
-        dist.broadcast(together, 0)
-        for buffer, part in zip(found, together.split([b.numel() for b in found]), strict=True):
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat, 0)
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
 def average_gradients(parameters: Iterable[torch.Tensor], world: World) -> None:
-    """Replace gradients by their mean over the ranks, in one exchange whose order of additions never changes."""
+    """Replace the gradients of `parameters` by their mean over the ranks.
+
+    One exchange of one flat tensor, so that the order of additions never changes.
+    """
     if world.size == 1:
         return
     import torch
     import torch.distributed as dist
 
-    found = [p.grad for p in parameters if p.grad is not None]
-    together = torch.cat([g.reshape(-1) for g in found])
-    dist.all_reduce(together)
-    together /= world.size
-    for gradient, part in zip(found, together.split([g.numel() for g in found]), strict=True):
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 class Agreement:
-    """What the ranks decide together, without waiting for it: the largest of everyone's numbers, one step later.
+    """The element-wise maximum of `count` numbers over the ranks, one step late, without waiting.
 
-    `exchange` posts this rank's numbers and gives what was agreed on those of the call before (zeros at the first). All
-    ranks get the same answer at the same step. One process agrees with itself at once.
+    `exchange` posts this rank's numbers and gives the maximum over those posted by the call before
+    (zeros at the first call). All ranks get the same answer at the same step. A single process
+    gets its own numbers at once.
     """
 
     def __init__(self, world: World, count: int) -> None:
@@ -183,20 +195,20 @@ class Agreement:
 
             self._group: Any = dist.new_group(backend="gloo")
 
-    def exchange(self, mine: list[int]) -> list[int]:
+    def exchange(self, numbers: list[int]) -> list[int]:
         if self.world.size == 1:
-            return mine
+            return numbers
         agreed = self.close()
         import torch
         import torch.distributed as dist
 
-        posted = torch.tensor(mine)
+        posted = torch.tensor(numbers)
         work = dist.all_reduce(posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = posted, work
         return agreed
 
     def close(self) -> list[int]:
-        """The answer that is still under way."""
+        """Wait for the answer to the last `exchange`."""
         if self._pending is None:
             return [0] * self._count
         posted, work = self._pending
@@ -205,16 +217,16 @@ class Agreement:
         return list(posted.tolist())
 
 
-def gather_round_robin(mine: torch.Tensor, world: World) -> torch.Tensor:
-    """Chunks that were dealt out in turn (rank r has r, r + size, ...), back in order.
+def gather_round_robin(chunks: torch.Tensor, world: World) -> torch.Tensor:
+    """All ranks' chunks in their original order; rank r has the chunks r, r + size, ...
 
-    `mine` [k, ...] must have the same k on every rank; gives [k * size, ...] on every rank.
+    `chunks` [k, ...] must have the same k on every rank; gives [k * size, ...] on every rank.
     """
     if world.size == 1:
-        return mine
+        return chunks
     import torch
     import torch.distributed as dist
 
-    everyones = [torch.empty_like(mine) for _ in range(world.size)]
-    dist.all_gather(everyones, mine)
-    return torch.stack(everyones, 1).flatten(0, 1)
+    by_rank = [torch.empty_like(chunks) for _ in range(world.size)]
+    dist.all_gather(by_rank, chunks)
+    return torch.stack(by_rank, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Which device and which precision a process computes with."""
+"""The device and the precision that a process computes with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `--device` names; auto is CUDA where there is any."""
+    """The device that `--device` names; auto is CUDA where there is any.
+
+    On CUDA it becomes the process's current device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: torch sees no CUDA device here; use --device cpu, or ask the scheduler for a GPU"
+            "--device cuda: torch sees no CUDA device here; use --device cpu, "
+            "or ask the scheduler for a GPU"
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"local rank {local_rank}, but this node shows {torch.cuda.device_count()} GPUs; start one task per GPU"
+            f"local rank {local_rank}, but this node shows {torch.cuda.device_count()} GPUs; "
+            "start one task per GPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -40,11 +45,9 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def set_determinism(config: TrainConfig | GanConfig, device: torch.device) -> None:
-    """What --deterministic asks of torch."""
-    if config.deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # read when CUDA's libraries start
+    """Set torch's switches for --deterministic."""
+    if config.deterministic:  # the variable is read when CUDA's libraries start
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape

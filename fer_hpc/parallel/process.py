@@ -1,4 +1,4 @@
-"""The C library's allocator."""
+"""Settings of a process: its memory, and that it ends with its parent."""
 
 import contextlib
 import ctypes
@@ -10,8 +10,9 @@ from multiprocessing import parent_process
 def keep_freed_memory() -> None:
     """Let the C library reuse freed buffers instead of returning them to the kernel.
 
-    Activations are tens of megabytes and a decoded photo half a one: mapping them anew each time costs more in page faults
-    than the arithmetic, or as much as the decoding (docs/benchmarks.md has the figures). A no-op where it is not glibc.
+    Activations are tens of megabytes and a decoded photo half a one: mapping them anew each time
+    costs more in page faults than the arithmetic, or as much as the decoding (docs/benchmarks.md
+    has the figures). Does nothing where the C library is not glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -19,9 +20,14 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this worker process when its parent dies, however that happens: no orphans (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    parent = parent_process()
-    if parent and parent.pid != os.getppid():  # it died before that call
+def end_with_parent(parent_pid: int | None = None) -> None:
+    """Have the kernel kill this process when its parent dies, so that no orphan is left (Linux).
+
+    `parent_pid` is needed where multiprocessing did not start this process.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent_pid is None and (parent := parent_process()):
+        parent_pid = parent.pid
+    if parent_pid and parent_pid != os.getppid():  # the parent died before that call
         os._exit(1)

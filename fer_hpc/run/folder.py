@@ -142,7 +142,7 @@ def read_status(run: Path) -> dict[str, Any]:
         return {"state": "new", "why": ""}
     path = attempt_path(run, numbers[-1])
     found = read_json(path / "status.json") or {"state": "running", "why": "starting"}
-    if found["state"] == "running" and not holder_of(run, path):
+    if found["state"] == "running" and not holder_of(run, path, read_only=True):
         found = {**found, "state": "interrupted", "why": "its process is gone"}
     return found
 

@@ -1,16 +1,16 @@
-"""Who holds an attempt: process, host, heartbeat. Standard library only."""
+"""Which process holds an attempt, and whether it is alive. Standard library only."""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 from fer_hpc.files import read_json
 from fer_hpc.parallel.world import Job
 
 HEARTBEAT_S = 5.0
-
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
 
 
@@ -33,29 +33,45 @@ def process_state(pid: int) -> tuple[str, str]:
 
 
 def heartbeat_age(run: Path, attempt: Path) -> float:
-    """Seconds since the last heartbeat, both ends read from the file system's clock: hosts' clocks differ."""
+    """Seconds since the last heartbeat by the file system's clock: the clocks of hosts differ.
+
+    Writes a probe file into the run folder for a moment; for those who may write there.
+    """
     probe = run / f".clock-{socket.gethostname()}-{os.getpid()}"
     probe.touch()
     now = probe.stat().st_mtime
     probe.unlink(missing_ok=True)
+    return now - _heartbeat(attempt)
+
+
+def heartbeat_age_by_local_clock(attempt: Path) -> float:
+    """Seconds since the last heartbeat by this host's clock, which may differ; writes nothing."""
+    return time.time() - _heartbeat(attempt)
+
+
+def _heartbeat(attempt: Path) -> float:
     beat = attempt / "heartbeat"
-    return now - (beat if beat.exists() else attempt).stat().st_mtime
+    return (beat if beat.exists() else attempt).stat().st_mtime
 
 
-def holder_of(run: Path, attempt: Path, job: Job | None = None) -> str:
-    """Who still holds `attempt`, in words; "" where the next start may have it."""
+def holder_of(run: Path, attempt: Path, job: Job | None = None, read_only: bool = False) -> str:
+    """Who still holds `attempt`, as text; "" where the next start may have it.
+
+    `read_only` writes nothing, for status and other readers: it judges another host's process by
+    this host's clock. A start that claims the run must not use it.
+    """
     state = (read_json(attempt / "status.json") or {}).get("state", "running")
     owner = read_json(attempt / "owner.json")
     if state != "running" or owner is None:
         return ""
-    who = f"process {owner['pid']} on {owner['host']}" + (
-        f", job {owner['job']}" if owner["job"] else ""
-    )
+    who = f"process {owner['pid']} on {owner['host']}"
+    if owner["job"]:
+        who += f", job {owner['job']}"
     if job and job.id == owner["job"] and job.restarts > owner["restarts"]:
         return ""  # the scheduler restarted this job: the earlier start is gone or cut off
     if owner["place"] == process_place() != "unknown":
         letter, started = process_state(owner["pid"])
-        return (
-            who if started == owner["started"] and letter not in "TtZX" else ""
-        )  # stopped or dead: not holding
-    return who if heartbeat_age(run, attempt) < LEASE_S else ""
+        # a stopped or dead process does not hold the run
+        return who if started == owner["started"] and letter not in "TtZX" else ""
+    age = heartbeat_age_by_local_clock(attempt) if read_only else heartbeat_age(run, attempt)
+    return who if age < LEASE_S else ""

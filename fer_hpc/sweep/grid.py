@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.files import read_json, write_json
+from fer_hpc.parallel.world import array_task
 from fer_hpc.run.folder import HALTED_REASON, read_status
 
 SWEPT = ("batch_size", "lr", "seed")
@@ -82,12 +82,11 @@ def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
 def trial_of_array(out: Path, listed: Path) -> TrainConfig:
     """What the present task of a Slurm array trains; `listed` is a JSON file of trials' names, in the array's order."""
     names, stored = read_json(listed), read_json(out / "sweep.json")
-    task = os.environ.get("SLURM_ARRAY_TASK_ID", "0")
     if names is None or stored is None:
         raise UserError(
             f"{out} is not a sweep's folder, or {listed} is gone; submit the sweep again"
         )
-    name = names[int(task)]
+    name = names[array_task()]
     return TrainConfig(
         data=Path(stored["data"]),
         run=out / "trials" / name,
