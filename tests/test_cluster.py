@@ -1,4 +1,4 @@
-"""Jobs without a scheduler: what would be submitted, who is started again, and the same jobs on this machine."""
+"""Jobs without a scheduler: what is submitted, who is requeued, the same jobs on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from fer_hpc.cli.parse import configure
 from fer_hpc.cluster.launch import should_requeue
 from fer_hpc.config import TrainConfig
 from fer_hpc.files import write_json
+from fer_hpc.parallel.world import free_port, job_port
 from fer_hpc.run.folder import attempt_path, read_environment, read_status
 from tests.conftest import Fer
 
@@ -59,9 +61,11 @@ def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(
     assert done.returncode == 0, done.stderr
     head, script = done.stdout.split("\n", 1)
     assert head == (
-        "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; 90 min, signal 30 s before"
+        "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; "
+        "90 min, signal 30 s before"
     )
-    launch = ROOT / "slurm" / "launch.sh"
+    command = f"{ROOT / 'slurm' / 'launch.sh'} train cnn_improved --data {shards} --run '{run}'"
+    program = f"{sys.executable} -u -m submitit.core._submit '{run}/jobs'"
     assert (
         script
         == f"""#!/bin/bash
@@ -86,7 +90,7 @@ export FER_PYTHON={sys.executable}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec {launch} train cnn_improved --data {shards} --run '{run}' -- {sys.executable} -u -m submitit.core._submit '{run}/jobs'
+exec {command} -- {program}
 
 """
     )
@@ -237,6 +241,76 @@ def test_scripts_pass_shellcheck() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert len(scripts) >= 9
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_env_sh_finds_its_checkout_from_any_folder(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    checkout = tmp_path / "my checkout"
+    (checkout / "slurm").mkdir(parents=True)
+    shutil.copy(ROOT / "slurm" / "env.sh", checkout / "slurm")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("FER_")}
+    show = 'echo "$FER_DATA|$FER_RUNS|${fer_python[@]}"'
+    for folder, name in ((checkout, "slurm/env.sh"), (tmp_path, "my checkout/slurm/env.sh")):
+        done = subprocess.run(
+            [shell, "-c", f'. "{name}"; {show}'],
+            cwd=folder,
+            env={**env, "FER_PYTHON": "python9"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == f"{checkout}/shards|{checkout}/runs|python9"
+        assert done.stderr == ""
+
+
+def test_jobs_of_one_node_use_different_ports() -> None:
+    ports = {job_port(job, offset) for job in range(1000, 1100) for offset in range(3)}
+    assert len(ports) == 300
+    assert min(ports) >= 1024
+    assert max(ports) < 32_768, "above, Linux gives ports to outgoing connections"
+
+
+def test_a_free_port_is_not_one_that_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        assert free_port() != server.getsockname()[1]
+
+
+PLUGIN = """
+from torch import nn
+from fer_hpc.models.registry import register_model
+
+@register_model("mine", sides=(32, 128), face=(64, 3))
+def mine(outputs: int, channels: int, side: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, outputs))
+"""
+
+
+def dry_pipeline(folder: Path, preset: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    call = (preset, "--source", "synthetic", "--count", 80, "--out", folder, *flags)
+    return run_job("pipeline", *call, "--seeds", 0, "--dry-run")
+
+
+def test_a_pipeline_cuts_the_faces_that_its_network_takes(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    for flags, faces in (
+        (("cnn_improved",), "--size 48 --channels 1"),
+        (("resnet_improved",), "--size 224 --channels 3"),
+        (("cnn_improved", "--model", "mine", "--plugin", plugin), "--size 64 --channels 3"),
+        (("resnet_improved", "--size", 96), "--size 96 --channels 3"),
+    ):
+        done = dry_pipeline(tmp_path / "study", *map(str, flags))
+        assert done.returncode == 0, done.stderr
+        assert faces in done.stdout
+
+
+def test_a_mistake_in_a_later_stage_of_a_pipeline_submits_nothing(tmp_path: Path) -> None:
+    done = dry_pipeline(tmp_path / "study", "cnn_improved", "--epochs", "many")
+    assert done.returncode == 2
+    assert "JOB-OF" not in done.stdout
+    assert "#SBATCH" not in done.stdout
 
 
 def test_status_as_json_is_empty_where_nothing_ran(fer: Fer, tmp_path: Path) -> None:

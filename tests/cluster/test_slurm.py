@@ -1,4 +1,4 @@
-"""On a real Slurm: every script, arrays, dependencies, several nodes, and every way to lose a job."""
+"""On a real Slurm: the scripts, arrays, dependencies, several nodes, and all ways to lose a job."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def train(
 
 @pytest.mark.usefixtures("undisturbed")
 def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> None:
-    """preprocess as an array, then training by 2 nodes x 2 ranks, then scoring, each waiting for the one before."""
+    """Preprocess as an array, train on 2 nodes x 2 ranks, score, each after the one before."""
     env = {**PYTHON, "FER_DATA": site / "my shards", "FER_RUNS": site / "runs"}
     arguments = ("--source", "synthetic", "--count", 240)
     made = cluster.sbatch("--array=1-3", "slurm/preprocess.sh", *arguments, cwd=site, **env)
@@ -144,7 +144,7 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
 def test_a_signal_and_a_preemption(
     cluster: Cluster, site: Path, shards: Path, short: tuple[object, ...], whole: dict[int, Path]
 ) -> None:
-    """Two jobs are lost in two ways, at once; each is requeued by itself and ends as the undisturbed run did."""
+    """Two jobs are lost in two ways at once; each is requeued and ends as the undisturbed run."""
     runs = {name: site / "runs" / name for name in ("signal", "preempted")}
     signalled = train(cluster, site, shards, runs["signal"], short, "-w", "n1", "--gres=gpu:1")
     preempted = train(
@@ -172,12 +172,10 @@ def test_a_signal_and_a_preemption(
 
 @pytest.mark.long
 def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: Path) -> None:
-    """A training of more than two minutes under a limit of one: it stops itself in time, is requeued, and ends alike."""
+    """A training of two minutes under a limit of one: it stops in time, is requeued, ends alike."""
     flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 120))
-    early = (
-        "--time=1",
-        "--signal=B:USR1@1",
-    )  # Slurm's own warning would come first under so short a limit
+    # Slurm's own warning would come first under so short a limit.
+    early = ("--time=1", "--signal=B:USR1@1")
     job = cluster.sbatch(
         *early, "slurm/train_cnn.sh", *flags, "--run", site / "limited", cwd=site, **PYTHON
     )
@@ -197,7 +195,7 @@ def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: 
 def test_dozens_of_random_losses(
     cluster: Cluster, site: Path, shards: Path, finished_run: Path
 ) -> None:
-    """24 times at random: a signal, a killed process, a lost or cut node, an urgent job. One outcome."""
+    """24 losses: a signal, a killed process, a lost or cut node, an urgent job. One outcome."""
     rng, counts = random.Random(0), collections.Counter[str]()
     flags = ("cnn_baseline", "--data", shards, *lasting(finished_run, 160))
     whole, run = site / "whole", site / "lost"
@@ -220,7 +218,8 @@ def test_dozens_of_random_losses(
             ),
             120,
             lambda: (
-                f"a gain {cluster.ask('scontrol', 'show', 'job', job)}{cluster.ask('sinfo')}{logs(site)[-4000:]}"
+                f"a gain {cluster.ask('scontrol', 'show', 'job', job)}"
+                f"{cluster.ask('sinfo')}{logs(site)[-4000:]}"
             ),
         )  # type: ignore[misc]
         if cluster.state(job) == "COMPLETED":
@@ -263,7 +262,7 @@ def test_dozens_of_random_losses(
 def test_a_killed_node(
     cluster: Cluster, site: Path, shards: Path, short: tuple[object, ...], whole: dict[int, Path]
 ) -> None:
-    """One of two nodes loses power. The survivor does not wait for it; the job goes on elsewhere, or on fewer nodes."""
+    """One of two nodes loses power: the survivor ends, the job goes on, also on fewer nodes."""
     run, smaller = site / "runs" / "killed", site / "runs" / "smaller"
     job, other = (
         train(cluster, site, shards, folder, short, "--nodes=2", "--gres=gpu:1")
@@ -304,7 +303,7 @@ def ended(run: Path) -> bool:
 def test_a_cut_link_has_one_winner(
     cluster: Cluster, site: Path, shards: Path, finished_run: Path
 ) -> None:
-    """The isolated node writes on while the requeued job runs elsewhere. What it writes is read by nobody."""
+    """The isolated node writes on while the requeued job runs elsewhere; nobody reads that."""
     run, whole = site / "runs" / "split", site / "runs" / "whole"
     long = lasting(finished_run, 35)  # enough for another start beside it
     undisturbed = start_ranks(1, "train", "cnn_baseline", "--data", shards, "--run", whole, *long)
@@ -443,8 +442,11 @@ WIDE = ("--workers-per-trial", 2, "--at-once", 1)
 def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
     cluster: Cluster, site: Path, shards: Path
 ) -> None:
-    """Ray over the job's nodes, a trial with a worker on each. Stopped by Slurm's warning while it trains, it goes on by
-    itself; nothing of Ray outlives the job; an array then adds a seed."""
+    """Ray over the job's nodes, a trial with a worker on each.
+
+    Stopped by Slurm's warning while it trains, it is requeued and finishes; nothing of Ray outlives
+    the job; an array then adds a seed.
+    """
     out = site / "sweep"
     flags = (*SWEEP, "--data", shards, "--out", out, "--epochs", 12)
     job = cluster.sbatch(
@@ -535,7 +537,7 @@ def test_nothing_is_left_behind(cluster: Cluster) -> None:
 
 
 def of_jobs(cluster: Cluster) -> list[str]:
-    """Command lines of the living processes that belong to any job: Slurm's mark is in their environment."""
+    """Command lines of the living processes of all jobs, known by Slurm's variables."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -16,7 +16,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 ALL_TEXT = """
-const text = n => n.nodeType === 3 ? n.textContent + ' ' : ['STYLE', 'SCRIPT'].includes(n.nodeName) ? '' :
+const text = n => n.nodeType === 3 ? n.textContent + ' ' :
+    ['STYLE', 'SCRIPT'].includes(n.nodeName) ? '' :
     (n.shadowRoot ? text(n.shadowRoot) : '') + [...n.childNodes].map(text).join('');
 return text(document.body)"""
 

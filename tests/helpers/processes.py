@@ -1,4 +1,4 @@
-"""Commands as processes that start quickly: forked from one that has torch loaded, which costs 5 s of CPU a start."""
+"""Commands as forks of a process that has torch loaded, which costs 5 s of CPU a start."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(
 
 
 def start_ranks(size: int, verb: str, *args: object) -> list[Started]:
-    """`size` processes of one command, told of each other as torchrun would."""
+    """`size` processes of one command, with the variables that torchrun sets."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = {

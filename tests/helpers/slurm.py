@@ -1,10 +1,11 @@
 """A real Slurm on this machine: controller, accounting and nodes that can be killed or cut off.
 
-Every node is a network, host name and process namespace of its own behind a bridge, with fake GPUs. All files are under
-one folder, nothing under /etc is changed, and `stop` leaves nothing. Needs root and the Debian packages slurmctld,
-slurmd, slurm-client, slurmdbd, munge, mariadb-server-core, mariadb-client-core, iproute2.
+Every node is a network, host name and process namespace of its own behind a bridge, with fake GPUs.
+All files are under one folder, nothing under /etc is changed, and `stop` leaves nothing. Needs root
+and the Debian packages slurmctld, slurmd, slurm-client, slurmdbd, munge, mariadb-server-core,
+mariadb-client-core, iproute2.
 
-    python -m tests.cluster.slurm        # starts one and prints how to use it, until Ctrl-C
+    python -m tests.helpers.slurm        # starts one and prints how to use it, until Ctrl-C
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ PidFile={base}/slurmdbd.pid
 
 NODE_SCRIPT = """\
 hostname {node}
-for file in hosts nsswitch.conf resolv.conf; do [ -e /etc/$file ] && mount --bind {base}/$file /etc/$file; done
+for file in hosts nsswitch.conf resolv.conf; do
+    [ -e /etc/$file ] && mount --bind {base}/$file /etc/$file
+done
 slurmd -D -N {node} &
 while :; do wait; sleep 1; done
 """
@@ -118,7 +121,7 @@ def lacking() -> str:
 
 
 def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
-    """Wait for `condition`; a TimeoutError names `what` was waited for (called only then, to say how things stand)."""
+    """Wait for `condition`; a TimeoutError contains `what`, which may be a function called then."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -135,12 +138,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Nodes n1, n2, ... with 4 CPUs and 4 fake GPUs each; partitions main and scavenge (preemptible)."""
+    """Nodes n1, n2, ... with 4 CPUs and 4 fake GPUs each; partitions main and (preemptible) scavenge."""
 
     def __init__(self, nodes: int = 3) -> None:
-        self.base = Path(
-            tempfile.mkdtemp(prefix="fer-slurm-", dir="/tmp")
-        )  # a socket's path must be short
+        # a socket's path must be short
+        self.base = Path(tempfile.mkdtemp(prefix="fer-slurm-", dir="/tmp"))
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
         self._tag = f"{os.getpid() % 0xFFFF:x}"
         self._net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
@@ -151,7 +153,7 @@ class Cluster:
         ]:
             del self.env[name]
 
-    # ---- starting and stopping ---------------------------------------------------------------------------------------
+    # ---- starting and stopping -------------------------------------------------------------------
 
     def start(self) -> None:
         """Bring everything up; about 3 s."""
@@ -313,7 +315,7 @@ class Cluster:
         until(lambda: _listens(f"{self._net}.1", self._dbd_port), 20, "slurmdbd")
         self._run("sacctmgr", "-i", "add", "cluster", "fer")
 
-    # ---- nodes -------------------------------------------------------------------------------------------------------
+    # ---- nodes -----------------------------------------------------------------------------------
 
     def address(self, node: str) -> str:
         return f"{self._net}.{10 + int(node[1:])}"
@@ -357,7 +359,7 @@ class Cluster:
         listed = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split()
         return listed.count("idle")
 
-    # ---- jobs --------------------------------------------------------------------------------------------------------
+    # ---- jobs ------------------------------------------------------------------------------------
 
     def ask(self, *args: object) -> str:
         """What a Slurm command prints; "" where it fails."""
@@ -368,11 +370,11 @@ class Cluster:
 
     def sbatch(self, *args: object, cwd: Path, **env: object) -> str:
         """Submit; gives the job's number."""
-        said = {name: str(value) for name, value in env.items()}
+        variables = {name: str(value) for name, value in env.items()}
         done = subprocess.run(
             ["sbatch", "--parsable", *map(str, args)],
             cwd=cwd,
-            env={**self.env, **said},
+            env={**self.env, **variables},
             capture_output=True,
             text=True,
             check=False,
@@ -386,8 +388,7 @@ class Cluster:
         return ",".join(sorted(states))
 
     def released(self, job: str) -> bool:
-        """True; what Slurm holds because it could not start it on a node that had just come back is let go, as an operator
-        would do."""
+        """True; releases a job that Slurm holds since a node that was back could not start it."""
         if "Reason=launch_failed" in self.ask("scontrol", "show", "job", job):
             for node in self.nodes:
                 self.ask("scontrol", "update", f"nodename={node}", "state=resume")
@@ -414,7 +415,7 @@ class Cluster:
         until(
             lambda: self.state(job) in wanted,
             seconds,
-            f"job {job} is {self.state(job)}, wanted {' or '.join(wanted)}",
+            lambda: f"job {job} is {self.state(job)}, wanted {' or '.join(wanted)}",
         )
         return self.state(job)
 
@@ -428,13 +429,10 @@ def _listens(host: str, port: int) -> bool:
 def main() -> None:
     began = time.monotonic()
     with Cluster() as cluster:
-        print(
-            f"up in {time.monotonic() - began:.1f} s; export SLURM_CONF={cluster.env['SLURM_CONF']}",
-            flush=True,
-        )
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}
-        )  # not before: daemons inherit it
+        seconds = time.monotonic() - began
+        print(f"up in {seconds:.1f} s; export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
+        # not before: daemons inherit it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
 
 
