@@ -138,7 +138,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Nodes n1, n2, ... with 4 CPUs and 4 fake GPUs each; partitions main and (preemptible) scavenge."""
+    """Nodes n1, n2, ... of 4 CPUs and 4 fake GPUs; partitions main and (preemptible) scavenge."""
 
     def __init__(self, nodes: int = 3) -> None:
         # a socket's path must be short
