@@ -8,4 +8,4 @@ import sys
 from fer_hpc.cli.main import job
 
 if __name__ == "__main__":
-    sys.exit(job("train_gan", sys.argv[1:]))
+    sys.exit(job("gan", "train_gan"))

@@ -10,7 +10,7 @@ left to do. `fer-hpc status DIR` lists them, `fer-hpc cancel DIR` ends them.
 
 import sys
 
-from fer_hpc.cli.main import pipeline, run_command
+from fer_hpc.cli.main import job
 
 if __name__ == "__main__":
-    sys.exit(run_command("pipeline", lambda: pipeline(sys.argv[1:])))
+    sys.exit(job("pipeline", "pipeline"))

@@ -7,7 +7,7 @@ The folder is that of fer_hpc.tune too: either continues what the other started.
 
 import sys
 
-from fer_hpc.cli.main import run_command, sweep_array
+from fer_hpc.cli.main import job
 
 if __name__ == "__main__":
-    sys.exit(run_command("sweep", lambda: sweep_array(sys.argv[1:])))
+    sys.exit(job("sweep", "sweep"))

@@ -1,32 +1,58 @@
-"""What every command promises: help and mistakes answer at once."""
+"""What every command promises: help and mistakes answer at once, and say what to type."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fer_hpc.cli.main import VERBS
-from fer_hpc.cli.parse import parse
-from fer_hpc.config.commands import SweepConfig
+from fer_hpc.cli import jobs
+from fer_hpc.cli.main import VERBS, job, main, run_command
+from fer_hpc.cli.parse import configure, configure_job
+from fer_hpc.config import EXIT_USER_ERROR, PRESETS, TrainConfig, UserError
+from fer_hpc.config.commands import JobConfig
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("ray", "torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
+TRAIN = ["--data", "d", "--run", "r"]
 
 
 def modules_after(code: str) -> set[str]:
-    program = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('MODULES', *sys.modules)"
+    program = (
+        f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\n"
+        "print('MODULES', *sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     return set(done.stdout.split("MODULES")[1].split())
 
 
+def output(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """Exit code, and what was printed, of `fer-hpc ARGS` in this process."""
+    try:
+        code = main(list(args))
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["train", "nonsense"]]
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in VERBS), ["train", "nonsense"], ["train", "--x"]],
 )
 def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_after(f"from fer_hpc.cli.main import main; main({arguments!r})") & set(HEAVY)
+
+
+@pytest.mark.parametrize("script", ["train", "pipeline", "sweep"])
+def test_help_of_jobs_loads_nothing_heavy(script: str) -> None:
+    code = f"from fer_hpc.cli.main import job; job({script!r}, {script!r}, ['--help'])"
+    assert not modules_after(code) & set(HEAVY)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -42,28 +68,261 @@ def test_module_and_console_script_are_the_same_command(verb: str) -> None:
         subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
         for command in (
             [sys.executable, "-m", f"fer_hpc.{module}"],
-            [sys.executable, "-m", "fer_hpc.cli", verb],
+            [sys.executable, "-m", "fer_hpc", verb],
         )
     ]
     assert outputs[0] == outputs[1]
     assert "--" in outputs[0]
 
 
-def test_preset_decides_the_defaults_that_help_shows() -> None:
-    helps = [
-        subprocess.run(
-            [sys.executable, "-m", "fer_hpc.train", name, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for name in ("cnn_baseline", "cnn_improved")
-    ]
-    assert "(default: 64)" in helps[0]
-    assert "(default: 256)" in helps[1]
+# ---- help ----------------------------------------------------------------------------------------
 
 
-def test_several_values_may_stand_behind_commas() -> None:
-    flags = ["--data", "d", "--out", "o", "--lrs=0.1,0.2", "--seeds", "0,1", "2"]
-    found = parse(SweepConfig, "tune", flags)
-    assert (found.lrs, found.seeds) == ((0.1, 0.2), (0, 1, 2))
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = output(capsys, "--help")
+    assert code == 0
+    assert all(verb in text for verb in VERBS)
+
+
+def test_preset_decides_the_defaults_that_help_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(default: 64)" in output(capsys, "train", "cnn_baseline", "--help")[1]
+    assert "(default: 256)" in output(capsys, "train", "cnn_improved", "--help")[1]
+
+
+def test_help_of_train_shows_what_each_preset_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(output(capsys, "train", "--help")[1].replace("│", " ").split())
+    assert all(preset in text for preset in PRESETS)
+    assert "--optimizer adamw --weight-decay 1e-05" in text
+    assert "optimiser options" in text
+    assert "augmentation options" in text
+
+
+def test_help_of_sheet_describes_the_sheet(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "sheet", "--help")[1]
+    assert "sheet.png" in text
+    assert "Train a" not in text
+
+
+def test_help_of_transfer_and_preprocess(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "transfer", "--help")[1]
+    assert "must be given" not in text
+    assert text.count("(required)") == 4
+    assert "affectnet_csv" in output(capsys, "preprocess", "--help")[1]
+
+
+def test_help_of_a_job_shows_resources_and_the_flags_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        job("train", "train", ["--help"])
+    text = capsys.readouterr().out
+    assert "--gpus-per-node" in text
+    assert "--plateau-factor" in text
+
+
+# ---- what arguments mean -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["vgg", *TRAIN, "--flip"],
+        [*TRAIN, "vgg", "--flip"],
+        [*TRAIN, "--flip", "vgg"],
+        ["--data=d", "--no-tensorboard", "--tensorboard", "vgg", "--run=r", "--flip"],
+    ],
+)
+def test_the_preset_may_stand_anywhere(args: list[str]) -> None:
+    config = configure("train", args)
+    assert (config.model, config.batch_size, config.flip) == ("vgg", 64, True)
+
+
+def test_a_value_is_not_taken_for_the_preset() -> None:
+    config = configure(
+        "train", ["--data", "fer2013", "--model", "cnn_improved", "vgg", "--run", "vgg"]
+    )
+    assert (config.data, config.run) == (Path("fer2013"), Path("vgg"))
+    assert (config.model, config.lr) == ("cnn_improved", 0.01)
+    with pytest.raises(UserError, match="which preset"):
+        configure("train", ["--model", "cnn_improved", *TRAIN])
+
+
+def test_the_last_of_repeated_flags_wins_behind_the_preset() -> None:
+    assert configure("train", ["vgg", *TRAIN, "--lr", "1", "--lr", "2"]).lr == 2
+    with pytest.raises(UserError, match="--lr stands before and after vgg"):
+        configure("train", ["--lr", "1", "vgg", *TRAIN, "--lr", "2"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lrs=0.1,0.2", "--seeds", "0,1", "2", "cnn_baseline"],
+        ["--lrs", "0.1", "0.2", "cnn_baseline", "--seeds", "0,1,2"],
+    ],
+)
+def test_several_values_may_stand_behind_spaces_or_commas(flags: list[str]) -> None:
+    sweep, preset, base = configure("tune", ["--data", "d", "--out", "o", "--epochs", "3", *flags])
+    assert (sweep.lrs, sweep.seeds) == ((0.1, 0.2), (0, 1, 2))
+    assert (preset, base.model, base.epochs) == ("cnn_baseline", "cnn_baseline", 3)
+
+
+def test_grid_and_plugin_may_be_repeated() -> None:
+    flags = ["--grid", "a=1,2", "--grid", "b=x,y", "c=3", "vgg", "--plugin", "p.py", "q.py"]
+    sweep, _, base = configure("tune", ["--data", "d", "--out", "o", *flags])
+    assert sweep.grid == ("a=1,2", "b=x,y", "c=3")
+    assert base.plugin == (Path("p.py"), Path("q.py"))
+
+
+def test_old_flags_and_values_are_accepted() -> None:
+    flags = ["--asha-keep", "4", "--asha-first=2"]
+    sweep, _, _ = configure("tune", ["--data", "d", "--out", "o", *flags])
+    assert (sweep.asha_reduction_factor, sweep.asha_first_rung) == (4, 2)
+    for mode in (["--mode", "mended"], ["--mode=mended"]):
+        assert configure("train_gan", [*TRAIN, *mode]).mode == "improved"
+
+
+def test_a_jobs_command_is_what_was_given_without_the_resources() -> None:
+    args = ["--nodes", "2", "--lr", "1e-3", "vgg", *TRAIN, "--no-tensorboard", "--mem=4G"]
+    given, config = configure_job("train", args, (JobConfig,))
+    again = given.arguments(JobConfig)
+    assert again[0] == "vgg"
+    assert "--nodes" not in again
+    assert "--mem" not in again
+    assert configure("train", again) == config
+    assert given.build(JobConfig).nodes == 2
+
+
+def test_arguments_of_positional_and_repeated_fields_come_back() -> None:
+    args = ["a", "b c", "--out", "o"]
+    given, config = configure_job("report", args)
+    assert configure("report", given.arguments()) == config
+    args = ["vgg", "--data", "d", "--out", "o", "--seeds", "1,2", "--grid", "a=1", "--grid", "b=2"]
+    given, config = configure_job("tune", args)
+    assert configure("tune", given.arguments()) == config
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["train", "cnn_improved", "--learning-rate", "0.1"], "--lr?"),
+        (["train", "cnn_improved", "--lr-rate=0.1"], "--lr?"),
+        (["train", "vgg", "--epoch", "3"], "--epochs?"),
+        (["train", "vgg", "--batch", "3"], "--batch-size?"),
+        (["train", "vgg", "--label-smoothin", "3"], "--label-smoothing?"),
+        (["train", "vgg", "--no-flp"], "--no-flip"),
+        (["tune", "--learning-rate", "0.1"], "--lrs?"),
+        (["tune", "--lr", "0.1"], "--lrs"),
+        (["tune", "--gpus", "1"], "--gpus-per-worker"),
+        (["train_gan", "--learning-rate", "0.1"], "--lr?"),
+        (["preprocess", "--num-workers", "2"], "--workers?"),
+        (["doctor", "--jsn"], "--json?"),
+        (["sheet", "vgg", "--dat", "d"], "--data?"),
+        (["synthetic", "--output", "o"], "--out?"),
+        (["evaluate", "--dataset", "o"], "--data?"),
+        (["transfer", "--output", "o"], "--out"),
+        (["generate", "--dataset", "o"], "--data?"),
+        (["report", "--output", "o"], "--out?"),
+        (["status", "--jason"], "--json?"),
+        (["logs", "--folow"], "--follow?"),
+        (["cancel", "--frce"], "unknown flag --frce"),
+        (["trian"], "'train'"),
+        (["train", "cnn_improve"], "'cnn_improved'"),
+        (["tune", "cnn_improve"], "'cnn_improved'"),
+        (["train", "vgg", "fer2013"], "vgg already"),
+        (["train"], "which preset"),
+        (["train", "vgg", "--data", "d"], "--run"),
+        (["evaluate"], "RUN"),
+        (["evaluate", "a", "b"], "'b'"),
+        (["transfer", "a.png", "b.png"], "--run, --out"),
+        (["preprocess", "--source", "fer213", "--input", "x", "--out", "o"], "'fer2013'"),
+        (["train", "vgg", "--optimizer", "adam"], "adamw"),
+        (["train", "vgg", "--lr", "x", "--data", "d", "--run", "r"], "--lr"),
+        (["train", "vgg", "--lr", "-1", "--data", "d", "--run", "r"], "at least 0"),
+        (["train", "vgg", "--data", "d", "--run", "a\nb"], "control character"),
+    ],
+)
+def test_a_mistake_is_one_message_that_names_what_is_meant(
+    capsys: pytest.CaptureFixture[str], args: list[str], word: str
+) -> None:
+    code, text = output(capsys, *args)
+    assert code == EXIT_USER_ERROR
+    assert word in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("script", "verb", "args", "word"),
+    [
+        ("train", "train", ["vgg", "--time", "60"], "--time-min?"),
+        ("train", "train", ["vgg", "--gpus", "2"], "--gpus-per-node"),
+        ("gan", "train_gan", ["--time", "60"], "--time-min?"),
+        ("evaluate", "evaluate", ["r", "--walltime", "60"], "--time-min?"),
+        ("preprocess", "preprocess", ["--memory", "4G"], "--mem?"),
+        ("sweep", "sweep", ["--learning-rate", "1"], "--lrs?"),
+        ("pipeline", "pipeline", ["vgg", "--learning-rate", "1"], "--lr?"),
+        ("pipeline", "pipeline", ["vgg", "--seed", "1"], "--seeds"),
+        ("pipeline", "pipeline", ["--source", "x", "--out", "o"], "which preset"),
+        ("pipeline", "pipeline", ["vgg", "--source", "fer213", "--out", "o"], "'fer2013'"),
+    ],
+)
+def test_a_mistake_in_a_job_is_one_message(
+    capsys: pytest.CaptureFixture[str], script: str, verb: str, args: list[str], word: str
+) -> None:
+    assert job(script, verb, args) == EXIT_USER_ERROR
+    text = capsys.readouterr().err
+    assert word in text
+    assert f"jobs/{script}.py" in text
+
+
+def test_a_full_disk_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise OSError(28, "No space left on device")
+
+    def named() -> int:
+        raise OSError(13, "Permission denied", "some/file")
+
+    assert run_command("preprocess", full) == EXIT_USER_ERROR
+    assert "full" in capsys.readouterr().err
+    assert run_command("preprocess", named) == EXIT_USER_ERROR
+    assert "Permission denied: some/file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["status", "--help"])
+def test_a_reader_that_closes_early_is_no_error(tmp_path: Path, verb: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    args = [sys.executable, "-m", "fer_hpc", verb, *([str(tmp_path)] * (verb == "status"))]
+    done = subprocess.run(args, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode != 0
+
+
+def test_internal_verbs_are_those_that_launch_asks() -> None:
+    launch = (ROOT / "slurm" / "launch.sh").read_text()
+    assert "-m fer_hpc begin" in launch
+    assert "-m fer_hpc end" in launch
+    assert callable(jobs.begin)
+    assert callable(jobs.end)
+
+
+def test_a_checkout_that_is_not_installed_runs(tmp_path: Path) -> None:
+    (tmp_path / "fer_hpc").symlink_to(ROOT / "fer_hpc")
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_hpc", "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("fer-hpc ")
+
+
+def test_python_callers_may_pass_strings() -> None:
+    config = TrainConfig(data="d", run="r", plugin=["p.py"])  # type: ignore[arg-type]
+    assert (config.data, config.plugin) == (Path("d"), (Path("p.py"),))

@@ -33,7 +33,7 @@ LAYERS = (
 USERS = {
     "h5py": {"data/shards.py", "training/keras.py"},
     "matplotlib": {"evaluation/plots.py"},
-    "tyro": {"cli/parse.py"},
+    "tyro": {"cli/flags.py"},
     "submitit": {"cluster/submit.py"},
 }
 NO_TORCH = {"config", "files", "report", "cluster", "cli"}

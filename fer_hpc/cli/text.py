@@ -5,44 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.evaluation.results import result_files, result_name
-from fer_hpc.run.folder import read_run_config
+from fer_hpc.evaluation.results import result_files
+
+VIEWS = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}
 
 
-def format_scores(config: EvaluateConfig, r: dict[str, Any]) -> str:
-    low, high = r["accuracy_95"]
-    views = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}[config.tta]
-    unfinished = "" if r["finished"] else " (run not finished)"
+def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> str:
+    """The scores of a classifier on a split, with 95 % intervals, as lines of text.
+
+    name: that of the files, see `result_name`
+    """
+    unfinished = "" if scores["finished"] else " (run not finished)"
     lines = [
-        f"{config.run} on {r['split']}, n = {r['n']:,}, weights of epoch {r['epoch']}{unfinished}{views}"
+        f"{config.run} on {scores['split']}, n = {scores['n']:,}, "
+        f"weights of epoch {scores['epoch']}{unfinished}{VIEWS[config.tta]}"
     ]
-    if r["masked"]:
+    if scores["masked"]:
         lines.append(
-            f"  classes that only one side knows, left out: {', '.join(r['masked'])}; faces dropped: {r['dropped']:,}"
+            f"  classes that only one side has, left out: {', '.join(scores['masked'])}; "
+            f"faces dropped: {scores['dropped']:,}"
         )
     lines.append(
-        f"  accuracy          {r['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   majority class {r['majority_rate']:.4f}"
+        f"  accuracy          {_with_interval(scores, 'accuracy')}   "
+        f"majority class {scores['majority_rate']:.4f}"
     )
-    for key, title in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro-F1")):
-        lines.append(
-            f"  {title:<17} {r[key]:.4f}  [{r[key + '_95'][0]:.4f}, {r[key + '_95'][1]:.4f}]"
-        )
-    lines.append(f"  loss              {r['loss']:.4f}")
-    for name, c in r["classes"].items():
-        lines.append(
-            f"  recall {name:<10} "
-            + (f"{c['recall']:.4f}  of {c['n']:,}" if c["n"] else "-       no face")
-        )
-    for pair in r["pairs"]:
-        low, high = pair["accuracy_95"]
-        lines.append(
-            f"  {' or '.join(pair['classes']):<22} {pair['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  of {pair['n']:,}"
-        )
-    for dimension in ("valence", "arousal"):
-        if f"{dimension}_rmse" in r:
-            scores = (r[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
-            lines.append("  {:<17} RMSE {:.4f}  CCC {:.4f}  sign {:.4f}".format(dimension, *scores))
-    name = result_name(config, read_run_config(config.run)["data"]["fingerprint"])
-    files = [path for path in result_files(config.run, name).values() if path.exists()]
-    lines += [f"  written: {config.run}/" + ", ".join(path.name for path in files)]
+    lines.append(f"  balanced accuracy {_with_interval(scores, 'balanced_accuracy')}")
+    lines.append(f"  macro-F1          {_with_interval(scores, 'macro_f1')}")
+    lines.append(f"  loss              {scores['loss']:.4f}")
+    for name, found in scores["classes"].items():
+        recall = f"{found['recall']:.4f}  of {found['n']:,}" if found["n"] else "-       no face"
+        lines.append(f"  recall {name:<10} {recall}")
+    for pair in scores["pairs"]:
+        classes = " or ".join(pair["classes"])
+        lines.append(f"  {classes:<22} {_with_interval(pair, 'accuracy')}  of {pair['n']:,}")
+    for name in ("valence", "arousal"):
+        if f"{name}_rmse" in scores:
+            rmse, ccc, sign = (scores[f"{name}_{key}"] for key in ("rmse", "ccc", "sign"))
+            lines.append(f"  {name:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
+    files = [path.name for path in result_files(config.run, name).values() if path.exists()]
+    lines.append(f"  written: {config.run}/{', '.join(files)}")
     return "\n".join(lines)
+
+
+def _with_interval(scores: dict[str, Any], key: str) -> str:
+    low, high = scores[f"{key}_95"]
+    return f"{scores[key]:.4f}  [{low:.4f}, {high:.4f}]"

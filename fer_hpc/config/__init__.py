@@ -15,6 +15,7 @@ from fer_hpc.config.errors import (
 from fer_hpc.config.fields import (
     SCHEMA,
     fields_of,
+    flag_arguments,
     format_flag,
     merge_for_resume,
     non_default_fields,
@@ -23,7 +24,7 @@ from fer_hpc.config.fields import (
     science_hash,
 )
 from fer_hpc.config.gan import GanConfig
-from fer_hpc.config.presets import PRESETS, changed_fields, preset
+from fer_hpc.config.presets import PRESETS, changed_fields, preset, preset_changes
 from fer_hpc.config.train import TrainConfig, check_divides
 
 RunConfig = TrainConfig | GanConfig  # what a run folder can be of
@@ -45,11 +46,13 @@ __all__ = [
     "changed_fields",
     "check_divides",
     "fields_of",
+    "flag_arguments",
     "flag_name",
     "format_flag",
     "merge_for_resume",
     "non_default_fields",
     "preset",
+    "preset_changes",
     "runtime",
     "science",
     "science_hash",

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-# Canonical class names, in AffectNet's order. A data set's classes are a subset of these, in this order.
+# In AffectNet's order. The default classes of a data set are a subset of these, in this order.
 CLASSES = ("Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt")

@@ -1,22 +1,20 @@
-"""Errors for the person at the keyboard, and exit codes. Standard library only."""
+"""Errors for the user, and exit codes. Standard library only."""
 
 from __future__ import annotations
 
 import difflib
 
-# Exit codes of every command. 75 is sysexits' EX_TEMPFAIL: the same command will go on where this one stopped.
-EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_FINDINGS, EXIT_TAKEN_OVER, EXIT_RUN_AGAIN = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    75,
-)
+# Exit codes of every command.
+EXIT_FINISHED = 0
+EXIT_CRASHED = 1
+EXIT_USER_ERROR = 2
+EXIT_FINDINGS = 3
+EXIT_TAKEN_OVER = 4
+EXIT_RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: the same command continues where this one stopped
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend; printed as one message, never as a traceback."""
+    """A mistake that the user can correct; printed as one message, never as a traceback."""
 
 
 def flag_name(field: str) -> str:

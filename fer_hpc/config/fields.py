@@ -1,4 +1,10 @@
-"""Science and runtime fields: marking, hashing, merging on resume. Standard library only."""
+"""Fields of configurations: definition, checks, hash, merging on resume. Standard library only.
+
+A field is `science` (it decides the numbers: compared on resume and hashed) or `runtime` (where and
+how a run happens: free to change between starts). The commands that are no trainings use `option`.
+The definition holds all that the command line, docs/flags.md and the checks need: default, one line
+of help, range, and the group of flags that it starts in the help.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +12,99 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
+import types
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fer_hpc.config.errors import UserError, flag_name
+from fer_hpc.config.aliases import current_science, current_value
+from fer_hpc.config.errors import UserError, flag_name, unknown_name_error
 
 Config = TypeVar("Config", bound=Any)
 SCHEMA = 1  # raise it when the meaning of a science field changes
+# The first start fills these in; a later start that leaves them at this value takes what is stored.
+AUTOMATIC = {"precision": "auto", "threads": 0, "init_hash": "", "plugin_hash": ""}
 
 
-def science(default: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": "science"})
+def _field(kind: str, default: Any, help: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, **more})
 
 
-def runtime(default: Any = dataclasses.MISSING) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": "runtime"})
+def science(default: Any, help: str, **more: Any) -> Any:
+    """A field that decides the numbers. For `more`, see `option`."""
+    return _field("science", default, help, **more)
 
 
-def check_range(config: object, name: str, low: float, high: float) -> None:
-    value = getattr(config, name)
-    if not low <= value <= high:  # also false for NaN
-        wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise UserError(f"{flag_name(name)} {value}: wanted a number {wanted}")
+def runtime(default: Any, help: str, **more: Any) -> Any:
+    """A field that decides where and how a run happens. For `more`, see `option`."""
+    return _field("runtime", default, help, **more)
+
+
+def required(help: str, **more: Any) -> Any:
+    """A runtime field without a default. For `more`, see `option`."""
+    return _field("runtime", dataclasses.MISSING, help, **more)
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of a command that is no training.
+
+    help: one line: what it is, its unit, what the default does
+    low, high: smallest and largest value, both included
+    group: this field and those after it are a group of flags of this name in the help
+    positional: on the command line it has no flag; it stands there by its place
+    repeat: the flag may be given several times, and its values add up
+    commas: False where a comma is a part of a value, not between two values
+    hidden: no flag; filled in by the program
+    """
+    return _field("runtime", default, help, **more)
+
+
+def value_type(field: dataclasses.Field[Any]) -> Any:
+    """The type of a field's value where it is not None: `Path` of `Path | None`."""
+    if isinstance(field.type, types.UnionType):
+        return next(t for t in typing.get_args(field.type) if t is not types.NoneType)
+    return field.type
+
+
+def check_fields(config: object) -> None:
+    """Check types, choices and ranges; turn strings into paths and lists into tuples.
+
+    Raises a UserError that names the flag.
+    """
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = current_value(f.name, getattr(config, f.name))
+        if value is None and f.default is None:
+            continue
+        object.__setattr__(config, f.name, _checked(f, value_type(f), value))
+
+
+def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
+    """`value` as a value of type `wanted`."""
+    flag = flag_name(field.name)
+    if typing.get_origin(wanted) is tuple:
+        if isinstance(value, str | Path) or not isinstance(value, list | tuple):
+            raise UserError(f"{flag} {value!r}: wanted a list or tuple of values")
+        return tuple(_checked(field, typing.get_args(wanted)[0], v) for v in value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if typing.get_origin(wanted) is typing.Literal:
+        choices = typing.get_args(wanted)
+        if value not in choices:
+            raise unknown_name_error(f"value of {flag}", str(value), [str(c) for c in choices])
+    elif wanted in (int, float):
+        if not isinstance(value, numbers.Integral if wanted is int else numbers.Real):
+            kind = "whole number" if wanted is int else "number"
+            raise UserError(f"{flag} {value!r}: wanted a {kind}")
+        low = field.metadata.get("low", -math.inf)
+        high = field.metadata.get("high", math.inf)
+        if not low <= value <= high:  # also false for NaN
+            limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            raise UserError(f"{flag} {value}: wanted {limits}")
+        return wanted(value)
+    elif not isinstance(value, wanted):
+        raise UserError(f"{flag} {value!r}: wanted a value of type {wanted.__name__}")
+    return value
 
 
 def fields_of(config: Any, kind: str) -> dict[str, Any]:
@@ -48,15 +125,12 @@ def _json_ready(value: Any) -> Any:
 def non_default_fields(config: Any) -> dict[str, Any]:
     """The science fields that are not at their defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    return {
-        name: value
-        for name, value in fields_of(config, "science").items()
-        if value != defaults[name]
-    }
+    current = fields_of(config, "science")
+    return {name: value for name, value in current.items() if value != defaults[name]}
 
 
 def science_hash(config: Any, data_fingerprint: str) -> str:
-    """Identity of the numbers a run will give: 12 hex digits over the non-default science fields and the data.
+    """Identity of a run's numbers: 12 hex digits over the non-default science fields and the data.
 
     Defaults are left out so that a field added later, at its default, does not orphan older runs.
     """
@@ -69,47 +143,46 @@ def science_hash(config: Any, data_fingerprint: str) -> str:
 def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
     """`config` as the continuation of a run whose science fields are `stored`.
 
-    `auto` takes what the first start resolved, more epochs are welcome (the plateau schedule does not depend on their
-    number); any other difference is refused by name.
+    Automatic fields take what the first start resolved. More epochs are accepted where the schedule
+    does not depend on their number. Any other difference is a UserError that names the flag.
     """
+    stored = current_science(stored)
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     resolved: dict[str, Any] = {}
     differ: list[tuple[str, Any, Any]] = []
     for name, now in fields_of(config, "science").items():
-        then = stored.get(
-            name, defaults[name]
-        )  # a field younger than the run: it ran with the default
-        automatic = now == {
-            "precision": "auto",
-            "threads": 0,
-            "init_hash": "",
-            "plugin_hash": "",
-        }.get(name)
-        resolved[name] = then if automatic else now
-        if resolved[name] != then and not (
-            name == "epochs" and now > then and getattr(config, "schedule", "") != "cosine"
-        ):
+        then = stored.get(name, defaults[name])  # absent: the field is younger than the run
+        resolved[name] = then if name in AUTOMATIC and now == AUTOMATIC[name] else now
+        grows = name == "epochs" and now > then and getattr(config, "schedule", "") != "cosine"
+        if resolved[name] != then and not grows:
             differ.append((name, then, now))
     if differ:
-        then_now = ", ".join(
+        changes = ", ".join(
             f"{format_flag(name, then)} (now {format_flag(name, now)})"
             for name, then, now in differ
         )
-        why = (
-            "this would be another experiment (epochs may grow where the schedule does not depend on them)"
-            if differ[0][0] == "epochs"
-            else "this would be another experiment"
-        )
+        why = "this would be another experiment"
+        if differ[0][0] == "epochs":
+            why += " (epochs may grow where the schedule does not depend on them)"
         raise UserError(
-            f"{config.run} was started with {then_now}: {why}; use another --run folder, or the first start's flags"
+            f"{config.run} was started with {changes}: {why}; use another --run folder, "
+            "or the first start's flags"
         )
     return dataclasses.replace(config, **resolved)
 
 
+def flag_arguments(field: str, value: Any) -> list[str]:
+    """A field's value as arguments of a command line; none for None."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag_name(field if value else "no_" + field)]
+    if isinstance(value, tuple | list):
+        return [flag_name(field), *map(str, value)]
+    text = str(value)
+    return [f"{flag_name(field)}={text}"] if text.startswith("-") else [flag_name(field), text]
+
+
 def format_flag(field: str, value: Any) -> str:
-    """A field's value as one types it."""
-    return (
-        (flag_name(field) if value else flag_name("no_" + field))
-        if isinstance(value, bool)
-        else f"{flag_name(field)} {value}"
-    )
+    """A field's value as one types it, for messages."""
+    return " ".join(flag_arguments(field, value)) or f"{flag_name(field)} {value}"

@@ -8,8 +8,8 @@ from typing import Any
 from fer_hpc.config.errors import unknown_name_error
 from fer_hpc.config.train import TrainConfig
 
-# The columns that a preset does not name keep the defaults above. Source of the recipes: the report's tables, but for
-# fer2013, which is ours. What was measured stands in README.md.
+# Fields that a preset does not name keep their defaults. Source: the tables of the report, except
+# fer2013, which is our own recipe. README.md has the measured accuracies.
 _BASELINE = dict(
     batch_size=64,
     lr=0.001,
@@ -76,10 +76,17 @@ def preset(name: str, **fields: Any) -> TrainConfig:
 
 
 def changed_fields(name: str, config: TrainConfig) -> dict[str, Any]:
-    """The fields of `config` that are not what preset `name` says."""
+    """The fields of `config` that differ from preset `name`."""
     usual = preset(name, data=config.data, run=config.run)
     return {
         f.name: value
         for f in dataclasses.fields(config)
         if (value := getattr(config, f.name)) != getattr(usual, f.name)
     }
+
+
+def preset_changes(name: str) -> dict[str, Any]:
+    """The fields that preset `name` sets to something else than their defaults, model first."""
+    recipe, defaults = PRESETS[name], {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    changed = {key: value for key, value in recipe.items() if value != defaults[key]}
+    return {"model": recipe["model"], **changed}

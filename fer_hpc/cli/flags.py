@@ -1,0 +1,246 @@
+"""Fields of configurations as flags of a command line; the only user of tyro.
+
+tyro parses a type that is made here from the fields of one or more configurations. It gives what
+stands on the command line; a preset, a sweep or the fields' defaults fill the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fer_hpc.cli.suggest import check_flags
+from fer_hpc.config import (
+    PRESETS,
+    UserError,
+    flag_arguments,
+    flag_name,
+    preset_changes,
+    unknown_name_error,
+)
+from fer_hpc.config.aliases import current_arguments
+from fer_hpc.config.fields import value_type
+
+Config = TypeVar("Config")
+METAVARS = {Path: "PATH", str: "TEXT", int: "INT", float: "FLOAT"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Fields of one configuration as flags; `defaults` replace the fields' own in the help."""
+
+    config_class: type
+    omit: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+        """(group, field) of every field that is on the command line."""
+        group = ""
+        for field in dataclasses.fields(self.config_class):
+            group = field.metadata.get("group", group)
+            if field.name not in self.omit and not field.metadata.get("hidden"):
+                yield group, field
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What stood on a command line: PRESET, and values of fields."""
+
+    command: str
+    preset: str | None
+    values: Mapping[type, dict[str, Any]]
+
+    def build(self, config_class: type[Config], **defaults: Any) -> Config:
+        """The configuration: given values, else `defaults`, else the fields' own defaults."""
+        values = {**defaults, **self.values[config_class]}
+        missing = [
+            field
+            for _, field in Part(config_class).fields()
+            if field.default is dataclasses.MISSING and not values.get(field.name)
+        ]
+        if missing:
+            names = ", ".join(_title(field) for field in missing)
+            what = "; ".join(field.metadata["help"] for field in missing)
+            raise UserError(f"missing: {names} ({what}); see {self.command} --help")
+        return config_class(**values)
+
+    def arguments(self, *omit: type) -> list[str]:
+        """The same as arguments again, PRESET first, but for the configurations in `omit`."""
+        positional = [self.preset] if self.preset else []
+        flags: list[str] = []
+        for config_class, values in self.values.items():
+            for field in dataclasses.fields(config_class):
+                value = values.get(field.name)
+                if config_class in omit or value is None:
+                    continue
+                if field.metadata.get("positional"):
+                    positional += map(str, value if isinstance(value, tuple) else [value])
+                else:
+                    flags += flag_arguments(field.name, value)
+        return positional + flags
+
+
+def _title(field: dataclasses.Field[Any]) -> str:
+    """How a field is called on the command line."""
+    return field.name.upper() if field.metadata.get("positional") else flag_name(field.name)
+
+
+def parse(
+    command: str,
+    about: str,
+    parts: list[Part],
+    args: list[str],
+    presets: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> Given:
+    """What stands in `args`. Help exits with 0 and a value of a wrong type with 2, as tyro does.
+
+    command: as the user types it, for messages; about: what it does, for the help; presets: whether
+    a PRESET may stand among the arguments; notes: see `check_flags`
+    """
+    import tyro
+
+    for arg in args:
+        if any(ord(character) < 32 or ord(character) == 127 for character in arg):
+            raise UserError(f"the argument {arg!r} contains a control character")
+    args = current_arguments(args)
+    fields = {f.name: f for part in parts for _, f in part.fields()}
+    flags = {flag_name(f.name) for f in fields.values() if not f.metadata.get("positional")}
+    flags |= {flag_name(f"no_{f.name}") for f in fields.values() if f.type is bool}
+    check_flags(args, flags, notes or {}, f"{command} --help")
+    found, unknown = tyro.cli(
+        _arguments_type(parts, presets),
+        prog=command,
+        description=about,
+        args=args,
+        return_unknown_args=True,
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    chosen = found.pop("PRESET", None)
+    preset = type(chosen).__name__ if chosen else None
+    if unknown:
+        raise _unknown_argument(unknown[0], preset, presets)
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        values |= value if isinstance(value, dict) else {key: value}
+    for name, field in fields.items():
+        if field.metadata.get("repeat"):  # one tuple for each time the flag stands there
+            several = [v for each in values.pop(name) for v in each]
+            values |= {name: tuple(several)} if several else {}
+    split = {
+        part.config_class: {f.name: values[f.name] for _, f in part.fields() if f.name in values}
+        for part in parts
+    }
+    return Given(command, preset, split)
+
+
+def _unknown_argument(argument: str, preset: str | None, presets: bool) -> UserError:
+    """The error for an argument that is no flag and has no place."""
+    if argument.startswith("--"):
+        flag = argument.partition("=")[0]
+        return UserError(f"{flag} stands before and after {preset}; give it once")
+    if not presets:
+        return UserError(f"unexpected argument {argument!r}")
+    if preset is None:
+        return unknown_name_error("preset", argument, list(PRESETS))
+    return UserError(f"unexpected argument {argument!r}: the preset is {preset} already")
+
+
+def _arguments_type(parts: list[Part], presets: bool) -> Any:
+    """The type that tyro fills: the fields in their groups, all of them absent where not given."""
+    import tyro
+
+    typed_dict: Any = typing.TypedDict
+    groups: dict[str, dict[str, Any]] = {"": {}}
+    for part in parts:
+        for group, field in part.fields():
+            default = part.defaults.get(field.name, field.default)
+            groups.setdefault(group, {})[field.name] = _argument(field, default)
+    members = groups.pop("")
+    for title, arguments in groups.items():
+        group_type = typed_dict(title, arguments, total=False)
+        members[f"group {title}"] = Annotated[group_type, tyro.conf.arg(name=title)]
+    if presets:
+        members["PRESET"] = _preset_type()
+    return typed_dict("Arguments", members, total=False)
+
+
+def _preset_type() -> Any:
+    """One of the presets: to tyro a sub-command, so that it may stand anywhere."""
+    import tyro
+
+    def changes(fields: dict[str, Any]) -> str:
+        return " ".join(" ".join(flag_arguments(*item)) for item in fields.items())
+
+    choices = [
+        Annotated[
+            dataclasses.make_dataclass(name, []),
+            tyro.conf.subcommand(
+                name, prefix_name=False, description=changes(preset_changes(name))
+            ),
+        ]
+        for name in PRESETS
+    ]
+    union: Any = functools.reduce(operator.or_, choices)
+    return Annotated[union, tyro.conf.arg(help="PRESET, and the defaults that it changes:")]
+
+
+def _argument(field: dataclasses.Field[Any], default: Any) -> Any:
+    """The annotated type of one argument."""
+    import tyro
+
+    wanted = value_type(field)
+    element = typing.get_args(wanted)[0] if typing.get_origin(wanted) is tuple else wanted
+    metavar = METAVARS.get(element)
+    several = element is not wanted
+    about: Any = functools.partial(
+        tyro.conf.arg,
+        prefix_name=False,
+        help=field.metadata["help"],
+        help_behavior_hint=_hint(field, default),
+    )
+    if field.metadata.get("repeat"):
+        many: Any = tuple[tuple[element, ...], ...]  # type: ignore[valid-type]
+        many = Annotated[many, tyro.conf.UseAppendAction, about(metavar=f"{metavar} ...")]
+        return typing.Required[many]
+    if field.metadata.get("positional"):
+        name = f"{field.name.upper()}{' ...' if several else ''}"
+        return Annotated[wanted, tyro.conf.Positional, about(metavar=name)]
+    if several:
+        return Annotated[wanted, _separated(element, f"{metavar} ..."), about()]
+    return Annotated[wanted, about(metavar=metavar)]
+
+
+def _separated(element: Callable[[str], Any], metavar: str) -> Any:
+    """Values of one flag, separated by spaces or commas."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    def from_text(texts: list[str]) -> tuple[Any, ...]:
+        return tuple(element(part) for text in texts for part in text.split(",") if part)
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=from_text,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [str(each) for each in value],
+    )
+
+
+def _hint(field: dataclasses.Field[Any], default: Any) -> str:
+    """The end of a flag's help."""
+    if default is dataclasses.MISSING:
+        return "(required)"
+    if field.metadata.get("repeat"):
+        return "(may be given several times)"
+    if default is None or default in ("", ()):
+        return ""  # the help describes what happens
+    if isinstance(default, bool):
+        return f"(default: {'yes' if default else 'no'})"
+    text = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f"(default: {text})"

@@ -1,0 +1,311 @@
+"""What each verb does with its configuration; the table of the verbs is at the end.
+
+Heavy modules are imported where they are used, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.cli import text
+from fer_hpc.config import (
+    EXIT_FINISHED,
+    EXIT_RUN_AGAIN,
+    EXIT_TAKEN_OVER,
+    EXIT_USER_ERROR,
+    GanConfig,
+    RunConfig,
+    TrainConfig,
+    UserError,
+    merge_for_resume,
+)
+from fer_hpc.config.commands import (
+    CancelConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    LogsConfig,
+    PreprocessConfig,
+    ReportConfig,
+    StatusConfig,
+    SweepConfig,
+    SyntheticConfig,
+    TransferConfig,
+)
+from fer_hpc.evaluation.results import result_name
+from fer_hpc.files import read_json, sha256
+from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
+
+
+def synthetic(config: SyntheticConfig) -> int:
+    from fer_hpc.data.synthetic.source import write_affectnet
+
+    print(write_affectnet(config))
+    return EXIT_FINISHED
+
+
+def preprocess(config: PreprocessConfig) -> int:
+    from fer_hpc.data.preprocess import preprocess
+
+    preprocess(config)
+    return EXIT_FINISHED
+
+
+def doctor(config: DoctorConfig) -> int:
+    from fer_hpc.data.doctor import doctor
+
+    return doctor(config)
+
+
+def sheet(config: TrainConfig) -> int:
+    from fer_hpc.training.sheet import sheet
+
+    print(f"sheet: {sheet(config)}")
+    return EXIT_FINISHED
+
+
+def train(config: TrainConfig) -> int:
+    if _is_finished(config):
+        print(f"{config.run}: finished, nothing to do (fer-hpc evaluate {config.run} scores it)")
+        return EXIT_FINISHED
+    status = _training("train", config)
+    if isinstance(status, int):
+        return status
+    best = status["best"]
+    scores = f"val accuracy {best['val_accuracy']:.4f}, loss {best['val_loss']:.4f}"
+    print(f"{config.run}: finished; best epoch {best['epoch']}: {scores}")
+    return EXIT_FINISHED
+
+
+def train_gan(config: GanConfig) -> int:
+    if _is_finished(config):
+        use = f"fer-hpc transfer NEUTRAL EXPRESSION --run {config.run} --out PNG"
+        print(f"{config.run}: finished, nothing to do ({use} uses it)")
+        return EXIT_FINISHED
+    status = _training("train_gan", config)
+    if isinstance(status, int):
+        return status
+    print(f"{config.run}: finished after epoch {status['best']['epoch']}")
+    return EXIT_FINISHED
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Whether the run folder already holds the end of exactly this run."""
+    stored = read_json(config.run / "config.json")
+    manifest = read_json(config.data / "manifest.json")
+    if not stored or not manifest or read_status(config.run)["state"] != "finished":
+        return False
+    kind = "GAN" if isinstance(config, GanConfig) else "classifier"
+    if stored.get("kind", "classifier") != kind:
+        return False
+    if stored["data"]["fingerprint"] != manifest["fingerprint"]:
+        return False
+    return merge_for_resume(config, stored["science"]).epochs == int(stored["science"]["epochs"])
+
+
+def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int:
+    """The status of a training that has finished, on rank 0; else the exit code."""
+    if not (config.data / "manifest.json").exists():
+        from fer_hpc.data.shards import read_manifest
+
+        read_manifest(config.data)  # raises the error before torch is loaded
+    from fer_hpc.parallel.collectives import PeerLost
+    from fer_hpc.parallel.world import World
+    from fer_hpc.run.session import Superseded
+
+    run: Callable[..., dict[str, Any]]
+    if verb == "train":
+        from fer_hpc.training.loop import train as run
+    else:
+        from fer_hpc.gan.loop import train_gan as run
+
+    import torch.distributed
+
+    world = World.detect()
+    try:
+        status = run(config, world)
+    except Superseded as error:
+        # Within a job 0: srun answers any other code by ending the step of this number, which is
+        # the new start's by now.
+        code = EXIT_FINISHED if world.job else EXIT_TAKEN_OVER
+        return _leave(world.size, code, f"fer-hpc {verb}: {error}")
+    except PeerLost as error:
+        message = f"fer-hpc {verb}: {error}; the same command continues from the last checkpoint"
+        return _leave(world.size, EXIT_RUN_AGAIN, message)
+    except UserError as error:  # rank 0 prints it for all, once they are connected
+        silent = world.rank and torch.distributed.is_initialized()
+        message = "" if silent else f"fer-hpc {verb}: error: {error}"
+        return _leave(world.size, EXIT_USER_ERROR, message)
+    if status["state"] == "finished":
+        return EXIT_FINISHED if world.rank else status
+    if not world.rank:
+        print(
+            f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; "
+            "the same command continues from there"
+        )
+    return EXIT_RUN_AGAIN
+
+
+def _leave(ranks: int, code: int, message: str) -> int:
+    """End with `code`; several ranks at once, as torch's orderly exit waits for the others."""
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    if ranks > 1:
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    stored = read_run_config(config.run)  # raises the error before torch is loaded
+    if stored.get("kind") == "GAN":
+        return _evaluate_gan(config)
+    name = result_name(config, stored["data"]["fingerprint"])
+    scores = _stored_scores(config, name)
+    if scores:
+        print(f"{config.run}: {config.split} was scored with these weights before, nothing to do")
+    else:
+        from fer_hpc.evaluation.score import evaluate
+        from fer_hpc.parallel.world import World
+
+        world = World.detect()
+        scores = evaluate(config, world)
+        if world.rank:
+            return EXIT_FINISHED
+    print(text.format_scores(config, scores, name))
+    return EXIT_FINISHED
+
+
+def _evaluate_gan(config: EvaluateConfig) -> int:
+    if config.tta != "none":
+        raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
+    from fer_hpc.gan.evaluate import Interrupted, evaluate_gan, format_gan_scores
+    from fer_hpc.parallel.world import World
+
+    if World.detect().rank:
+        return EXIT_FINISHED  # one process evaluates
+    try:
+        print(format_gan_scores(config.run, evaluate_gan(config)))
+    except Interrupted as error:
+        print(error)
+        return EXIT_RUN_AGAIN
+    return EXIT_FINISHED
+
+
+def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
+    """The scores of this split if they are stored already, from the same weights and data."""
+    found = read_json(config.run / f"eval-{name}.json")
+    weights = outcome_file(config.run, "best.pt")
+    if not found or not weights or read_status(config.run)["state"] != "finished":
+        return None
+    manifest = read_json((config.data or data_folder(config.run)) / "manifest.json")
+    if not manifest or found["data"] != manifest["fingerprint"]:
+        return None
+    return dict(found) if "pairs" in found and found["weights"] == sha256(weights) else None
+
+
+def tune(sweep: tuple[SweepConfig, str, TrainConfig]) -> int:
+    config, preset, base = sweep
+    from fer_hpc.parallel.world import current_step_node
+    from fer_hpc.sweep.grid import check_sweep, grid
+    from fer_hpc.sweep.tables import collect
+
+    if config.collect:
+        print(collect(config.out))
+        return EXIT_FINISHED
+    node = current_step_node()
+    if node and node.index:
+        from fer_hpc.sweep.ray_nodes import serve
+
+        return serve(node)
+    check_sweep(config, grid(config, base))  # raises the error before ray is loaded
+    from fer_hpc.sweep.ray_tune import tune
+
+    return tune(config, preset, base)
+
+
+def transfer(config: TransferConfig) -> int:
+    if read_run_config(config.run).get("kind") != "GAN":
+        raise UserError(f"--run {config.run} holds a classifier; give a run of fer-hpc train_gan")
+    from fer_hpc.gan.transfer import transfer
+
+    print(f"transfer: {transfer(config)}")
+    return EXIT_FINISHED
+
+
+def generate(config: GenerateConfig) -> int:
+    from fer_hpc.gan.generate import generate
+
+    print(generate(config))
+    return EXIT_FINISHED
+
+
+def report(config: ReportConfig) -> int:
+    from fer_hpc.report.report import report
+
+    print(f"report: {report(config)}")
+    return EXIT_FINISHED
+
+
+def status(config: StatusConfig) -> int:
+    from fer_hpc.cluster.status import format_status, job_status, to_json
+
+    rows = job_status(config.paths or (Path(os.environ.get("FER_RUNS") or "runs"),))
+    print(to_json(rows) if config.json else format_status(rows))
+    return EXIT_FINISHED
+
+
+def logs(config: LogsConfig) -> int:
+    from fer_hpc.cluster.status import follow_logs
+
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in follow_logs(config):
+            print(line, flush=True)
+    return EXIT_FINISHED
+
+
+def cancel(config: CancelConfig) -> int:
+    from fer_hpc.cluster.status import cancel
+
+    print("\n".join(cancel(config.paths)))
+    return EXIT_FINISHED
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: what it takes, one line of help, what it does with the configuration."""
+
+    config_class: type
+    help: str
+    run: Callable[[Any], int]
+
+    @property
+    def about(self) -> str:
+        """The text at the head of the verb's own help."""
+        return self.help if self.run is sheet else str(self.config_class.__doc__)
+
+
+VERBS = {
+    "synthetic": Verb(SyntheticConfig, "draw synthetic faces, to try everything out", synthetic),
+    "preprocess": Verb(PreprocessConfig, "faces -> HDF5 shards", preprocess),
+    "doctor": Verb(DoctorConfig, "shards -> damage, duplicates and leaks in them", doctor),
+    "sheet": Verb(TrainConfig, "shards -> RUN/sheet.png: images as the network sees them", sheet),
+    "train": Verb(TrainConfig, "PRESET and shards -> a trained classifier in a run folder", train),
+    "evaluate": Verb(EvaluateConfig, "run and split -> scores, predictions, plots", evaluate),
+    "tune": Verb(SweepConfig, "every batch size x learning rate x seed -> the best", tune),
+    "train_gan": Verb(GanConfig, "shards -> a GAN for expression transfer", train_gan),
+    "transfer": Verb(
+        TransferConfig, "two photos and a GAN -> a photo with new expression", transfer
+    ),
+    "generate": Verb(GenerateConfig, "shards and a GAN -> shards with more rare faces", generate),
+    "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", report),
+    "status": Verb(StatusConfig, "what runs, waits, finished, failed, and why", status),
+    "logs": Verb(LogsConfig, "the logs of all ranks of a run's newest job", logs),
+    "cancel": Verb(CancelConfig, "end the jobs of run folders", cancel),
+}
