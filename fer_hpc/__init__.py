@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fer_hpc.api import train as train
     from fer_hpc.config import TrainConfig as TrainConfig
     from fer_hpc.config import UserError as UserError
+    from fer_hpc.evaluation.load import Predictor as Predictor
+    from fer_hpc.evaluation.load import load as load
     from fer_hpc.models.registry import register_model as register_model
 
 # OpenCV reads this when it is loaded: it refuses a picture whose header claims more pixels.
@@ -28,6 +30,8 @@ API = {
     "train": "fer_hpc.api",
     "evaluate": "fer_hpc.api",
     "preset": "fer_hpc.api",
+    "load": "fer_hpc.evaluation.load",
+    "Predictor": "fer_hpc.evaluation.load",
     "TrainConfig": "fer_hpc.config",
     "UserError": "fer_hpc.config",
     "register_model": "fer_hpc.models.registry",
