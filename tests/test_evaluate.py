@@ -131,29 +131,6 @@ def test_what_is_no_run_folder_is_said_clearly(fer: Fer, tmp_path: Path) -> None
     assert "is not a run folder" in done.stderr
 
 
-def test_report_is_one_page_with_every_number(fer: Fer, scored: Path, tmp_path: Path) -> None:
-    done = fer("report", scored, "--out", tmp_path / "report")
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "report" / "index.html").read_text()
-    found = json.loads((scored / "eval-test.json").read_text())
-    for value in (
-        found["accuracy"],
-        found["balanced_accuracy"],
-        found["macro_f1"],
-        found["majority_rate"],
-    ):
-        assert f"{100 * value:.2f}" in page
-    assert page.count("data:image/png;base64,") == 3  # curves, two confusion matrices
-    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    assert (tmp_path / "report" / "results.csv").read_text().count("\n") == 3
-
-
-def test_report_on_nothing_says_what_it_wanted(fer: Fer, tmp_path: Path) -> None:
-    done = fer("report", tmp_path, "--out", tmp_path / "report")
-    assert done.returncode == 2
-    assert "no run folder there or below" in done.stderr
-
-
 @pytest.fixture(scope="module")
 def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 48 pictures in three class folders."""

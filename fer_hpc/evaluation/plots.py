@@ -1,4 +1,4 @@
-"""Every picture of numbers; the only user of matplotlib."""
+"""All plots; the only user of matplotlib."""
 
 from __future__ import annotations
 
@@ -11,102 +11,112 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+DPI = 110
+MAX_MARKED_EPOCHS = 30  # above it, curves have no dots
+COLORS = {"train": "tab:blue", "val": "tab:orange", "best": "tab:green", "lr": "0.55"}
 
 
 def confusion(counts: NDArray[Any], classes: Sequence[str], title: str, path: Path) -> None:
-    """Row-normalised confusion matrix; counts [true, predicted]. A class without a face has an empty row."""
+    """Confusion matrix, each row divided by its sum; counts [true, predicted].
+
+    The row of a class without a face is empty.
+    """
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = plt.subplots(figsize=(6.2, 5.4), layout="constrained")
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
-    axes.set_yticks(
-        range(len(classes)), [f"{c} ({n:,})" for c, n in zip(classes, counts.sum(1), strict=True)]
-    )
-    axes.set(xlabel="predicted", ylabel="true (faces)", title=title)
+    names = [_literal(name) for name in classes]
+    rows = [f"{name} ({n:,})" for name, n in zip(names, counts.sum(1), strict=True)]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), rows)
+    axes.set(xlabel="predicted", ylabel="true (faces)", title=_literal(title))
     for (i, j), value in np.ndenumerate(share):
         if counts[i].sum():
-            axes.text(
-                j,
-                i,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value > 0.55 else "black",
-            )
+            color = "white" if value > 0.55 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(picture, shrink=0.8)
     _save(figure, path)
 
 
 def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path: Path) -> None:
-    """Accuracy and loss per epoch, train and val, with the learning rate's steps and the best epoch marked."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    """Accuracy and loss per epoch, on train and val, with the best epoch marked.
+
+    Where the learning rate changes, a strip below shows it.
+    """
+    rates = [row["lr"] for row in rows]
+    has_strip = len(set(rates)) > 1
+    with_strip: list[Any] = [["accuracy", "loss"], ["lr", "lr"]]
+    grid = with_strip if has_strip else with_strip[:1]
+    figure, panels = plt.subplot_mosaic(
+        grid,
+        figsize=(9.6, 4.4 if has_strip else 3.6),
+        height_ratios=[4, 1] if has_strip else [1],
+        layout="constrained",
+    )
     epochs = [row["epoch"] for row in rows]
-    for axes, metric in ((left, "accuracy"), (right, "loss")):
-        for part, color in (("train", "tab:blue"), ("val", "tab:orange")):
-            axes.plot(
-                epochs,
-                [row[f"{part}_{metric}"] for row in rows],
-                color=color,
-                label=part,
-                marker="." if len(rows) < 30 else "",
-            )
-        for before, row in zip(rows, rows[1:], strict=False):
-            if row["lr"] != before["lr"]:
-                axes.axvline(row["epoch"], color="0.8", lw=1, zorder=0)
+    for metric in ("accuracy", "loss"):
+        for part in ("train", "val"):
+            values = [row[f"{part}_{metric}"] for row in rows]
+            marker = "." if len(rows) <= MAX_MARKED_EPOCHS else ""
+            panels[metric].plot(epochs, values, color=COLORS[part], label=part, marker=marker)
         if best_epoch is not None:
-            axes.axvline(best_epoch, color="tab:green", lw=1, ls="--", label="best")
-        axes.set(xlabel="epoch", ylabel=metric, xlim=(0.5, epochs[-1] + 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(title)
+            panels[metric].axvline(best_epoch, color=COLORS["best"], lw=1, ls="--", label="best")
+        panels[metric].set(ylabel=metric, **({} if has_strip else {"xlabel": "epoch"}))
+        panels[metric].legend()
+        _epoch_axis(panels[metric], epochs)
+    if has_strip:
+        panels["lr"].step(epochs, rates, where="mid", color=COLORS["lr"], lw=1.2)
+        panels["lr"].set(xlabel="epoch", ylabel="learning rate", ylim=(0, 1.1 * max(rates)))
+        _epoch_axis(panels["lr"], epochs)
+    figure.suptitle(_literal(title))
     _save(figure, path)
 
 
 def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Discriminator accuracy, generator loss, and their combined loss in log scale, per epoch."""
+    """Per epoch: discriminator accuracy, generator loss, and the sum of both losses (log scale)."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
-    both = [row["train_g_loss"] + row["train_d_loss"] for row in rows]
-    for axes, values, name in (
-        (
-            panels[0],
-            [row["train_d_correct"] for row in rows],
-            "discriminator accuracy (mean of real and made)",
-        ),
-        (panels[1], [row["train_g_loss"] for row in rows], "generator loss"),
-        (panels[2], both, "generator + discriminator loss"),
-    ):
-        axes.plot(epochs, values, marker="." if len(rows) < 30 else "")
-        axes.set(xlabel="epoch", title=name, xlim=(0.5, epochs[-1] + 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3, which="both")
+    curves_of = {
+        "discriminator accuracy (mean of real and generated)": [
+            row["train_d_correct"] for row in rows
+        ],
+        "generator loss": [row["train_g_loss"] for row in rows],
+        "generator + discriminator loss": [
+            row["train_g_loss"] + row["train_d_loss"] for row in rows
+        ],
+    }
+    for axes, (name, values) in zip(panels, curves_of.items(), strict=True):
+        axes.plot(epochs, values, marker="." if len(rows) <= MAX_MARKED_EPOCHS else "")
+        axes.set(xlabel="epoch", title=name)
+        _epoch_axis(axes, epochs)
     panels[0].set_ylim(0, 1.02)
     panels[2].set_yscale("log")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     _save(figure, path)
 
 
 def face_grid(
     picture: NDArray[Any], rows: Sequence[str], triples: int, title: str, path: Path
 ) -> None:
-    """Strips of neutral | expression | output, one for each of `rows`; picture [H, W, C] in [0, 1]."""
+    """Strips of neutral | expression | output, one per class in `rows`.
+
+    `picture` [H, W, C] in [0, 1] holds them, `triples` beside each other.
+    """
     height, width = picture.shape[:2]
-    figure, axes = plt.subplots(
-        figsize=(1.2 + 9.0, 0.9 + 9.0 * height / width), layout="constrained"
-    )
+    size = (1.2 + 9.0, 0.9 + 9.0 * height / width)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
     side = height / len(rows)
-    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], rows)
+    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], [_literal(r) for r in rows])
     columns = ["neutral", "expression", "output"] * triples
-    axes.set_xticks(
-        [width / len(columns) * (i + 0.5) for i in range(len(columns))], columns, rotation=30
-    )
+    centres = [width / len(columns) * (i + 0.5) for i in range(len(columns))]
+    axes.set_xticks(centres, columns, rotation=30)
     axes.tick_params(length=0)
-    axes.set_title(title)
+    axes.set_title(_literal(title))
     _save(figure, path)
 
 
@@ -117,26 +127,42 @@ def heat_map(
     titles: tuple[str, str, str],
     path: Path,
 ) -> None:
-    """A table of numbers as colours; values [rows, columns], NaN stays white; `titles` of rows, columns and the whole."""
-    figure, axes = plt.subplots(
-        figsize=(max(6.4, 2.2 + 1.1 * len(columns)), 1.6 + 0.8 * len(rows)), layout="constrained"
-    )
+    """A table of numbers as colours; values [rows, columns], NaN stays white.
+
+    `titles` are those of the rows, the columns and the whole.
+    """
+    size = (max(6.4, 2.2 + 1.1 * len(columns)), 1.6 + 0.8 * len(rows))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     picture = axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(ylabel=titles[0], xlabel=titles[1], title=titles[2])
+    axes.set_xticks(range(len(columns)), [_literal(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [_literal(name) for name in rows])
+    row_title, column_title, title = (_literal(text) for text in titles)
+    axes.set(ylabel=row_title, xlabel=column_title, title=title)
     for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            dark = value < np.nanmean(values)
-            axes.text(
-                j, i, f"{value:.4f}", ha="center", va="center", color="white" if dark else "black"
-            )
+            color = "white" if value < np.nanmean(values) else "black"
+            axes.text(j, i, f"{value:.4f}", ha="center", va="center", color=color)
     figure.colorbar(picture, shrink=0.8)
     _save(figure, path)
 
 
+def _epoch_axis(axes: Axes, epochs: list[int]) -> None:
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3, which="both")
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib does not read as a formula."""
+    return text.replace("$", r"\$")
+
+
 def _save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
-    plt.close(figure)
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+        temporary.replace(path)
+    finally:
+        plt.close(figure)
+        temporary.unlink(missing_ok=True)

@@ -49,8 +49,9 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         server.communicate()
 
 
-def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> str:
-    """All text of a page, shadow trees included, once `wanted` is in it; `picture` shows it."""
+@contextlib.contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    """A headless Chromium; the test is skipped where there is none."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser or not driver:
         pytest.skip("no chromium or chromedriver here")
@@ -65,6 +66,12 @@ def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> 
     ):
         options.add_argument(flag)
     with webdriver.Chrome(options=options, service=Service(driver)) as page:
+        yield page
+
+
+def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> str:
+    """All text of a page, shadow trees included, once `wanted` is in it; `picture` shows it."""
+    with chromium() as page:
         page.get(address)
         deadline, text = time.monotonic() + seconds, ""
         while wanted not in text and time.monotonic() < deadline:
@@ -72,3 +79,12 @@ def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> 
             text = " ".join(page.execute_script(ALL_TEXT).split())
         page.save_screenshot(str(picture))
     return text
+
+
+def scroll_width(file: Path, width: int) -> int:
+    """Width of a page, in pixels, on a screen of `width`."""
+    with chromium() as page:
+        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        page.get(file.as_uri())
+        return int(page.execute_script("return document.documentElement.scrollWidth"))

@@ -1,0 +1,66 @@
+"""The report's figures: PNG files beside the page, and the same inside it as data URIs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fer_hpc.evaluation import plots
+from fer_hpc.report.read import Run
+
+MAX_DRAWN_RUNS = 60  # a run's figures take about a second and 60 kB of the page
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture in the page."""
+
+    caption: str
+    uri: str
+    is_plot: bool = True  # drawn on white, so that a dark page may invert it
+
+
+def draw_figures(runs: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
+    """Label -> curves and confusion matrices of a classifier's run, of the first MAX_DRAWN_RUNS."""
+    return {run.label: _draw(run, out) for run in runs[:MAX_DRAWN_RUNS]}
+
+
+def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
+    """Label -> what fer_hpc.evaluate has drawn of a GAN."""
+    found = {}
+    for gan in gans:
+        grids = [
+            Figure(f"reference | expression | output, {p.stem.removeprefix('grid-')}", _uri(p), False)
+            for p in sorted(gan.path.glob("grid-*.png"))
+        ]
+        curves = [Figure("losses", _uri(p)) for p in gan.path.glob("curves.png")]
+        found[gan.label] = grids + curves
+    return found
+
+
+def heat_map(sweep: Path) -> list[Figure]:
+    """The plot that a sweep has left, if there is one."""
+    path = sweep / "heatmap.png"
+    return [Figure("mean over the seeds", _uri(path))] if path.exists() else []
+
+
+def _draw(run: Run, out: Path) -> list[Figure]:
+    drawn = []
+    if run.rows:
+        path = out / f"{run.slug}-curves.png"
+        plots.curves(run.rows, run.best_epoch, run.label, path)
+        drawn.append(Figure("Accuracy and loss per epoch", _uri(path)))
+    for name, scores in run.scores.items():
+        path = out / f"{run.slug}-confusion-{name}.png"
+        counts = np.array(scores["confusion"])
+        plots.confusion(counts, list(scores["classes"]), f"{run.label}, {name}", path)
+        drawn.append(Figure(f"Confusion on {name}; each row sums to 1", _uri(path)))
+    return drawn
+
+
+def _uri(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -1,0 +1,198 @@
+"""Run folders and sweeps as the report needs them; what is damaged is listed, not fatal."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fer_hpc.config import UserError
+from fer_hpc.data.shards import SPLITS
+from fer_hpc.files import read_json
+from fer_hpc.report import shapes
+from fer_hpc.report.shapes import check_shape
+from fer_hpc.run.folder import (
+    find_runs,
+    read_environment,
+    read_rows,
+    read_run_config,
+    read_status,
+)
+
+Content = TypeVar("Content")
+# What the readers of a run folder raise where a file is cut off or of another form.
+DAMAGE = (UserError, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    path: Path
+    label: str  # its folder's name, longer where another run has the same
+    config: dict[str, Any]
+    status: dict[str, Any]
+    rows: list[dict[str, Any]]  # one an epoch
+    seconds: float  # of training and validation
+    environment: dict[str, Any]
+    data_folder: Path
+    scores: dict[str, dict[str, Any]]  # NAME -> eval-NAME.json, in the order of the splits
+
+    @property
+    def is_gan(self) -> bool:
+        return bool(self.config.get("kind") == "GAN")
+
+    @property
+    def slug(self) -> str:
+        """The label as a part of a file's name; labels are unique and so are these."""
+        return re.sub(r"[^\w.=+-]", lambda m: "--" if m[0] == "/" else f"%{ord(m[0]):x}", self.label)
+
+    @property
+    def best_epoch(self) -> int | None:
+        return max((row["epoch"] for row in self.rows if row.get("best")), default=None)
+
+    @property
+    def trained_on(self) -> str:
+        """Fingerprint of its data."""
+        return str(self.config["data"]["fingerprint"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["science"]["seed"])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep's folder; `summary` is None until it has a first table."""
+
+    path: Path
+    summary: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+@dataclass
+class Collection:
+    """All that was found below the given folders."""
+
+    runs: list[Run] = field(default_factory=list)
+    gans: list[Run] = field(default_factory=list)
+    sweeps: list[Sweep] = field(default_factory=list)
+    damaged: list[tuple[Path, str]] = field(default_factory=list)  # what is left out, and why
+
+
+def collect(paths: tuple[Path, ...]) -> Collection:
+    """Read the runs and sweeps among `paths` and below; a UserError where there are none at all."""
+    found = Collection()
+    sweeps: dict[Path, None] = {}
+    singles: dict[Path, Path] = {}  # absolute path, without links -> path as given
+    for path in find_runs(paths):
+        sweep = path.absolute().parent.parent  # a trial lies in SWEEP/trials
+        if path not in paths and (sweep / "sweep.json").exists():
+            sweeps[sweep] = None
+        else:
+            singles.setdefault(path.resolve(), path)
+    for resolved, label in unique_labels(list(singles)).items():
+        run = _read_run(singles[resolved], label, found.damaged)
+        if run:
+            (found.gans if run.is_gan else found.runs).append(run)
+    for folder in sweeps:
+        try:
+            found.sweeps.append(Sweep(folder, _read_summary(folder)))
+        except DAMAGE as why:
+            found.damaged.append((folder, _reason(why)))
+    if found.damaged and not (found.runs or found.gans or found.sweeps):
+        path, reason = found.damaged[0]
+        raise UserError(f"no run can be read; the first of {len(found.damaged)} is {path}: {reason}")
+    return found
+
+
+def unique_labels(paths: list[Path]) -> dict[Path, str]:
+    """The shortest ends of paths that differ: first, or exp1/first beside exp2/first."""
+    lengths = dict.fromkeys(paths, 1)
+
+    def label(path: Path) -> str:
+        return "/".join(path.parts[-lengths[path] :])
+
+    while True:
+        counts = Counter(map(label, paths))
+        same = [p for p in paths if counts[label(p)] > 1 and lengths[p] < len(p.parts)]
+        if not same:
+            return {path: label(path) for path in paths}
+        for path in same:
+            lengths[path] += 1
+
+
+def result_order(name: str) -> tuple[int, str]:
+    """Order of eval-NAME.json by split: train, val, test, and plain ones first."""
+    split = name.split("-")[0]
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS)), name
+
+
+def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | None:
+    """The run, or None with a line in `damaged`; a damaged result alone leaves the run."""
+    try:
+        config = read_run_config(path)
+        check_shape(config, shapes.CONFIG, "config.json")
+        gan = config.get("kind") == "GAN"
+        if not gan:
+            check_shape(config, shapes.CLASSIFIER_CONFIG, "config.json")
+        status, rows, times = (
+            _checked(read_status(path), shapes.STATUS, "status.json"),
+            _checked(
+                read_rows(path), [shapes.ROW if gan else shapes.CLASSIFIER_ROW, ...], "metrics.jsonl"
+            ),
+            _checked(read_rows(path, "timing.jsonl"), [shapes.TIMING, ...], "timing.jsonl"),
+        )
+        environment = _checked(read_environment(path), {}, "environment.json")
+        data = Path(environment.get("data", config["data"]["path"]))
+    except DAMAGE as why:
+        damaged.append((path, _reason(why)))
+        return None
+    scores = {}
+    for file in path.glob("eval-*.json"):
+        try:
+            content = read_json(file)
+            if content is None:
+                raise UserError("it is no JSON: cut off, or another file")
+            check_shape(content, shapes.GAN_SCORES if gan else shapes.SCORES, file.name)
+            scores[file.stem.removeprefix("eval-")] = content
+        except DAMAGE as why:
+            damaged.append((file, _reason(why)))
+    return Run(
+        path,
+        label,
+        config,
+        status,
+        rows,
+        sum(row["train_s"] + row["val_s"] for row in times),
+        environment,
+        data,
+        {name: scores[name] for name in sorted(scores, key=result_order)},
+    )
+
+
+def _read_summary(folder: Path) -> dict[str, Any] | None:
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        if (folder / "summary.json").exists():
+            raise UserError("summary.json is no JSON; fer-hpc tune --collect writes it anew")
+        return None
+    check_shape(summary, shapes.SWEEP, "summary.json")
+    return dict(summary)
+
+
+def _checked(content: Content, wanted: Any, where: str) -> Content:
+    check_shape(content, wanted, where)
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file cannot be used, as one line."""
+    known = isinstance(error, UserError | OSError)
+    text = str(error) if known else f"of another form ({type(error).__name__}: {error})"
+    return " ".join(text.split())

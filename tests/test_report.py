@@ -1,0 +1,268 @@
+"""The report: one page of tables and figures from run folders, whatever lies among them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fer_hpc.config import UserError
+from fer_hpc.config.commands import ReportConfig
+from fer_hpc.evaluation import metrics, plots
+from fer_hpc.report.read import unique_labels
+from fer_hpc.report.report import report
+from fer_hpc.report.shapes import check_shape
+from tests.conftest import Fer
+from tests.helpers.browser import scroll_width
+
+
+@pytest.fixture(scope="module")
+def scored(fer: Fer, finished_run: Path) -> Path:
+    for split in ("val", "test"):
+        done = fer("evaluate", finished_run, "--split", split)
+        assert done.returncode == 0, done.stderr
+    return finished_run
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; `data__path` is field `path` of field `data`."""
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        place = content
+        for key in outer:
+            place = place[key]
+        place[last] = value
+    path.write_text(json.dumps(content))
+
+
+def another(run: Path, to: Path, accuracy: float | None = None, **config: Any) -> Path:
+    """A copy of a run with other fields in config.json and another accuracy on val and test."""
+    shutil.copytree(run, to)
+    edit_json(to / "config.json", **config)
+    fingerprint = json.loads((to / "config.json").read_text())["data"]["fingerprint"]
+    for split in ("val", "test"):
+        changes = {} if accuracy is None else {"accuracy": accuracy}
+        edit_json(to / f"eval-{split}.json", data=fingerprint, **changes)
+    return to
+
+
+def page_of(*runs: Path, out: Path) -> str:
+    return report(ReportConfig(runs, out)).read_text()
+
+
+def test_the_page_has_every_number_and_fetches_nothing(
+    fer: Fer, scored: Path, tmp_path: Path
+) -> None:
+    done = fer("report", scored, "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report" / "index.html").read_text()
+    found = json.loads((scored / "eval-test.json").read_text())
+    for key in ("accuracy", "balanced_accuracy", "macro_f1", "majority_rate"):
+        assert f"{100 * found[key]:.2f}" in page
+    assert page.count("data:image/png;base64,") == 3  # curves, two confusion matrices
+    for outside in ("http", "<script", "<link", "@import", "url("):
+        assert outside not in page
+    assert "prefers-color-scheme: dark" in page
+    rows = list(csv.DictReader((tmp_path / "report" / "results.csv").open()))
+    assert [row["split"] for row in rows] == ["val", "test"]
+    assert rows[1]["accuracy"] == str(found["accuracy"])
+    assert (rows[1]["data"], rows[1]["fingerprint"]) == ("shards", found["data"])
+
+
+def test_nothing_to_report_is_one_clear_error(fer: Fer, tmp_path: Path) -> None:
+    done = fer("report", tmp_path, "--out", tmp_path / "report")
+    assert done.returncode == 2
+    assert "no run folder there or below" in done.stderr
+
+
+def test_runs_of_the_same_name_keep_their_own_figures(scored: Path, tmp_path: Path) -> None:
+    one = another(scored, tmp_path / "exp1" / "first")
+    two = another(scored, tmp_path / "exp2" / "first", science__lr=0.25)
+    edit_json(two / "eval-test.json", confusion=np.eye(8, dtype=int).tolist())
+    alone = tmp_path / "alone"
+    page_of(two, out=alone)
+    both = tmp_path / "both"
+    page = page_of(one.parent, two.parent, out=both)
+    assert "<h3>exp1/first " in page
+    assert "<h3>exp2/first " in page
+    assert page.index("<h3>exp1/first ") < page.index("<h3>exp2/first ")
+    pictures = {p.name: p.read_bytes() for p in both.glob("*.png")}
+    assert len(pictures) == 6
+    assert len({p for name, p in pictures.items() if "confusion-test" in name}) == 2
+
+
+def test_labels_are_the_shortest_ends_that_differ() -> None:
+    paths = [Path(p) for p in ("/r/exp1/first", "/r/exp2/first", "/r/exp2/second", "/s/exp1/first")]
+    assert list(unique_labels(paths).values()) == [
+        "r/exp1/first",
+        "exp2/first",
+        "second",
+        "s/exp1/first",
+    ]
+
+
+def test_a_run_given_twice_stands_once(scored: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(scored)
+    page = page_of(scored, link, scored.parent, out=tmp_path / "out")
+    assert page.count("<section class=\"card\">\n<h3>undisturbed ") == 1
+
+
+def test_val_of_different_data_is_two_tables(scored: Path, tmp_path: Path) -> None:
+    one = another(scored, tmp_path / "a")
+    two = another(scored, tmp_path / "b", data__fingerprint="feedbeef01234567")
+    page = page_of(one, two, out=tmp_path / "out")
+    headings = [line for line in page.splitlines() if line.startswith("<h3>val · ")]
+    assert len(headings) == 2
+    assert sum("feedbeef01234567" in line for line in headings) == 1
+
+
+def mean_row(page: str) -> str:
+    """The row of means in the table of val."""
+    table = page[page.index("<h3>val · ") :]
+    start = table.index('<tr class="mean">')
+    return table[start : table.index("</tr>", start)]
+
+
+def test_runs_that_differ_only_by_seed_get_their_mean(scored: Path, tmp_path: Path) -> None:
+    values = (0.95, 1.0, 0.99)
+    for seed, value in enumerate(values):
+        another(scored, tmp_path / "runs" / f"s{seed}", value, science__seed=seed)
+    another(scored, tmp_path / "runs" / "copy", 0.1, science__seed=0)  # counts once
+    another(scored, tmp_path / "runs" / "other", 0.2, science__lr=0.5)
+    row = mean_row(page_of(tmp_path / "runs", out=tmp_path / "out"))
+    assert "mean of 3 seeds" in row
+    low, high = metrics.seeds_interval("accuracy", [0.1, *values[1:]]) or (0, 0)
+    assert f"{100 * (0.1 + values[1] + values[2]) / 3:.2f}" in row  # copy sorts before s0
+    assert high == 1.0, "an interval of shares ends at 1"
+    assert f"[{100 * low:.2f}, 100.00]" in row
+
+
+def test_two_seeds_are_too_few_for_an_interval(scored: Path, tmp_path: Path) -> None:
+    for seed, value in enumerate((0.1, 0.25)):
+        another(scored, tmp_path / "runs" / f"s{seed}", value, science__seed=seed)
+    page = page_of(tmp_path / "runs", out=tmp_path / "out")
+    assert "17.50" in mean_row(page)
+    assert "too few for an interval" in mean_row(page)
+    assert "[-" not in page
+
+
+def test_the_best_run_is_chosen_on_val_not_on_test(scored: Path, tmp_path: Path) -> None:
+    """Run a is better on val, run b on test."""
+    for name, on_val, on_test in (("a", 0.9, 0.31), ("b", 0.2, 0.87)):
+        run = another(scored, tmp_path / "runs" / name, science__model=name)
+        edit_json(run / "eval-test.json", accuracy=on_test)
+        for file in run.glob("attempts/*/metrics.jsonl"):
+            rows = [json.loads(line) | {"val_accuracy": on_val} for line in file.open()]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(tmp_path / "runs", out=tmp_path / "out")
+    best = page[page.index('id="best"') : page.index('id="results"')]
+    assert "31.00 %" in best
+    assert "87.00" not in best
+
+
+def test_damaged_and_foreign_runs_are_listed_with_the_reason(
+    fer: Fer, scored: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for name in ("good", "torn", "foreign", "text", "half", "result", "metrics", "status"):
+        shutil.copytree(scored, runs / name)
+    config = (runs / "torn" / "config.json").read_text()
+    (runs / "torn" / "config.json").write_text(config[: len(config) // 2])
+    (runs / "foreign" / "config.json").write_text('{"architectures": ["ViT"], "id": "x"}')
+    (runs / "text" / "config.json").write_text('"a text"')
+    edit_json(runs / "half" / "config.json", science={"model": "vgg", "seed": "zero"})
+    (runs / "result" / "eval-val.json").write_text('{"accuracy": 0.5}')
+    (runs / "metrics" / "attempts" / "0001" / "metrics.jsonl").write_text('{"epoch": 1, \n[]\n')
+    (runs / "status" / "attempts" / "0001" / "status.json").write_text('["finished"]')
+    done = fer("report", runs, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "index.html").read_text()
+    damaged = page[page.index('id="damaged"') :]
+    for name in ("torn", "foreign", "text", "half", "metrics", "status"):
+        assert f"{runs / name}" in damaged, name
+        assert f"<h3>{name} " not in page, name
+    assert "result/eval-val.json" in damaged
+    assert "<h3>result " in page, "the rest of a run with one damaged result stays"
+    assert "<h3>good " in page
+    assert done.stderr.count("warning") >= 7
+
+
+def test_only_damaged_runs_are_an_error_with_the_reason(scored: Path, tmp_path: Path) -> None:
+    shutil.copytree(scored, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json has no 'id'"):
+        report(ReportConfig((tmp_path / "run",), tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "words"),
+    [
+        ({"n": 1}, {"n": int, "x": float}, "has no 'x'"),
+        ({"n": float("nan")}, {"n": float}, "wanted a number"),
+        ({"n": True}, {"n": int}, "wanted an integer"),
+        ({"n": [1]}, {"n": [float, float]}, r"n is \[1\]"),
+        ({"n": [1, "x"]}, {"n": [int, ...]}, "'x'; wanted an integer"),
+        ([], {"n": int}, "wanted an object"),
+    ],
+)
+def test_another_shape_is_named(value: Any, wanted: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_shape(value, wanted, "file.json")
+
+
+def test_a_shape_may_be_optional() -> None:
+    wanted = {"n": (int, None), "deep": {str: [int, ...]}}
+    check_shape({"n": None, "deep": {"any": [1, 2], "other": []}}, wanted, "file.json")
+    check_shape({"deep": {}}, wanted, "file.json")
+
+
+def drawn_curves(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: figures.append(figure))
+    plots.curves(rows, 3, "a run", Path("unused.png"))
+    return figures[0]
+
+
+def upright_lines(figure: Figure) -> int:
+    return sum(
+        len(set(np.asarray(line.get_xdata()).tolist())) == 1
+        for axes in figure.axes
+        for line in axes.lines
+    )
+
+
+def test_curves_of_a_cosine_run_have_no_stripes(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = dict.fromkeys(("train_accuracy", "train_loss", "val_accuracy", "val_loss"), 0.5)
+    rows = [{"epoch": k, "lr": 0.1 / k, **scores} for k in range(1, 21)]
+    figure = drawn_curves(rows, monkeypatch)
+    assert upright_lines(figure) == 2, "the best epoch, in both panels"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss", "learning rate"]
+    constant = drawn_curves([row | {"lr": 0.1} for row in rows], monkeypatch)
+    assert len(constant.axes) == 2
+
+
+def test_names_with_odd_characters_are_drawn_and_written(scored: Path, tmp_path: Path) -> None:
+    one = another(scored, tmp_path / "runs" / r"=r$\q$ <b>")
+    page = page_of(one, out=tmp_path / "out")
+    assert "<b>" not in page
+    line = (tmp_path / "out" / "results.csv").read_text().splitlines()[1]
+    assert line.startswith("'="), "a spreadsheet takes it for text, not a formula"
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_screen_is_narrower_than_the_page(scored: Path, tmp_path: Path, width: int) -> None:
+    long_name = "resnet_improved-with-a-long-name-" + "x" * 60
+    one = another(scored, tmp_path / "runs" / long_name)
+    another(scored, tmp_path / "runs" / "s1", science__seed=1)
+    damaged = shutil.copytree(scored, tmp_path / "runs" / f"damaged-{long_name}")
+    (damaged / "config.json").write_text("{}")
+    page_of(one.parent, out=tmp_path / "out")
+    assert scroll_width(tmp_path / "out" / "index.html", width) <= width
