@@ -17,34 +17,36 @@ from torch.nn import functional
 
 from fer_hpc.config import GanConfig
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.gan.loop import State, _channel_statistics, fresh_state, pair_loader, step
+from fer_hpc.gan.loop import pair_loader
+from fer_hpc.gan.networks import Networks, make_networks
 from fer_hpc.gan.pairs import Pairs
+from fer_hpc.gan.step import SUMS, channel_statistics, step
 from fer_hpc.parallel.device import autocast, pick_device, supports_bf16
 from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.parallel.world import World
-from fer_hpc.run.session import step_seed
+from fer_hpc.run.state import TrainState, step_seed
 
 
-def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) -> None:
-    g, d, c = state.generator, state.discriminator, state.classifier
+def bare(networks: Networks, config: GanConfig, pairs: Pairs, device: torch.device) -> None:
+    g, d, c = networks.generator, networks.discriminator, networks.classifier
     with autocast(config.precision, device):
         code = g.expression(pairs.expressive)
-        named = functional.cross_entropy(g.name(code).float(), pairs.target)
+        named = functional.cross_entropy(g.class_head(code).float(), pairs.target)
         encoded = g.encode(pairs.neutral)
-        fake = g.draw(pairs.neutral, encoded, code)
+        fake = g.decode(pairs.neutral, encoded, code)
         real_score, wanted = d(pairs.expressive, pairs.target)
         fake_score, _ = d(fake.detach(), pairs.target)
         loss = 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
     loss.backward()
-    state.optimizers["discriminator"].step()
-    state.optimizers["discriminator"].zero_grad(set_to_none=True)
+    networks.optimizers["discriminator"].step()
+    networks.optimizers["discriminator"].zero_grad(set_to_none=True)
     with autocast(config.precision, device):
-        labels = torch.cat([torch.full_like(pairs.target, state.neutral), pairs.target])
+        labels = torch.cat([torch.full_like(pairs.target, networks.neutral), pairs.target])
         logits = c(torch.cat([pairs.neutral, pairs.expressive])).float()
-        loss = functional.cross_entropy(logits, labels, state.class_weights)
+        loss = functional.cross_entropy(logits, labels, networks.class_weights)
     loss.backward()
-    state.optimizers["classifier"].step()
-    state.optimizers["classifier"].zero_grad(set_to_none=True)
+    networks.optimizers["classifier"].step()
+    networks.optimizers["classifier"].zero_grad(set_to_none=True)
     d.requires_grad_(False)
     c.requires_grad_(False)
     c.eval()
@@ -57,7 +59,7 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
             + named
             + config.feature_weight
             * functional.l1_loss(
-                _channel_statistics(features.float()), _channel_statistics(wanted.detach().float())
+                channel_statistics(features.float()), channel_statistics(wanted.detach().float())
             )
             + config.expression_weight * functional.cross_entropy(c(fake).float(), pairs.target)
             + config.identity_weight * functional.l1_loss(kept, before)
@@ -66,8 +68,8 @@ def bare(state: State, config: GanConfig, pairs: Pairs, device: torch.device) ->
             / pairs.same.sum().clamp(min=1)
         )
     loss.backward()
-    state.optimizers["generator"].step()
-    state.optimizers["generator"].zero_grad(set_to_none=True)
+    networks.optimizers["generator"].step()
+    networks.optimizers["generator"].zero_grad(set_to_none=True)
     d.requires_grad_(True)
     c.requires_grad_(True)
     c.train()
@@ -85,22 +87,20 @@ def main() -> None:
     precision = "bf16" if supports_bf16(device) else "fp32"
     config = GanConfig(given.data, Path("unused"), batch_size=given.batch_size, precision=precision)  # type: ignore[arg-type]
     loader = pair_loader(config, manifest, "train", device)
-    states = {
-        "ours": fresh_state(config, manifest, device),
-        "bare": fresh_state(config, manifest, device),
-    }
+    both = {name: make_networks(config, manifest, device) for name in ("ours", "bare")}
+    state = TrainState.fresh(both["ours"].parts(), len(SUMS), device)
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for round_ in range(given.rounds + 1):  # the first warms up
-        for name, state in states.items():
+        for name, networks in both.items():
             began = time.monotonic()
             for k in range(given.steps):
                 seen = state.images_seen = k * given.batch_size
                 torch.manual_seed(step_seed(0, seen, 0))
                 pairs = loader.batch(seen)
                 if name == "ours":
-                    step(state, config, pairs, device, World())
+                    step(networks, state, pairs, World())
                 else:
-                    bare(state, config, pairs, device)
+                    bare(networks, config, pairs, device)
             with contextlib.suppress(AssertionError, RuntimeError):
                 torch.cuda.synchronize()
             if round_:

@@ -23,7 +23,7 @@ import sys, time
 from pathlib import Path
 from fer_hpc.run.attempts import claim_attempt
 attempt = claim_attempt(Path(sys.argv[1]))
-attempt.began({}, None)
+attempt.begin({}, None)
 print(attempt.number, flush=True)
 time.sleep(60)
 """
@@ -39,7 +39,7 @@ def owner_in_another_process(run: Path) -> subprocess.Popen[str]:
 
 def begin(run: Path, rows: list[int], parent: tuple[int, int, Path] | None = None) -> Attempt:
     attempt = claim_attempt(run)
-    attempt.began({}, parent)
+    attempt.begin({}, parent)
     lines = [json.dumps({"images_seen": n, "attempt": attempt.number}) for n in rows]
     (attempt.path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     return attempt
@@ -87,7 +87,7 @@ def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
 
 
 def test_a_requeued_job_takes_over_at_once_another_job_does_not(tmp_path: Path) -> None:
-    claim_attempt(tmp_path, Job("77", restarts=0)).began({}, None)
+    claim_attempt(tmp_path, Job("77", restarts=0)).begin({}, None)
     with pytest.raises(UserError, match="job 77"):
         claim_attempt(tmp_path, Job("78", restarts=1))
     assert claim_attempt(tmp_path, Job("77", restarts=1)).number == 2

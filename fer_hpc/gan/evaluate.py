@@ -23,9 +23,10 @@ from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import read_json, sha256, write_json
-from fer_hpc.gan.loop import CLASSIFIER_MODEL, sample_grid
+from fer_hpc.gan.networks import CLASSIFIER_MODEL
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.transfer import load_generator
+from fer_hpc.gan.validate import sample_grid
 from fer_hpc.models.gan import Generator
 from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.device import pick_device

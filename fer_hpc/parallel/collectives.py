@@ -161,6 +161,14 @@ def broadcast_buffers(model: nn.Module, world: World) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.size > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
 def average_gradients(parameters: Iterable[torch.Tensor], world: World) -> None:
     """Replace the gradients of `parameters` by their mean over the ranks.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fer_hpc.config import GanConfig, TrainConfig, UserError
+from fer_hpc.config import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,13 +44,16 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     )
 
 
-def set_determinism(config: TrainConfig | GanConfig, device: torch.device) -> None:
-    """Set torch's switches for --deterministic."""
-    if config.deterministic:  # the variable is read when CUDA's libraries start
+def configure_torch(threads: int, deterministic: bool, device: torch.device) -> None:
+    """Set what torch keeps per process: CPU threads, determinism, and exact fp32 (no TF32)."""
+    torch.set_num_threads(threads)
+    if deterministic:  # read when CUDA's libraries start
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not config.deterministic  # every batch has the same shape
+        torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
 
 
 def supports_bf16(device: torch.device) -> bool:

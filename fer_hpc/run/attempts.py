@@ -53,7 +53,7 @@ class Attempt:
         self._checked = time.monotonic()
         return not self.is_newest()
 
-    def began(self, environment: dict[str, Any], parent: tuple[int, int, Path] | None) -> None:
+    def begin(self, environment: dict[str, Any], parent: tuple[int, int, Path] | None) -> None:
         """Enter the history: from here on readers follow this attempt, back through `parent` (a `checkpoints` item).
 
         The parent checkpoint is linked into this folder first, so that no older attempt's cleaning can take it away.

@@ -1,239 +1,303 @@
-"""What a training loop needs around it: the right to write its run, stop signals, checkpoints in time."""
+"""One start of a run, around the loop: ranks, signals, the claimed folder, checkpoints, the end.
+
+with start_run(config, world, resolve) as run:
+    state = TrainState.fresh(...)
+    run.begin(state, clock, ...)         # loads the newest checkpoint, opens the log
+    while not finished:
+        ...                              # one step
+        if run.after_step(state, ...):
+            break
+    run.finish(state, ...)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from fer_hpc.config import SCHEMA, GanConfig, TrainConfig, UserError, fields_of
-from fer_hpc.files import write_json
-from fer_hpc.parallel.collectives import PeerLost, on_rank_0
-from fer_hpc.parallel.world import Job, World
+from fer_hpc.config import SCHEMA, GanConfig, TrainConfig, UserError, fields_of, non_default_fields
+from fer_hpc.files import to_jsonl, write_bytes, write_json
+from fer_hpc.parallel.collectives import (
+    Agreement,
+    PeerLost,
+    barrier,
+    detect_lost_peers,
+    gather_json,
+    min_over_ranks,
+    on_rank_0,
+    process_group,
+)
+from fer_hpc.parallel.device import configure_torch, pick_device
+from fer_hpc.parallel.process import keep_freed_memory
+from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, claim_attempt
-from fer_hpc.run.folder import (
-    HALTED_REASON,
-    MAX_STARTS,
-    list_checkpoints,
-    no_gain_message,
-    starts_without_gain,
-)
+from fer_hpc.run.environment import describe_environment, rank_location
+from fer_hpc.run.folder import MAX_STARTS, no_gain_message, read_rows, starts_without_gain
 from fer_hpc.run.log import RunLog
+from fer_hpc.run.saver import Saver, checkpoint_write_error, restore
+from fer_hpc.run.signals import stop_reason, stop_signals
+from fer_hpc.run.state import NO_BAD_STEP, Clock, TrainState
+from fer_hpc.run.watchdog import Watchdog
 
-MAX_SAVE_SHARE = 0.01  # of the time; slow storage makes checkpoints rarer, not training slower
-MARGIN_S = (
-    10.0  # between the last checkpoint and the job's end, for ending the processes and requeueing
-)
 Config = TypeVar("Config", TrainConfig, GanConfig)
 
 
+class Resolve(Protocol[Config]):
+    """Gives the config without `auto` values, and what config.json holds beside it."""
+
+    def __call__(
+        self, config: Config, *, device: torch.device, world: World
+    ) -> tuple[Config, dict[str, Any]]: ...
+
+
 class Superseded(Exception):
-    """Another start has claimed the run; this one wrote nothing after that which anybody reads."""
+    """Another start has claimed the run; what this one wrote after that is read by nobody."""
+
+
+@contextlib.contextmanager
+def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterator[Run[Config]]:
+    """One start of the run in `config.run`, on this rank.
+
+    `resolve` runs on rank 0; its UserError is raised on all ranks. An exception in the body is
+    recorded in the attempt's status.json: Superseded where another start has taken the run over,
+    PeerLost where another rank has died, anything else as a failure.
+    """
+    device = pick_device(config.device, world.local_rank)
+    keep_freed_memory()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process_group(world))
+        signals = stack.enter_context(stop_signals())
+        resolved, attempt = stack.enter_context(claim_run(config, device, world, resolve))
+        stack.enter_context(detect_lost_peers(world))
+        configure_torch(resolved.threads, resolved.deterministic, device)
+
+        def on_hang(why: str) -> None:
+            if attempt:
+                attempt.end("interrupted", why)
+
+        watchdog = Watchdog(config.hang_factor, config.hang_floor_s, world.rank, on_hang)
+        watch = stack.enter_context(watchdog)
+        yield Run(resolved, world, device, attempt, signals, watch)
 
 
 @contextlib.contextmanager
 def claim_run(
-    config: Config, settle: Callable[[], tuple[Config, dict[str, Any]]], world: World
+    config: Config, device: torch.device, world: World, resolve: Resolve[Config]
 ) -> Iterator[tuple[Config, Attempt | None]]:
-    """The settled configuration and, on rank 0, the claimed run; records how this start ended if an exception ends it.
-
-    `settle` gives the configuration with `auto` values resolved and what the run's config.json shall say; it runs on rank
-    0, and its UserError is raised on all.
-    """
+    """The resolved configuration and, on rank 0, the claimed attempt; an exception is recorded."""
     attempt: Attempt | None = None
 
-    def begin() -> dict[str, Any]:
+    def claim() -> dict[str, Any]:
         nonlocal attempt
-        settled, about = settle()
-        attempt = claim_attempt(
-            config.run, world.job, lambda line: print(line, file=sys.stderr, flush=True)
-        )
-        science = fields_of(settled, "science")
-        stored = {
-            "schema": SCHEMA,
-            "science": science,
-            "runtime": fields_of(settled, "runtime"),
-            **about,
-        }
+        resolved, identity = resolve(config, device=device, world=world)
+        attempt = claim_attempt(config.run, world.job, _to_stderr)
+        science, runtime = fields_of(resolved, "science"), fields_of(resolved, "runtime")
+        stored = {"schema": SCHEMA, "science": science, "runtime": runtime, **identity}
         write_json(config.run / "config.json", stored)
-        if (
-            world.job and world.job.restarts and starts_without_gain(config.run) > MAX_STARTS
-        ):  # with this one
+        restarts = world.job.restarts if world.job else 0
+        if restarts and starts_without_gain(config.run) > MAX_STARTS:  # this start included
             raise UserError(no_gain_message(config.run))
         return science
 
     try:
-        yield dataclasses.replace(config, **on_rank_0(world, begin)), attempt
-    except BaseException as raised:
-        error = UserError(_out_of_memory(config, world)) if _is_out_of_memory(raised) else raised
+        yield dataclasses.replace(config, **on_rank_0(world, claim)), attempt
+    except BaseException as error:
+        shown = UserError(_memory_advice(config, world)) if _is_out_of_memory(error) else error
         if attempt:
-            ends = (
-                "superseded"
-                if isinstance(error, Superseded)
-                else "interrupted"
-                if isinstance(error, PeerLost)
-                else ""
-            )
-            attempt.end(
-                ends or "failed", str(error) if ends else f"{type(error).__name__}: {error}"
-            )
-        if error is raised:
+            attempt.end(*_ending(shown))
+        if shown is error:
             raise
-        raise error from None
+        raise shown from None
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """(state, why) of a start that `error` ended."""
+    if isinstance(error, Superseded):
+        return "superseded", str(error)
+    if isinstance(error, PeerLost):
+        return "interrupted", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's lack of memory, or what the CPU's allocator says."""
-    said = (
-        "DefaultCPUAllocator: can't allocate",
-        "can't start new thread",
-    )  # a thread's stack is memory as well
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in said
+    """Whether a GPU, or the CPU's allocator, had no memory left; a thread's stack is memory too."""
+    texts = ("DefaultCPUAllocator: can't allocate", "can't start new thread")
+    known = MemoryError | torch.OutOfMemoryError
+    return isinstance(error, known) or any(text in str(error) for text in texts)
+
+
+def _memory_advice(config: TrainConfig | GanConfig, world: World) -> str:
+    per_rank = config.batch_size // world.size
+    share = f" ({per_rank} images on each of {world.size} ranks)" if world.size > 1 else ""
+    instead = "--precision bf16"
+    if isinstance(config, TrainConfig):
+        instead = "--accumulate N, which cuts it into N parts"
+    return (
+        f"out of memory with --batch-size {config.batch_size}{share}: "
+        f"take a smaller one, or {instead}"
     )
 
 
-def _out_of_memory(config: TrainConfig | GanConfig, world: World) -> str:
-    share = (
-        f" ({config.batch_size // world.size} images on each of {world.size} ranks)"
-        if world.size > 1
-        else ""
-    )
-    instead = (
-        "--accumulate N, which cuts it into N parts"
-        if isinstance(config, TrainConfig)
-        else "--precision bf16"
-    )
-    return f"out of memory with --batch-size {config.batch_size}{share}: take a smaller one, or {instead}"
+class Run(Generic[Config]):
+    """What a training loop has around it; `attempt` is None on all ranks but 0, which alone writes.
 
-
-STOP_END_IS_NEAR, STOP_HALTED = 1000, 1001  # stops that no signal asked for
-
-
-def stop_reason(stop: int) -> str:
-    """Who asked to stop, in words."""
-    own = {STOP_END_IS_NEAR: "stopped before its job's end", STOP_HALTED: HALTED_REASON}
-    return own.get(stop) or f"stopped by {signal.Signals(stop).name}"
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the stop signals' numbers; the loop looks at it between steps. A second Ctrl-C kills.
-
-    It stays empty in a thread (Ray's workers run trials in one): only the main thread may handle signals.
+    `parent` is the checkpoint that this start goes on from: (attempt, images seen, file), or None.
     """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def step_seed(seed: int, images_seen: int, rank: int) -> int:
-    """Seed of the random numbers inside the model (dropout) for one step."""
-    digest = hashlib.blake2b(f"{seed} {images_seen} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-class Saver:
-    """Writes rank 0's checkpoints every `every_s` seconds; 0: every minute, but never for more than MAX_SAVE_SHARE of the
-    time."""
 
     def __init__(
-        self, attempt: Attempt | None, log: RunLog, every_s: float, job: Job | None = None
+        self,
+        config: Config,
+        world: World,
+        device: torch.device,
+        attempt: Attempt | None,
+        signals: list[int],
+        watch: Watchdog,
     ) -> None:
-        self.attempt, self.log, self.job = attempt, log, job
-        self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
+        self.config: Config = config
+        self.world, self.device, self.attempt = world, device, attempt
+        self.watch, self._signals = watch, signals
+        self.parent: tuple[int, int, Path] | None = None
+        self.stop = 0  # why the loop was left: a signal or a constant of signals.py; 0: it was not
+        self._agreement = Agreement(world, 4)
+        self.clock: Clock
+        self.log: RunLog
+        self._saver: Saver
+        self._about: dict[str, Any]
+        self._bad_step_message: Callable[[int], str]
 
-    def due(self) -> bool:
-        waited = time.monotonic() - self.last
-        return self.attempt is not None and waited >= (
-            self.every_s or max(60.0, self.cost_s / MAX_SAVE_SHARE)
+    def restore(self, state: TrainState) -> None:
+        """Load the newest good checkpoint into `state` and remember it as `parent`."""
+        self.parent = restore(state, self.config.run, self.world)
+
+    def begin(
+        self,
+        state: TrainState,
+        clock: Clock,
+        title: str,
+        about: dict[str, Any],
+        bad_step_message: Callable[[int], str],
+        note: str = "",
+    ) -> None:
+        """Enter the run's history and open its log.
+
+        `about` goes into every checkpoint beside the state. `bad_step_message` explains a loss that
+        is not finite, given the images seen before it. `title` and `note` are for the first line.
+        """
+        config, world, attempt = self.config, self.world, self.attempt
+        self.clock, self._about, self._bad_step_message = clock, about, bad_step_message
+        self.log = RunLog(
+            attempt, config.tensorboard, state.images_seen, clock.total, clock.epoch_images
         )
+        ranks = gather_json(rank_location(world, self.device), world)
+        if attempt:
+            facts = {"ranks": ranks, "data": str(config.data.absolute())}
+            attempt.begin(describe_environment(world, self.device) | facts, self.parent)
+        self._saver = Saver(attempt, self.log, config.checkpoint_every_s, world.job)
+        if self.parent:
+            note = f"from image {state.images_seen:,} of {clock.total:,}"
+        number = attempt.number if attempt else 0
+        place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
+        self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
+        swept = {"batch_size": config.batch_size, "lr": config.lr, "seed": config.seed}
+        self.log.hparams(swept | non_default_fields(config))
 
-    def end_is_near(self, step_s: float) -> int:
-        """END_IS_NEAR once the job's end is closer than two saves and two class_per_slot of the loop, of at most `step_s`; else 0."""
-        if self.attempt is None or self.job is None:
-            return 0
-        return (
-            STOP_END_IS_NEAR
-            if time.time() > self.job.end - 2 * (self.cost_s + step_s) - MARGIN_S
-            else 0
+    def after_step(
+        self,
+        state: TrainState,
+        progress: Callable[[], str],
+        end_epoch: Callable[[], int] | None = None,
+    ) -> bool:
+        """Everything that follows a step, on all ranks together; True where the loop must stop.
+
+        `progress` gives the losses so far for the progress line. `end_epoch`, given where the step
+        ended an epoch, validates and logs; it gives a reason to stop (signals.py), or 0. Raises
+        Superseded, and UserError for a loss that is not finite, before anything bad is saved.
+        """
+        self.watch.step(state.images_seen)
+        due = self.log.due()
+        # Asking a GPU for a value makes the host wait, so there it is asked only now and then.
+        bad = (self.device.type == "cpu" or due) and bool(state.bad_step < NO_BAD_STEP)
+        if due and not bad:
+            self.log.progress(state.images_seen, progress())
+        asked = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
+        lost = self.attempt is not None and self.attempt.superseded()
+        stop, save, lost_anywhere, bad_anywhere = self._agreement.exchange(
+            [asked, self._saver.due(), lost, bad]
         )
+        if bad_anywhere or end_epoch:
+            self.check_finite(state)
+        if end_epoch:
+            with self.watch.phase("validation"):
+                halt = end_epoch()
+            stop = stop or halt
+        if lost_anywhere:
+            raise Superseded(
+                f"{self.config.run}: another start has taken this run over; this one stops"
+            )
+        if save and not stop and state.images_seen < self.clock.total:
+            self.check_finite(state)
+            with self.watch.phase("saving"):
+                self._save(state)
+        self.stop = stop
+        return bool(stop)
 
-    def save(self, images_seen: int, state: dict[str, Any], last: bool = False) -> None:
-        """Write a checkpoint. Storage that fails costs this one; the `last` one must be written."""
-        began = time.monotonic()
-        if self.attempt:
-            try:
-                self.log.sync()
-                checkpoint.save(self.attempt.path / f"{images_seen:012d}.pt", state)
-                if self.attempt.is_newest():
-                    self.attempt.prune()
-            except OSError as error:
-                if last:
-                    raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
-                self.log.say(
-                    f"warning: no checkpoint at {images_seen:,} images ({error}); the one before is kept"
-                )
-        self.last = time.monotonic()
-        self.cost_s = self.last - began
+    def check_finite(self, state: TrainState) -> None:
+        """UserError on all ranks where any rank's loss was not finite."""
+        images_seen = int(min_over_ranks(state.bad_step, self.world))
+        if images_seen < NO_BAD_STEP:
+            raise UserError(self._bad_step_message(images_seen))
 
+    def _save(self, state: TrainState, last: bool = False) -> None:
+        self._saver.save(state.images_seen, state.state_dict(self.world) | self._about, last)
 
-def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:
-    kept = max((images for _, images, _ in list_checkpoints(run)), default=0)
-    return UserError(
-        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); the checkpoint at {kept:,} "
-        "images is kept: make room and give the same command again"
-    )
+    def finish(
+        self,
+        state: TrainState,
+        results: Callable[[], tuple[dict[str, dict[str, Any]], dict[str, Any]]],
+        stopped_early: str = "",
+    ) -> None:
+        """Save, and publish what a finished run leaves; called on all ranks after the loop.
 
+        `results` gives the files of weights by name, without `about`, and the best epoch's values
+        for status.json. `stopped_early` is why the run is finished before its last epoch, if it is.
+        """
+        self._agreement.close()
+        self.check_finite(state)
+        self._save(state, last=True)  # more epochs may follow from it
+        if self.attempt and (state.images_seen >= self.clock.total or stopped_early):
+            self._publish(self.attempt, state, results, stopped_early)
+        elif self.attempt:
+            why = stop_reason(self.stop)
+            self.attempt.end("interrupted", why, images_seen=state.images_seen)
+        self.log.close()
+        barrier(self.world)  # a launcher would stop rank 0, which still writes, if another one left
 
-class Restorable(Protocol):
-    """What a loop keeps between steps."""
-
-    def load(self, saved: dict[str, Any], rank: int) -> None: ...
-
-
-def restore(state: Restorable, run: Path, world: World) -> tuple[int, int, Path] | None:
-    """Load the newest good checkpoint of the run's history into every rank's `state`; gives it, or None at a first start."""
-
-    def newest_good() -> tuple[int, int, str] | None:
-        for number, images_seen, path in list_checkpoints(run):
-            try:
-                state.load(checkpoint.load(path), rank=0)
-            except (checkpoint.DamagedCheckpoint, OSError) as damage:
-                print(
-                    f"warning: {damage}; falling back to the checkpoint before it",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                continue
-            return number, images_seen, str(path)
-        return None
-
-    found = on_rank_0(world, newest_good)
-    if found and world.rank:
-        state.load(checkpoint.load(Path(found[2])), world.rank)
-    return (found[0], found[1], Path(found[2])) if found else None
+    def _publish(
+        self,
+        attempt: Attempt,
+        state: TrainState,
+        results: Callable[[], tuple[dict[str, dict[str, Any]], dict[str, Any]]],
+        why: str,
+    ) -> None:
+        files, best = results()
+        try:
+            for name, content in files.items():
+                checkpoint.save(attempt.path / name, {**self._about, **content})
+            for name in files:
+                attempt.publish(name)
+            if attempt.is_newest():
+                write_bytes(attempt.run / "metrics.jsonl", to_jsonl(read_rows(attempt.run)))
+        except OSError as error:
+            raise checkpoint_write_error(attempt.run, state.images_seen, error) from None
+        attempt.end("finished", why, images_seen=state.images_seen, best=best)

@@ -1,4 +1,4 @@
-"""The training recipe in torch's terms: optimiser, learning rate, moving average."""
+"""Optimiser, learning rate schedules, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fer_hpc.evaluation.metrics import higher_is_better
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that --optimizer names; fused: one pass over the weights a step."""
+    """The optimiser that --optimizer names, fused: one pass over the weights a step."""
     weights = model.parameters()
     if config.optimizer == "adamw":
         return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
@@ -32,8 +32,10 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
 def make_plateau(
     config: TrainConfig, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-    """Keras' ReduceLROnPlateau: lowered after `patience` epochs without gain, not one later as torch counts; a factor of 1,
-    which torch refuses, is never applied."""
+    """Keras' ReduceLROnPlateau: it lowers after `patience` epochs without gain, torch's one later.
+
+    A factor of 1, which torch refuses, keeps the learning rate constant.
+    """
     factor, patience = config.plateau_factor, config.plateau_patience - 1
     if factor == 1:
         factor, patience = 0.5, sys.maxsize
@@ -50,12 +52,21 @@ def make_plateau(
 
 
 def cosine_lr(config: TrainConfig, images_seen: int, epoch_images: int) -> float:
-    """Learning rate of the step after `images_seen` images: linear warm-up, then half a cosine down to --lr-min."""
+    """Learning rate of the step after `images_seen` images.
+
+    Linear warm-up, then half a cosine down to --lr-min (Loshchilov & Hutter 2017, one cycle).
+    """
     warmup, total = config.warmup_epochs * epoch_images, config.epochs * epoch_images
     if images_seen < warmup:
         return config.lr * (images_seen + config.batch_size) / (warmup + config.batch_size)
     done = min(1.0, (images_seen - warmup) / max(total - warmup, 1))
     return config.lr_min + (config.lr - config.lr_min) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def make_ema(config: TrainConfig, model: nn.Module) -> AveragedModel | None:

@@ -1,4 +1,4 @@
-"""Which run a start is: `auto` values resolved, checked against the data, the ranks and the run that it continues."""
+"""Fill in what a configuration leaves open, and check it against data, ranks and run folder."""
 
 from __future__ import annotations
 
@@ -19,77 +19,117 @@ from fer_hpc.config import (
     merge_for_resume,
     science_hash,
 )
-from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.data.store import affect_of
 from fer_hpc.files import read_json, sha256
 from fer_hpc.models.gan import SIDES
-from fer_hpc.models.registry import build_network, model_spec
-from fer_hpc.parallel.collectives import sum_over_ranks
+from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
+from fer_hpc.run.plugins import plugin_hash
 from fer_hpc.training import weights
+from fer_hpc.training.losses import loss_spec
 
 Config = TypeVar("Config", TrainConfig, GanConfig)
-ALLOWED_BEFORE_START = (
-    "attempts",
-    "tb",
-    "logs",
-    "jobs",
-    "status.json",
-    "sheet.png",
-)  # what may lie in a run folder before its first start
+
+# What may lie in a run folder before its first start.
+KNOWN_FILES = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")
 
 
 def resolve_config(
     config: Config, manifest: Manifest, device: torch.device, world: World
 ) -> tuple[Config, dict[str, Any]]:
-    """The configuration with `auto` values resolved, and what the run's config.json says beside it; a UserError where it
-    cannot run, or is another experiment than the folder's."""
+    """The configuration without `auto` values, and what the run's config.json holds beside it.
+
+    UserError where it cannot run with this data and these ranks, or is another experiment than the
+    one that its run folder holds.
+    """
     for split in ("train", "val"):
-        open_split(manifest, split)  # says so if it is absent or damaged
+        open_split(manifest, split)  # raises where it is absent or damaged
     if config.batch_size > manifest.n("train"):
         raise UserError(
-            f"--batch-size {config.batch_size} is larger than the training split; use at most {manifest.n('train')}"
+            f"--batch-size {config.batch_size} is larger than the training split; "
+            f"use at most {manifest.n('train')}"
         )
     stored = read_json(config.run / "config.json")
+    if stored is None:
+        _check_folder_is_free(config)
+    else:
+        _check_same_run(config, manifest, stored)
     if isinstance(config, TrainConfig):
         _check_classifier(config, manifest, device, world)
-        if config.init_from and (
-            stored is None or config.init_from.exists()
-        ):  # a run that goes on does not need it any more
-            begin_with = weights.weights_file(config.init_from)
-            if stored is None:  # before the run folder says that it began with them
-                model = build_network(
-                    fields_of(config, "science"), len(manifest.classes), manifest.image_shape
-                )
-                weights.init_from(model, begin_with, manifest.classes)
-            config = dataclasses.replace(config, init_hash=sha256(begin_with))  # type: ignore[call-arg]
+        hashes = _file_hashes(config, manifest, stored)
+        config = dataclasses.replace(config, **hashes)  # type: ignore[arg-type]
     else:
         _check_gan(config, manifest, world)
-    if stored is None:
-        _check_new(config)
-        precision: Any = (
-            config.precision
-            if config.precision != "auto"
-            else ("bf16" if supports_bf16(device) else "fp32")
-        )
+    if stored is not None:
+        config = merge_for_resume(config, stored["science"])
+    else:
+        precision: Any = config.precision
+        if precision == "auto":
+            precision = "bf16" if supports_bf16(device) else "fp32"
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
         config = dataclasses.replace(config, precision=precision, threads=threads)
-        return config, _identity(config, manifest)
-    kind = stored.get("kind", "classifier")
-    if kind != run_kind(config):
-        raise UserError(f"{config.run} holds a {kind}; give another --run folder")
-    if stored["data"]["fingerprint"] != manifest.fingerprint:
-        raise UserError(
-            f"{config.run} was trained on other data: fingerprint {stored['data']['fingerprint']} "
-            f"({stored['data']['path']}), now {manifest.fingerprint} (--data {config.data}); use another --run folder"
-        )
-    config = merge_for_resume(config, stored["science"])
     return config, _identity(config, manifest)
 
 
 def run_kind(config: TrainConfig | GanConfig) -> str:
+    """What a run folder is of, as its config.json names it."""
     return "GAN" if isinstance(config, GanConfig) else "classifier"
+
+
+def _check_folder_is_free(config: TrainConfig | GanConfig) -> None:
+    """UserError where the folder of a new run holds something else."""
+    names = [p.name for p in config.run.iterdir()] if config.run.is_dir() else []
+    unexpected = sorted(n for n in names if n not in KNOWN_FILES and n[0] != ".")
+    if unexpected:
+        raise UserError(
+            f"--run {config.run} holds other things ({', '.join(unexpected[:3])}, ...); "
+            "give a new folder"
+        )
+
+
+def _check_same_run(
+    config: TrainConfig | GanConfig, manifest: Manifest, stored: dict[str, Any]
+) -> None:
+    """UserError where the run folder is of another kind or other data."""
+    kind = stored.get("kind", "classifier")
+    if kind != run_kind(config):
+        raise UserError(f"{config.run} holds a {kind}; give another --run folder")
+    data = stored["data"]
+    if data["fingerprint"] != manifest.fingerprint:
+        raise UserError(
+            f"{config.run} was trained on other data: fingerprint {data['fingerprint']} "
+            f"({data['path']}), now {manifest.fingerprint} (--data {config.data}); "
+            "use another --run folder"
+        )
+
+
+def _file_hashes(
+    config: TrainConfig, manifest: Manifest, stored: dict[str, Any] | None
+) -> dict[str, str]:
+    """The science fields that stand for the content of --init-from and of the plugins in use."""
+    for field, flag in (("init_hash", "--init-from"), ("plugin_hash", "--plugin")):
+        given = getattr(config, field)
+        if given and stored is None and not (config.init_from or config.plugin):
+            raise UserError(f"--{field.replace('_', '-')} is filled in; give {flag} FILE instead")
+    spec, loss = model_spec(config.model), loss_spec(config.loss)
+    found = {"plugin_hash": plugin_hash([spec.origin, loss.origin if loss else None])}
+    if stored is not None and stored["science"].get("plugin_hash", "") != found["plugin_hash"]:
+        raise UserError(
+            f"{config.run} was started with another content of its plugin "
+            f"({', '.join(map(str, config.plugin)) or 'none is given now'}): this would be another "
+            "experiment; restore the file, or use another --run folder"
+        )
+    # A run that goes on does not need the file of its initial weights any more.
+    if config.init_from and (stored is None or config.init_from.exists()):
+        path = weights.weights_file(config.init_from)
+        if stored is None:  # a misfit is an error before the run folder exists
+            science = fields_of(config, "science")
+            network = build_network(science, len(manifest.classes), manifest.image_shape)
+            weights.init_from(network, path, manifest.classes)
+        found["init_hash"] = sha256(path)
+    return found
 
 
 def _check_classifier(
@@ -97,17 +137,22 @@ def _check_classifier(
 ) -> None:
     spec = model_spec(config.model)
     height, width, channels = manifest.image_shape
-    least, most = spec.sides
-    if not least <= height <= most:
+    smallest, largest = spec.sides
+    if not smallest <= height <= largest:
         raise UserError(
             f"--data {config.data} holds {height}x{width}x{channels} faces, {config.model} takes "
-            f"{least} to {most} pixels; "
+            f"{smallest} to {largest} pixels; "
             f"preprocess with --size {spec.face[0]} --channels {spec.face[1]}"
         )
+    check_network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
+    loss_spec(config.loss)  # raises where it is unknown
+    if config.init_from and config.pretrained:
+        raise UserError("--init-from and --pretrained both give initial weights; give one of them")
     check_divides(config.batch_size, world.size, config.accumulate)
     if config.va_weight and not np.isfinite(affect_of(open_split(manifest, "train"))).any():
         raise UserError(
-            f"--va-weight {config.va_weight}: no training face of {config.data} has a valence or arousal"
+            f"--va-weight {config.va_weight}: no training face of {config.data} "
+            "has a valence or arousal"
         )
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError(
@@ -116,44 +161,37 @@ def _check_classifier(
     compiler = os.environ.get("CXX", "g++")  # as torch looks for it
     if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
-            f"--compile needs a C++ compiler, and there is no {compiler}; load or install one, set CXX, or leave --compile out"
+            f"--compile needs a C++ compiler, and there is no {compiler}; load or install one, "
+            "set CXX, or leave --compile out"
         )
 
 
 def _check_gan(config: GanConfig, manifest: Manifest, world: World) -> None:
+    if manifest.content.get("generated"):
+        raise UserError(
+            f"--data {config.data} holds faces that a GAN made; "
+            "train on the shards that they were added to"
+        )
     height, width, channels = manifest.image_shape
     if height not in SIDES:
-        sides = ", ".join(map(str, SIDES[:-1]))
+        sides = f"{', '.join(map(str, SIDES[:-1]))} or {SIDES[-1]}"
         raise UserError(
-            f"--data {config.data} holds {height}x{width}x{channels} faces, the GAN takes {sides} or {SIDES[-1]} pixels; "
-            f"preprocess with --size {min(SIDES, key=lambda side: abs(side - height))}"
+            f"--data {config.data} holds {height}x{width}x{channels} faces, the GAN takes {sides} "
+            f"pixels; preprocess with --size {min(SIDES, key=lambda side: abs(side - height))}"
         )
     if "Neutral" not in manifest.classes or len(manifest.classes) < 2:
         raise UserError(
-            f"--data {config.data} has the classes {', '.join(manifest.classes)}: wanted Neutral and others"
+            f"--data {config.data} has the classes {', '.join(manifest.classes)}: "
+            "wanted Neutral and others"
         )
     for split in ("train", "val"):
         counts = dict(zip(manifest.classes, manifest.class_counts(split), strict=True))
         if not counts["Neutral"] or not sum(counts.values()) - counts["Neutral"]:
             raise UserError(
-                f"--data {config.data}: its {split} split has {counts}: wanted neutral faces and others"
+                f"--data {config.data}: its {split} split has {counts}: "
+                "wanted neutral faces and others"
             )
     check_divides(config.batch_size, world.size, 1)
-
-
-def _check_new(config: TrainConfig | GanConfig) -> None:
-    if config.run.is_dir():
-        strangers = [
-            p.name
-            for p in config.run.iterdir()
-            if p.name not in ALLOWED_BEFORE_START and p.name[0] != "."
-        ]
-        if strangers:
-            raise UserError(
-                f"--run {config.run} holds other things ({', '.join(sorted(strangers)[:3])}, ...); give a new folder"
-            )
-    if isinstance(config, TrainConfig) and config.init_hash and not config.init_from:
-        raise UserError("--init-hash says what --init-from was; give --init-from FILE instead")
 
 
 def _identity(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:
@@ -165,18 +203,5 @@ def _identity(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, 
         "train": manifest.n("train"),
         "val": manifest.n("val"),
     }
-    return {
-        "id": science_hash(config, manifest.fingerprint),
-        "kind": run_kind(config),
-        "data": data,
-    }
-
-
-def stage_data(manifest: Manifest, config: TrainConfig | GanConfig, world: World) -> Manifest:
-    """The data at --stage, copied there by one process of each node."""
-    if config.stage is None:
-        return manifest
-    if world.local_rank == 0:
-        staged(manifest, config.stage)
-    sum_over_ranks(torch.zeros(1), world)  # all wait here
-    return staged(manifest, config.stage)
+    science_id = science_hash(config, manifest.fingerprint)
+    return {"id": science_id, "kind": run_kind(config), "data": data}

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.training.loop import train_loader
+from fer_hpc.training.batches import train_loader
 
 COLUMNS, ROWS = 12, 8
-SIDE, TITLE = (
-    96,
-    16,
-)  # pixels: smaller faces are enlarged by a whole number to at least SIDE; the height of a face's title
+SIDE = 96  # pixels: smaller faces are enlarged by a whole number to at least this
+TITLE = 16  # pixels: height of a face's title
 
 
 def sheet(config: TrainConfig) -> Path:
-    """Write RUN/sheet.png: the first COLUMNS x ROWS images of the run with their classes, exactly as training begins with
-    them; of mixed images the larger part's class."""
+    """Write RUN/sheet.png and give its path: the run's first images, as the network sees them.
+
+    At most COLUMNS x ROWS faces, each under its class; mixed images have the larger part's class.
+    """
     manifest = read_manifest(config.data)
     batch = train_loader(config, manifest, torch.device("cpu")).batch(0)
     count = min(COLUMNS * ROWS, len(batch.labels))

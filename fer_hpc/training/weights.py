@@ -1,4 +1,4 @@
-"""Weights to begin with: of another run, a file of ours, or a Keras model as the source report's code saved it."""
+"""Initial weights: of another run, a file of ours, or a Keras model file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def weights_file(path: Path) -> Path:
         best = outcome_file(path, "best.pt")
         if best is None:
             raise UserError(
-                f"--init-from {path}: no finished run in it (no best.pt); finish it, or give a file of weights"
+                f"--init-from {path}: no finished run in it (no best.pt); "
+                "finish it, or give a file of weights"
             )
         return best
     if not path.is_file():
@@ -29,10 +30,10 @@ def weights_file(path: Path) -> Path:
 
 
 def init_from(model: nn.Module, path: Path, classes: Sequence[str]) -> str:
-    """Copy the weights that fit into `model`, which tells `classes`; gives one line on what was taken.
+    """Copy the weights of a file into `model`, whose outputs are `classes`; gives one line on it.
 
-    Everything but the last layer must fit; the last layer is taken where its shape is the same, and its classes as far as the
-    file names them, else it stays as drawn.
+    Everything but the last layer must fit. The last layer is copied where its shape is the same,
+    and its classes too as far as the file names them; else it keeps its random weights.
     """
     own = model.state_dict()
     found, theirs = (
@@ -50,17 +51,22 @@ def init_from(model: nn.Module, path: Path, classes: Sequence[str]) -> str:
     if missing:
         have = "absent" if missing[0] not in found else list(found[missing[0]].shape)
         raise UserError(
-            f"--init-from {path}: weights of another network: {missing[0]} is {have} there, {list(own[missing[0]].shape)} here "
-            f"({len(missing)} of {len(own)} differ); give a file of the same --model and input"
+            f"--init-from {path}: weights of another network: {missing[0]} is {have} there, "
+            f"{list(own[missing[0]].shape)} here ({len(missing)} of {len(own)} differ); "
+            "give a file of the same --model and input"
         )
     fits = {
         name: found[name] for name in own if name in found and found[name].shape == own[name].shape
     }
     model.load_state_dict({**own, **fits})
     replaced = [name for name in head if name not in fits]
-    return f"{path}: {len(fits)} tensors taken" + (
-        f", the last layer is new ({', '.join(replaced)})" if replaced else ""
-    )
+    new_layer = f", the last layer is new ({', '.join(replaced)})" if replaced else ""
+    return f"{path}: {len(fits)} tensors copied{new_layer}"
+
+
+def load_pretrained(model: nn.Module, name: str) -> str:
+    """Copy published weights into the network of `--model name`; gives one line on it."""
+    raise UserError(f"--pretrained: {name} has no published weights; leave it out")
 
 
 def _ours(path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
@@ -69,11 +75,13 @@ def _ours(path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
         saved = checkpoint.load(path)
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(
-            f"--init-from: {error}; give a run folder, its best.pt or final.pt, or the .h5 of a Keras model"
+            f"--init-from: {error}; give a run folder, its best.pt or final.pt, "
+            "or the .h5 of a Keras model"
         ) from None
     weights = saved.get("model")
     if not isinstance(weights, dict):
         raise UserError(
-            f"--init-from {path}: holds no model; give best.pt or final.pt of a run, or the run folder"
+            f"--init-from {path}: holds no model; "
+            "give best.pt or final.pt of a run, or the run folder"
         )
     return weights, saved.get("data", {}).get("classes")

@@ -1,0 +1,104 @@
+"""When a run writes checkpoints, and how it reads the newest good one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.config import UserError
+from fer_hpc.parallel.collectives import on_rank_0
+from fer_hpc.parallel.world import Job, World
+from fer_hpc.run import checkpoint
+from fer_hpc.run.attempts import Attempt
+from fer_hpc.run.folder import list_checkpoints
+from fer_hpc.run.log import RunLog
+from fer_hpc.run.signals import STOP_END_IS_NEAR
+from fer_hpc.run.state import TrainState
+
+MAX_SAVE_SHARE = 0.01  # of the time: slow storage makes checkpoints rarer, not training slower
+DEFAULT_EVERY_S = 60.0
+MARGIN_S = 10.0  # from the last checkpoint to the job's end: to end the processes and to requeue
+
+
+class Saver:
+    """Writes rank 0's checkpoints every `every_s` seconds.
+
+    0 means every minute, but never for more than MAX_SAVE_SHARE of the time.
+    """
+
+    def __init__(
+        self, attempt: Attempt | None, log: RunLog, every_s: float, job: Job | None = None
+    ) -> None:
+        self.attempt, self.log, self.job = attempt, log, job
+        self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint; False on all ranks but 0."""
+        if self.attempt is None:
+            return False
+        every_s = self.every_s or max(DEFAULT_EVERY_S, self.cost_s / MAX_SAVE_SHARE)
+        return time.monotonic() - self.last >= every_s
+
+    def end_is_near(self, step_s: float) -> int:
+        """STOP_END_IS_NEAR once the job's end is closer than two saves and two turns of the loop.
+
+        `step_s` is the longest turn so far, in seconds. 0 where there is time, or no end.
+        """
+        if self.attempt is None or self.job is None:
+            return 0
+        latest = self.job.end - 2 * (self.cost_s + step_s) - MARGIN_S
+        return STOP_END_IS_NEAR if time.time() > latest else 0
+
+    def save(self, images_seen: int, content: dict[str, Any], last: bool = False) -> None:
+        """Write a checkpoint. Storage that fails costs this one; the `last` one must be written."""
+        start = time.monotonic()
+        if self.attempt:
+            try:
+                self.log.sync()
+                checkpoint.save(self.attempt.path / f"{images_seen:012d}.pt", content)
+                if self.attempt.is_newest():
+                    self.attempt.prune()
+            except OSError as error:
+                if last:
+                    raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
+                self.log.say(
+                    f"warning: no checkpoint at {images_seen:,} images ({error}); "
+                    "the one before is kept"
+                )
+        self.last = time.monotonic()
+        self.cost_s = self.last - start
+
+
+def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:
+    """The error for a checkpoint that could not be written; it names the one that is kept."""
+    kept = max((images for _, images, _ in list_checkpoints(run)), default=0)
+    return UserError(
+        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); the "
+        f"checkpoint at {kept:,} images is kept: make room and give the same command again"
+    )
+
+
+def restore(state: TrainState, run: Path, world: World) -> tuple[int, int, Path] | None:
+    """Load the newest good checkpoint of the run's history into every rank's `state`.
+
+    Gives (attempt, images seen, file) of it, or None at a first start. A damaged file costs a
+    warning and the next older one is tried.
+    """
+
+    def newest_good() -> tuple[int, int, str] | None:
+        for number, images_seen, path in list_checkpoints(run):
+            try:
+                state.load_state_dict(checkpoint.load(path), rank=0)
+            except (checkpoint.DamagedCheckpoint, OSError) as damage:
+                warning = f"warning: {damage}; falling back to the checkpoint before it"
+                print(warning, file=sys.stderr, flush=True)
+                continue
+            return number, images_seen, str(path)
+        return None
+
+    found = on_rank_0(world, newest_good)
+    if found and world.rank:
+        state.load_state_dict(checkpoint.load(Path(found[2])), world.rank)
+    return (found[0], found[1], Path(found[2])) if found else None

@@ -1,0 +1,129 @@
+"""What a run counts and keeps: its clock, and one registry of everything that a step changes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from fer_hpc.parallel.collectives import sum_over_ranks
+from fer_hpc.parallel.world import World
+
+NO_BAD_STEP = 2**62  # value of `bad_step` while every loss was finite
+UNIT = (
+    2.0**32
+)  # losses are summed in whole units of 1 / UNIT: integers add up to the same in any order
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A run's time is counted in images seen. Every batch is full, and the run ends with a full batch."""
+
+    batch_size: int  # images a step, over all ranks
+    epoch_images: int  # images an epoch
+    epochs: int
+
+    @property
+    def total(self) -> int:
+        """Images after which the run is finished."""
+        return -(-self.epochs * self.epoch_images // self.batch_size) * self.batch_size
+
+    def epoch(self, images_seen: int) -> int:
+        """Number of finished epochs."""
+        return images_seen // self.epoch_images
+
+    def ends_epoch(self, images_seen: int) -> bool:
+        """Whether the step that begins after `images_seen` images finishes an epoch."""
+        return self.epoch(images_seen + self.batch_size) > self.epoch(images_seen)
+
+
+@dataclass
+class EpochTimer:
+    """What this start has seen of the epoch so far: times, and the last gradient norm."""
+
+    images_seen: int
+    start: float = field(default_factory=time.monotonic)
+    data_s: float = 0.0
+    grad_norm: float | None = None
+
+    @contextlib.contextmanager
+    def data(self) -> Iterator[None]:
+        """Count the time of the body as waiting for data."""
+        start = time.monotonic()
+        yield
+        self.data_s += time.monotonic() - start
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.start
+
+    def timing(self, images_seen: int, train_s: float) -> dict[str, float]:
+        """The epoch's row of timing.jsonl, called after validation; training took `train_s`."""
+        return {
+            "train_s": train_s,
+            "val_s": self.elapsed_s() - train_s,
+            "images_per_s": (images_seen - self.images_seen) / train_s,
+            "data_share": self.data_s / train_s,
+        }
+
+
+def step_seed(seed: int, images_seen: int, rank: int) -> int:
+    """Seed of the random numbers inside the networks (dropout) for one step."""
+    digest = hashlib.blake2b(f"{seed} {images_seen} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Stateful(Protocol):
+    """Anything with torch's way of saving: networks, optimisers, schedules, scalers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+@dataclass
+class TrainState:
+    """All that a step changes. What is registered in `parts` is saved and loaded under its name.
+
+    `sums` [k] int64 counts the epoch so far on this rank, losses in units of 1 / UNIT; a
+    checkpoint holds the sum over the ranks.
+    `bad_step` int64 is the number of images seen before this rank's first step with a loss that was
+    not finite, else NO_BAD_STEP. `best` describes the best epoch so far, with its weights.
+    """
+
+    parts: Mapping[str, Stateful]
+    sums: torch.Tensor
+    bad_step: torch.Tensor
+    images_seen: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def fresh(parts: Mapping[str, Stateful | None], sums: int, device: torch.device) -> TrainState:
+        """The state at image 0, with `sums` counters; parts that are None do not exist in this run."""
+        present = {name: part for name, part in parts.items() if part is not None}
+        bad_step = torch.full((), NO_BAD_STEP, dtype=torch.int64, device=device)
+        return TrainState(present, torch.zeros(sums, dtype=torch.int64, device=device), bad_step)
+
+    def note_bad(self, finite: torch.Tensor) -> None:
+        """Note this step as bad unless `finite` (a bool on the device)."""
+        self.bad_step.clamp_(max=torch.where(finite, NO_BAD_STEP, self.images_seen))
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """What a checkpoint holds; called on all ranks together, whose sums it adds up."""
+        return {
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "sums": sum_over_ranks(self.sums, world).cpu(),
+            "images_seen": self.images_seen,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], rank: int) -> None:
+        """Go on from `state_dict`'s content; the sums so far become rank 0's."""
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))
+        self.images_seen, self.best = saved["images_seen"], saved.get("best", {})

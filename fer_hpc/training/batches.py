@@ -1,0 +1,72 @@
+"""The data of a configuration: shards, staged if wanted, and training batches of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+import torch
+
+from fer_hpc.config import GanConfig, TrainConfig, fields_of
+from fer_hpc.data.augment import Augmentation
+from fer_hpc.data.loader import TrainLoader
+from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.parallel.collectives import barrier
+from fer_hpc.parallel.world import World
+
+
+def stage_data(manifest: Manifest, config: TrainConfig | GanConfig, world: World) -> Manifest:
+    """The data at --stage, copied there by one process of each node; else where it is."""
+    if config.stage is None:
+        return manifest
+    if world.local_rank == 0:
+        staged(manifest, config.stage)
+    barrier(world)
+    return staged(manifest, config.stage)
+
+
+def train_loader(
+    config: TrainConfig, manifest: Manifest, device: torch.device, world: World | None = None
+) -> TrainLoader:
+    """The configuration's batches of the train split, for this rank.
+
+    Prints a hint where the set is larger than the memory and --shard-window is not used.
+    """
+    world = world or World()
+    augmentation = {f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)}
+    loader = TrainLoader(
+        open_split(manifest, "train"),
+        config.batch_size,
+        config.seed,
+        Augmentation(**augmentation),
+        device,
+        config.shard_window,
+        config.balanced,
+        bool(config.va_weight),
+        world.rank,
+        world.size,
+        world.processes_per_gpu,
+    )
+    size = sum(part.nbytes for part in loader.images.split.images)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory and not config.shard_window and world.rank == 0:
+        print(
+            f"warning: {size / 1e9:.0f} GB of images in {memory / 1e9:.0f} GB of memory are read "
+            "from storage again and again; --shard-window 8 reads shards in turn "
+            "(another order, hence another experiment)",
+            file=sys.stderr,
+        )
+    return loader
+
+
+def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:
+    """What a file of weights must hold beside them to be used elsewhere."""
+    data = {
+        "fingerprint": manifest.fingerprint,
+        "classes": list(manifest.classes),
+        "image_shape": list(manifest.image_shape),
+        "faces": manifest.content["faces"],
+    }
+    return {"science": fields_of(config, "science"), "data": data}
