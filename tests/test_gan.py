@@ -25,12 +25,12 @@ from fer_hpc.gan.evaluate import (
 )
 from fer_hpc.gan.loop import pair_loader
 from fer_hpc.gan.networks import make_networks
-from fer_hpc.gan.step import SUMS, random_flip_shift, step
 from fer_hpc.gan.pairs import PairLoader
+from fer_hpc.gan.step import SUMS, random_flip_shift, step
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.parallel.world import World
-from fer_hpc.run.state import TrainState
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_rows, read_status
+from fer_hpc.run.state import TrainState
 from tests.conftest import Fer
 from tests.helpers.processes import Started, start_ranks
 from tests.test_ranks import finish
@@ -115,23 +115,26 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
         read_manifest(faces),
         GanConfig(faces, Path("unused"), batch_size=8, precision="fp32"),
     )
-    networks, loader = make_networks(config, manifest, CPU), pair_loader(config, manifest, "train", CPU)
+    networks, loader = (
+        make_networks(config, manifest, CPU),
+        pair_loader(config, manifest, "train", CPU),
+    )
     state = TrainState.fresh(networks.parts(), len(SUMS), CPU)
 
     def changed_by(adversarial: bool) -> set[str]:
-        networks = {
+        parts = {
             "drawing": networks.generator.out,
             "code": networks.generator.expression,
             "discriminator": networks.discriminator,
             "classifier": networks.classifier,
         }
         before = {
-            name: [p.clone() for p in network.parameters()] for name, network in networks.items()
+            name: [p.clone() for p in network.parameters()] for name, network in parts.items()
         }
         step(networks, state, loader.batch(0), World(), adversarial)
         return {
             name
-            for name, network in networks.items()
+            for name, network in parts.items()
             if any(
                 not torch.equal(*both)
                 for both in zip(before[name], network.parameters(), strict=True)

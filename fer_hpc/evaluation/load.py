@@ -1,8 +1,8 @@
 """A trained classifier for use from Python: `load(run)` gives a Predictor.
 
-    from fer_hpc.evaluation.load import load
-    predictor = load("runs/first")
-    predictor(faces)  # probabilities [N, K]
+from fer_hpc.evaluation.load import load
+predictor = load("runs/first")
+predictor(faces)  # probabilities [N, K]
 """
 
 from __future__ import annotations
