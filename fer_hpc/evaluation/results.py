@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.files import read_json
