@@ -1,7 +1,9 @@
-"""The GAN's training step against a bare loop of the same networks: python bench/gan_step.py --data SHARDS
+"""The GAN's training step against a bare loop of the same networks.
 
-Both take the same batches from memory with the same precision and threads. The bare loop has no clock, no checks, no sums, no
-moving average; rounds alternate, and the ratio is of the medians.
+    python bench/gan_step.py --data SHARDS
+
+Both take the same batches from memory with the same precision and threads. The bare loop has no
+clock, no checks, no sums and no moving average. Rounds alternate; the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ def bare(networks: Networks, config: GanConfig, pairs: Pairs, device: torch.devi
     g, d, c = networks.generator, networks.discriminator, networks.classifier
     with autocast(config.precision, device):
         code = g.expression(pairs.expressive)
-        named = functional.cross_entropy(g.class_head(code).float(), pairs.target)
+        code_loss = functional.cross_entropy(g.class_head(code).float(), pairs.target)
         encoded = g.encode(pairs.neutral)
         fake = g.decode(pairs.neutral, encoded, code)
-        real_score, wanted = d(pairs.expressive, pairs.target)
+        real_score, real_features = d(pairs.expressive, pairs.target)
         fake_score, _ = d(fake.detach(), pairs.target)
         loss = 0.5 * ((real_score.float() - 1).square().mean() + fake_score.float().square().mean())
     loss.backward()
@@ -52,19 +54,20 @@ def bare(networks: Networks, config: GanConfig, pairs: Pairs, device: torch.devi
     c.eval()
     with autocast(config.precision, device):
         score, features = d(fake, pairs.target)
-        off = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
-        kept, before = g.encode(fake)[-1].float(), encoded[-1].detach().float()
+        change = (fake.float() - pairs.neutral).abs().mean((1, 2, 3))
+        output_code, input_code = g.encode(fake)[-1].float(), encoded[-1].detach().float()
         loss = (
             (score.float() - 1).square().mean()
-            + named
+            + code_loss
             + config.feature_weight
             * functional.l1_loss(
-                channel_statistics(features.float()), channel_statistics(wanted.detach().float())
+                channel_statistics(features.float()),
+                channel_statistics(real_features.detach().float()),
             )
             + config.expression_weight * functional.cross_entropy(c(fake).float(), pairs.target)
-            + config.identity_weight * functional.l1_loss(kept, before)
+            + config.identity_weight * functional.l1_loss(output_code, input_code)
             + config.reconstruction_weight
-            * (off * pairs.same).sum()
+            * (change * pairs.same).sum()
             / pairs.same.sum().clamp(min=1)
         )
     loss.backward()
@@ -81,20 +84,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
-    given = parser.parse_args()
+    options = parser.parse_args()
     keep_freed_memory()
-    device, manifest = pick_device("auto"), read_manifest(given.data)
+    device, manifest = pick_device("auto"), read_manifest(options.data)
     precision = "bf16" if supports_bf16(device) else "fp32"
-    config = GanConfig(given.data, Path("unused"), batch_size=given.batch_size, precision=precision)  # type: ignore[arg-type]
+    config = GanConfig(
+        options.data,
+        Path("unused"),
+        batch_size=options.batch_size,
+        precision=precision,  # type: ignore[arg-type]
+    )
     loader = pair_loader(config, manifest, "train", device)
     both = {name: make_networks(config, manifest, device) for name in ("ours", "bare")}
     state = TrainState.fresh(both["ours"].parts(), len(SUMS), device)
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-    for round_ in range(given.rounds + 1):  # the first warms up
+    for round_ in range(options.rounds + 1):  # the first warms up
         for name, networks in both.items():
-            began = time.monotonic()
-            for k in range(given.steps):
-                seen = state.images_seen = k * given.batch_size
+            start = time.monotonic()
+            for k in range(options.steps):
+                seen = state.images_seen = k * options.batch_size
                 torch.manual_seed(step_seed(0, seen, 0))
                 pairs = loader.batch(seen)
                 if name == "ours":
@@ -104,14 +112,15 @@ def main() -> None:
             with contextlib.suppress(AssertionError, RuntimeError):
                 torch.cuda.synchronize()
             if round_:
-                seconds[name].append(time.monotonic() - began)
+                seconds[name].append(time.monotonic() - start)
     rates = {
-        name: given.steps * given.batch_size / statistics.median(times)
+        name: options.steps * options.batch_size / statistics.median(times)
         for name, times in seconds.items()
     }
     print(
-        f"{manifest.image_shape}, batch {given.batch_size}, {precision} on {device}: ours {rates['ours']:.1f} pairs/s, "
-        f"bare {rates['bare']:.1f}, ratio {rates['ours'] / rates['bare']:.3f} (bound 0.95)"
+        f"{manifest.image_shape}, batch {options.batch_size}, {precision} on {device}: "
+        f"ours {rates['ours']:.1f} pairs/s, bare {rates['bare']:.1f}, "
+        f"ratio {rates['ours'] / rates['bare']:.3f} (bound 0.95)"
     )
 
 

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc.config import GanConfig
-from fer_hpc.data.shards import open_split, read_manifest
-from fer_hpc.gan.evaluate import (
-    _distances,
-    _of_another_class,
-    _resamples,
-    _with_interval,
-    frechet,
-    kernel,
-)
+from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.data.shards import open_split, read_manifest, write_manifest
+from fer_hpc.gan.evaluate import evaluate_gan
 from fer_hpc.gan.loop import pair_loader
+from fer_hpc.gan.measures import (
+    bootstrap_counts,
+    feature_distances,
+    frechet_distance,
+    kernel_distance,
+    mean_with_interval,
+    partner_of_another_class,
+)
 from fer_hpc.gan.networks import make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, random_flip_shift, step
+from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.parallel.world import World
+from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_rows, read_status
 from fer_hpc.run.state import TrainState
 from tests.conftest import Fer
@@ -82,7 +90,7 @@ def test_every_size_and_a_batch_of_one(size: int, channels: int) -> None:
     assert paper_classifier(channels)(made).shape == (1, 2)
 
 
-def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -> None:
+def test_the_improved_generator_changes_the_neutral_face_and_classifies_expressions() -> None:
     face, other = torch.rand(2, 2, 1, 32, 32) * 2 - 1
     generator = Generator(1, 32, classes=7)
     assert torch.equal(generator(face, other), face)  # nothing drawn yet
@@ -98,15 +106,15 @@ def test_the_mended_generator_changes_the_neutral_face_and_names_expressions() -
 
 @pytest.mark.parametrize("size", SIDES)
 def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None:
-    """Told to the bottleneck alone, it moves the face by 0.51, 0.15, 0.11 and 0.05 of what is drawn at the start; at 64 pixels
-    by nothing after training."""
+    """Without FiLM the code changes 0.51, 0.15, 0.11 and 0.05 of the first output; at 64 pixels
+    nothing after training."""
     torch.manual_seed(0)
     generator = Generator(1, size, classes=7)
     torch.nn.init.normal_(generator.out.weight, 0.0, 0.02)
     with torch.no_grad():
         neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
         codes = 0.35 * torch.randn(8, generator.class_head.in_features)  # type: ignore[union-attr, arg-type]
-        change = generator.eval().draw(neutral, generator.encode(neutral), codes) - neutral
+        change = generator.eval().decode(neutral, generator.encode(neutral), codes) - neutral
     assert change.std(0).mean() > 0.4 * change.abs().mean()
 
 
@@ -115,15 +123,13 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
         read_manifest(faces),
         GanConfig(faces, Path("unused"), batch_size=8, precision="fp32"),
     )
-    networks, loader = (
-        make_networks(config, manifest, CPU),
-        pair_loader(config, manifest, "train", CPU),
-    )
+    networks = make_networks(config, manifest, CPU)
+    loader = pair_loader(config, manifest, "train", CPU)
     state = TrainState.fresh(networks.parts(), len(SUMS), CPU)
 
     def changed_by(adversarial: bool) -> set[str]:
         parts = {
-            "drawing": networks.generator.out,
+            "output": networks.generator.out,
             "code": networks.generator.expression,
             "discriminator": networks.discriminator,
             "classifier": networks.classifier,
@@ -142,7 +148,7 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
         }
 
     assert changed_by(adversarial=False) == {"code", "classifier"}
-    assert changed_by(adversarial=True) == {"code", "classifier", "drawing", "discriminator"}
+    assert changed_by(adversarial=True) == {"code", "classifier", "output", "discriminator"}
     sums = dict(zip(SUMS, state.sums.tolist(), strict=True))
     assert (sums["pairs"], sums["adversarial_steps"]) == (16, 8 * 2**32)
 
@@ -305,61 +311,116 @@ def gan_run(fer: Fer, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_transfer_finds_the_faces_and_writes_a_picture(
+    fer: Fer, gan_run: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    def output(name: str, *flags: object) -> NDArray[np.uint8]:
+        path = tmp_path / "new" / name
+        done = fer("transfer", *photos[:2], "--run", gan_run, "--out", path, *flags)
+        assert done.returncode == 0, done.stderr
+        for photo in photos[:2]:
+            assert re.search(rf"{photo.name} \(\d+x\d+\): face at left \d+, top \d+", done.stdout)
+        return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+    strip, default = output("strip.png", "--strip"), output("default.png")
+    assert strip.shape == (256, 768)
+    assert (default == strip[:, 512:]).all()
+    raw = output("raw.png", "--scale", 1)
+    assert raw.shape == (32, 32)
+    assert (cv2.resize(raw, (256, 256), interpolation=cv2.INTER_CUBIC) == default).all()
+    for panel in (strip[:, :256], strip[:, 256:512]):
+        white_columns = np.flatnonzero((panel == 255).sum(0) > 100)
+        assert white_columns[-1] - white_columns[0] > 100, "a box is drawn around the face"
+
+
+def test_transfer_refuses_what_is_no_face_of_a_sensible_size(
     fer: Fer, gan_run: Path, finished_run: Path, photos: list[Path], tmp_path: Path
 ) -> None:
-    done = fer(
-        "transfer",
-        photos[0],
-        photos[1],
-        "--run",
-        gan_run,
-        "--out",
-        tmp_path / "new" / "out.png",
-        "--strip",
-    )
-    assert done.returncode == 0, done.stderr
-    picture = cv2.imread(str(tmp_path / "new" / "out.png"), cv2.IMREAD_UNCHANGED)
-    assert picture.shape == (32, 96)
-    assert (
-        fer(
-            "transfer", photos[0], photos[1], "--run", gan_run, "--out", tmp_path / "out.png"
-        ).returncode
-        == 0
-    )
-    assert (cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]).all()
-    blank = tmp_path / "blank.png"
-    cv2.imwrite(str(blank), np.full((80, 60), 128, np.uint8))
-    (tmp_path / "text.jpg").write_text("no picture")
-    huge = tmp_path / "huge.png"
-    cv2.imwrite(str(huge), np.zeros((9000, 9000), np.uint8))
-    for neutral, run, said in (
-        (
-            blank,
-            gan_run,
-            "blank.png (60x80): no face found; give a photo of an upright face, or --whole",
-        ),
-        (tmp_path / "text.jpg", gan_run, "text.jpg: not an image"),
-        (huge, gan_run, "picture too large"),
+    def picture(name: str, pixels: NDArray[np.uint8]) -> Path:
+        cv2.imwrite(str(tmp_path / name), pixels)
+        return tmp_path / name
+
+    photo = cv2.imread(str(photos[0]), cv2.IMREAD_GRAYSCALE)
+    tiny = cv2.resize(photo, None, fx=0.2, fy=0.2, interpolation=cv2.INTER_AREA)
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    for neutral, run, message in (
+        (picture("blank.png", np.full((80, 60), 128, np.uint8)), gan_run, "no face found"),
+        (picture("tiny.png", tiny), gan_run, "wanted at least 48 pixels"),
+        (text, gan_run, "text.jpg: not an image"),
+        (picture("huge.png", np.zeros((9000, 9000), np.uint8)), gan_run, "picture too large"),
         (tmp_path / "gone.jpg", gan_run, "No such file or directory"),
         (photos[0], finished_run, "holds a classifier"),
     ):
-        done = fer("transfer", neutral, photos[1], "--run", run, "--out", tmp_path / "never.png")
+        out = tmp_path / "never.png"
+        done = fer("transfer", neutral, photos[1], "--run", run, "--out", out)
         assert done.returncode == 2
-        assert said in done.stderr
-    assert not (tmp_path / "never.png").exists()
+        assert message in done.stderr
+        assert not out.exists()
+    out = tmp_path / "whole.png"
+    whole = fer(
+        "transfer", tmp_path / "tiny.png", photos[1], "--run", gan_run, "--out", out, "--whole"
+    )
+    assert whole.returncode == 0, whole.stderr
+    wide = picture("wide.png", np.pad(photo, ((400, 400), (400, 400)), constant_values=128))
+    small = fer("transfer", wide, photos[1], "--run", gan_run, "--out", tmp_path / "small.png")
+    assert small.returncode == 0, small.stderr
+    assert "warning" in small.stderr
+    assert "check with --strip" in small.stderr
+
+
+def test_transfer_uses_the_checkpoint_before_a_damaged_file(
+    fer: Fer, gan_run: Path, photos: list[Path], tmp_path: Path
+) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(gan_run, damaged)
     final = outcome_file(damaged, "final.pt")
     assert final
     final.write_bytes(final.read_bytes()[:1000])
-    done = fer(
-        "transfer", photos[0], photos[1], "--run", damaged, "--out", tmp_path / "checkpoint.png"
-    )
-    assert done.returncode == 0, done.stderr
+    pictures = []
+    for run in (gan_run, damaged):
+        out = tmp_path / f"{run.name}.png"
+        done = fer("transfer", *photos[:2], "--run", run, "--out", out)
+        assert done.returncode == 0, done.stderr
+        pictures.append(out.read_bytes())
     assert "its checksum does not match" in done.stderr
-    assert (
-        cv2.imread(str(tmp_path / "checkpoint.png"), cv2.IMREAD_UNCHANGED) == picture[:, 64:]
-    ).all()
+    assert pictures[0] == pictures[1]
+
+
+def _old_keys(state: dict[str, Any]) -> dict[str, Any]:
+    """A generator's state dict with the names of earlier versions."""
+    renamed = {
+        key.replace("class_head.", "name.").replace("film.", "told."): value
+        for key, value in state.items()
+    }
+    assert renamed.keys() != state.keys()
+    return renamed
+
+
+def test_weights_of_earlier_versions_are_read(gan_run: Path, tmp_path: Path) -> None:
+    """Their generator had `name` and `told`, and the mode was called `mended`."""
+    generator = Generator(1, 64, classes=7)
+    average = AveragedModel(Generator(1, 64, classes=7), use_buffers=True)
+    average.module.load_state_dict(_old_keys(generator.state_dict()))
+    again = AveragedModel(Generator(1, 64, classes=7), use_buffers=True)
+    again.load_state_dict(_old_keys(average.state_dict()))
+    for key, value in generator.state_dict().items():
+        assert torch.equal(again.module.state_dict()[key], value), key
+
+    run = tmp_path / "old"
+    shutil.copytree(gan_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["science"]["mode"] = "mended"
+    (run / "config.json").write_text(json.dumps(config))
+    final, newest = outcome_file(run, "final.pt"), list_checkpoints(run)[0][2]
+    assert final
+    for path, part in ((final, "model"), (newest, "ema")):
+        saved = checkpoint.load(path)
+        checkpoint.save(path, {**saved, part: _old_keys(saved[part])})
+    wanted = load_generator(gan_run, CPU)[0].state_dict()
+    for path in (final, newest):
+        for key, value in load_generator(run, CPU)[0].state_dict().items():
+            assert torch.equal(wanted[key], value), key
+        path.unlink()  # the checkpoint is read where there are no final weights
 
 
 def test_evaluate_measures_a_gan_with_another_classifier(
@@ -420,17 +481,50 @@ def test_evaluate_measures_a_gan_with_another_classifier(
         ).returncode
         == 0
     )
-    for wrong, said in (
+    for wrong, message in (
         (("--judge", gan_run), "wanted the finished run of a classifier"),
         (("--judge", tmp_path / "alike"), "is a resnet_baseline, as the GAN's own classifier"),
         (("--judge", judge, "--pairs", 7), "wanted at least 8"),
     ):
         done = fer("evaluate", gan_run, *wrong)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
 
 
-def test_made_faces_fill_up_a_rare_class_of_train_only(
+def test_a_missing_split_is_refused_before_a_judge_is_trained(
+    fer: Fer, faces: Path, gan_run: Path, tmp_path: Path
+) -> None:
+    content = read_manifest(faces).content
+    for entry in content["splits"]["train"]["shards"] + content["splits"]["val"]["shards"]:
+        shutil.copy(faces / entry["file"], tmp_path)
+    splits = {name: content["splits"][name] for name in ("train", "val")}
+    write_manifest(tmp_path, {**content, "splits": splits})
+    done = fer("evaluate", gan_run, "--data", tmp_path, "--split", "test")
+    assert done.returncode == 2
+    assert "no test split" in done.stderr
+    assert not (gan_run / "judge").exists()
+
+
+def test_the_judge_is_trained_once_and_reported(
+    gan_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("fer_hpc.gan.judge.JUDGE_EPOCHS", (1, 1))
+    run = tmp_path / "run"
+    shutil.copytree(gan_run, run)
+    first = evaluate_gan(EvaluateConfig(run))
+    shown = capsys.readouterr().err
+    assert f"training a judge in {run / 'judge'}, 1 epochs" in shown
+    assert re.search(r"epoch +1  train loss", shown)
+    assert "measuring" in shown
+    assert read_status(run / "judge")["state"] == "finished"
+    assert evaluate_gan(EvaluateConfig(run)) == first
+    assert "training a judge" not in capsys.readouterr().err
+
+
+def test_generated_faces_fill_up_a_rare_class_of_train_only(
     fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
 ) -> None:
     larger = tmp_path / "more"
@@ -456,9 +550,9 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(
         assert labels[expressive.encode()] == train.columns["labels"][i]
     assert np.array_equal(open_split(after, "val").images[0], open_split(before, "val").images[0])
     assert "nothing to do" in fer(*call, "--fill", 20).stdout
-    for mode, said in (
-        ("paper", "its faces are nearly blank"),
-        ("improved", "gives the neutral faces back"),
+    for mode, message in (
+        ("paper", "its outputs are nearly blank"),
+        ("improved", "its outputs are the neutral faces"),
     ):
         untrained = (
             "--data",
@@ -477,16 +571,16 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(
             "generate", "--run", tmp_path / mode, "--data", of_40_pixels, "--out", tmp_path / "no"
         )
         assert refused.returncode == 2
-        assert said in refused.stderr
-    for more, said in (
+        assert message in refused.stderr
+    for more, message in (
         (("--fill", 2), "no class has fewer than 2"),
-        (("--seed", 1, "--fill", 20), "holds other things"),
+        (("--seed", 1, "--fill", 20), "holds other files"),
         (("--classes", "Contemt"), "did you mean 'Contempt'"),
         (("--classes", "Disgust"), "has no face of that class"),
     ):
         wrong = fer(*call, *more)
         assert wrong.returncode == 2
-        assert said in wrong.stderr
+        assert message in wrong.stderr
     assert (
         fer(
             "preprocess",
@@ -520,20 +614,20 @@ def test_made_faces_fill_up_a_rare_class_of_train_only(
 def test_distances_are_zero_for_the_same_and_as_known_for_gaussians() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (4000, 3)), rng.normal((3, 0, 0), 2, (4000, 3))
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet(a, b) == pytest.approx(9 + 3 * (1 + 4 - 2 * 2), rel=0.05)
-    assert abs(kernel(a, rng.normal(0, 1, (4000, 3)))) < 0.02
-    assert kernel(a, b) > 1
-    found = _distances(a[:400], b[:400], a[:400], rng)["frechet"]
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(9 + 3 * (1 + 4 - 2 * 2), rel=0.05)
+    assert abs(kernel_distance(a, rng.normal(0, 1, (4000, 3)))) < 0.02
+    assert kernel_distance(a, b) > 1
+    found = feature_distances(a[:400], b[:400], a[:400], rng)["frechet"]
     assert found["of_neutral_faces"] == pytest.approx(found["real_halves"])
     assert found["bootstrap_95"][0] < found["value"] < found["bootstrap_95"][1]
 
 
-def test_faces_of_the_same_law_are_as_near_as_other_real_ones() -> None:
-    """Frechet distances fall as 1/n: halves of the real faces against all made ones would flatter the made ones."""
+def test_faces_of_the_same_distribution_are_as_near_as_other_real_faces() -> None:
+    """Frechet distances fall as 1/n, so all of them must compare the same number of faces."""
     rng = np.random.default_rng(0)
     real, made, neutral = rng.normal(0, 1, (3, 400, 40))
-    found = _distances(real, made, neutral, rng)["frechet"]
+    found = feature_distances(real, made, neutral, rng)["frechet"]
     assert found["value"] == pytest.approx(found["real_halves"], rel=0.1)
     assert found["of_neutral_faces"] == pytest.approx(found["real_halves"], rel=0.1)
 
@@ -542,15 +636,17 @@ def test_intervals_draw_all_pairs_of_a_person_together() -> None:
     """Ten people of a hundred equal pairs each tell as much as ten pairs."""
     values = np.repeat(np.random.default_rng(1).normal(size=10), 100)
     narrow, wide = (
-        _with_interval(values, _resamples(people))["interval_95"]
+        mean_with_interval(values, bootstrap_counts(people))["interval_95"]
         for people in (np.arange(1000), np.arange(1000) // 100)
     )
     assert wide[1] - wide[0] > 7 * (narrow[1] - narrow[0])
-    balanced = _with_interval(values > 0, _resamples(np.arange(1000)), (values > 0).astype(int))
+    balanced = mean_with_interval(
+        values > 0, bootstrap_counts(np.arange(1000)), (values > 0).astype(int)
+    )
     assert balanced == {"mean": 0.5, "interval_95": [0.5, 0.5]}
 
 
 def test_another_expression_is_of_another_class() -> None:
     target = np.array([1, 1, 1, 2, 3, 3, 1])
-    assert (target[_of_another_class(target)] != target).all()
-    assert sorted(_of_another_class(np.ones(5, int)).tolist()) == [0, 1, 2, 3, 4]
+    assert (target[partner_of_another_class(target)] != target).all()
+    assert sorted(partner_of_another_class(np.ones(5, int)).tolist()) == [0, 1, 2, 3, 4]

@@ -235,7 +235,7 @@ def transfer(config: TransferConfig) -> int:
         raise UserError(f"--run {config.run} holds a classifier; give a run of fer-hpc train_gan")
     from fer_hpc.gan.transfer import transfer
 
-    print(f"transfer: {transfer(config)}")
+    print(transfer(config))
     return EXIT_FINISHED
 
 

@@ -119,7 +119,10 @@ class TransferConfig:
     run: Path = required("run folder of a GAN")
     out: Path = required("PNG file to write")
     whole: bool = option(False, "the photos are cut-out faces: do not look for a face in them")
-    strip: bool = option(False, "write both inputs beside the output")
+    strip: bool = option(
+        False, "write both photos, with the faces found in them, beside the output"
+    )
+    scale: int = option(0, "times to enlarge the output; 0: to at least 256 pixels", low=0, high=64)
     device: Device = option("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:

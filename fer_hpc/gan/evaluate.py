@@ -1,52 +1,46 @@
-"""What a GAN's run makes of a split: does the expression arrive, does the person stay, do the faces look like faces.
+"""Measure a GAN run on a split: is the expression there, the person kept, the face realistic?
 
-The judge is a classifier that the GAN never met: another network and another seed than the one in its training, trained on
-the same train split of real faces. Its features, not Inception's (nothing is downloaded), carry the distances.
+See judge.py for the classifier that measures, measures.py for what is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
 
-from fer_hpc.config import UserError, preset
+from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.results import result_name
-from fer_hpc.files import read_json, sha256, write_json
-from fer_hpc.gan.networks import CLASSIFIER_MODEL
+from fer_hpc.files import write_json
+from fer_hpc.gan.judge import CHUNK, Judge, judge_config, judge_rows, load_judge
+from fer_hpc.gan.measures import (
+    Features,
+    bootstrap_counts,
+    cosine_similarity,
+    diversity,
+    feature_distances,
+    mean_with_interval,
+    partner_of_another_class,
+)
 from fer_hpc.gan.pairs import PairLoader
-from fer_hpc.gan.transfer import load_generator
 from fer_hpc.gan.validate import sample_grid
+from fer_hpc.gan.weights import load_generator, mode_of
 from fer_hpc.models.gan import Generator
-from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.parallel.world import World
-from fer_hpc.run import checkpoint
-from fer_hpc.run.folder import data_folder, outcome_file, read_rows, read_run_config, read_status
+from fer_hpc.run.folder import data_folder, read_rows, read_run_config, read_status
 from fer_hpc.training.loop import train
 
-JUDGE_IMAGES, JUDGE_EPOCHS, JUDGE_SEED = (
-    100_000,
-    (3, 60),
-    1000,
-)  # it sees so many images, within so few and many epochs
-RESAMPLES, DISTANCE_RESAMPLES = 1000, 100  # of the bootstrap; a Frechet distance takes a while
-CHUNK = 64
-LEAST_PAIRS = 8
-Features = NDArray[np.float64]
-Judge = Callable[
-    [torch.Tensor], tuple[Features, Features]
-]  # faces [B, C, H, W] in [-1, 1] -> features, logits
+MIN_PAIRS = 8
 
 
 class Interrupted(Exception):
@@ -54,313 +48,186 @@ class Interrupted(Exception):
 
 
 def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a GAN's run on a split and write eval-SPLIT.json, grid-SPLIT.png and curves.png into it."""
+    """Measure a GAN run on a split; writes eval-SPLIT.json, grid-SPLIT.png and curves.png into it.
+
+    Trains a judge in RUN/judge unless --judge names one. Raises UserError for data, a split or a
+    judge that does not fit, before any training; Interrupted where a signal ended the training.
+    """
     stored = read_run_config(config.run)
     manifest = read_manifest(config.data or data_folder(config.run))
     shape = tuple(stored["data"]["image_shape"])
     if manifest.image_shape != shape or list(manifest.classes) != stored["data"]["classes"]:
-        known = f"{shape}, {', '.join(stored['data']['classes'])}"
         raise UserError(
-            f"--data {manifest.folder} holds other faces than {config.run} was trained on ({known})"
+            f"--data {manifest.folder} holds {manifest.image_shape} faces of "
+            f"{', '.join(manifest.classes)}; {config.run} was trained on {shape} faces of "
+            f"{', '.join(stored['data']['classes'])}; give shards of the same shape and classes"
         )
     device = pick_device(config.device)
     generator, _, weights = load_generator(config.run, device)
+    loader = _pair_loader(config, manifest, device)
     judge_run = config.judge or _train_judge(config, stored)
     torch.set_num_threads(stored["science"]["threads"])
-    judge, judged = _judge(judge_run, manifest, stored, device)
-    loader = _pairs(config, manifest, device)
+    judge, judge_description = load_judge(judge_run, manifest, stored, device, config.plugin)
     neutral_rows, expressive_rows, _, _ = loader.rows(0)
-    target = loader.labels[expressive_rows]
 
-    made, guessed, changes = [], [], []
-    others = expressive_rows[_of_another_class(target)]  # another expression for the same person
-    for first in range(0, len(target), CHUNK):
-        cut = slice(first, first + CHUNK)
-        neutral = loader.faces(neutral_rows[cut])
-        with torch.inference_mode():
-            faces = generator(neutral, loader.faces(expressive_rows[cut]))
-            changes.append(
-                (faces - generator(neutral, loader.faces(others[cut])))
-                .abs()
-                .mean((1, 2, 3))
-                .cpu()
-                .numpy()
-            )
-        features, logits = judge(faces)
-        made.append(features)
-        guessed.append(logits)
-    outputs, logits = np.concatenate(made), np.concatenate(guessed)
-    real, real_logits = _seen(judge, loader, expressive_rows)
-    before, before_logits = _seen(judge, loader, neutral_rows)
+    print(f"{config.run}: measuring {len(expressive_rows):,} pairs of faces", file=sys.stderr)
+    seen = _judge_pairs(generator, judge, loader, neutral_rows, expressive_rows)
     rng = np.random.default_rng(0)
-    stranger = before[rng.permutation(len(before))]
-
-    hits, real_hits, before_hits = (
-        found.argmax(1) == target for found in (logits, real_logits, before_logits)
-    )
-    groups = loader.groups[neutral_rows]
-    drawn = _resamples(np.where(groups >= 0, groups, -1 - neutral_rows))
-    arrives, balanced = _with_interval(hits, drawn), _with_interval(hits, drawn, target)
+    stranger = seen.neutral[rng.permutation(len(seen.neutral))]
+    people = loader.groups[neutral_rows]
+    counts = bootstrap_counts(np.where(people >= 0, people, -1 - neutral_rows))
+    mode = mode_of(stored["science"])
     result = {
         "kind": "GAN",
         "split": config.split,
         "data": manifest.fingerprint,
-        "mode": stored["science"]["mode"],
-        "n": len(target),
+        "mode": mode,
+        "n": len(expressive_rows),
         "neutral_faces": len(np.unique(neutral_rows)),
         "weights": weights,
-        "judge": judged,
+        "judge": judge_description,
         "pairs": config.pairs,
-        "expression": {
-            "informative": stored["science"]["mode"]
-            == "improved",  # the report's GAN is not told which expression
-            "accuracy": arrives["mean"],
-            "accuracy_95": arrives["interval_95"],
-            "accuracy_of_real_faces": float(real_hits.mean()),
-            "accuracy_of_neutral_faces": float(before_hits.mean()),
-            "balanced_accuracy": balanced["mean"],
-            "balanced_accuracy_95": balanced["interval_95"],
-            "balanced_accuracy_of_real_faces": _with_interval(real_hits, drawn, target)["mean"],
-            "balanced_accuracy_of_neutral_faces": _with_interval(before_hits, drawn, target)[
-                "mean"
-            ],
-            "classes": {
-                name: {
-                    "n": int((target == k).sum()),
-                    "accuracy": float(hits[target == k].mean()),
-                    "accuracy_95": wilson(int(hits[target == k].sum()), int((target == k).sum())),
-                    "accuracy_of_real_faces": float(real_hits[target == k].mean()),
-                }
-                for k, name in enumerate(manifest.classes)
-                if (target == k).any()
-            },
-        },
+        # The paper mode's generator never learns which expression is wanted.
+        "expression": {"informative": mode == "improved"}
+        | _expression_scores(seen, loader.labels[expressive_rows], counts, manifest.classes),
         "identity": {  # cosine of features
-            "to_neutral": _with_interval(_cosine(outputs, before), drawn),
-            "to_expressive": _with_interval(_cosine(outputs, real), drawn),
-            "to_a_stranger": _with_interval(_cosine(outputs, stranger), drawn),
+            "to_neutral": mean_with_interval(
+                cosine_similarity(seen.generated, seen.neutral), counts
+            ),
+            "to_expressive": mean_with_interval(
+                cosine_similarity(seen.generated, seen.real), counts
+            ),
+            "to_a_stranger": mean_with_interval(
+                cosine_similarity(seen.generated, stranger), counts
+            ),
         },
-        "distance": _distances(real, outputs, before, rng),
+        "distance": feature_distances(seen.real, seen.generated, seen.neutral, rng),
         "diversity": {
-            "of_outputs": _with_interval(_spread(outputs), drawn),
-            "of_real_faces": _with_interval(_spread(real), drawn),
-            "change_by_expression": _with_interval(np.concatenate(changes), drawn),
+            "of_outputs": mean_with_interval(diversity(seen.generated), counts),
+            "of_real_faces": mean_with_interval(diversity(seen.real), counts),
+            "change_by_expression": mean_with_interval(seen.changes, counts),
         },
     }
     name = result_name(config, stored["data"]["fingerprint"])
     write_json(config.run / f"eval-{name}.json", result)
-    _draw(config.run, name, generator, manifest, loader, result)
+    _plot(config.run, name, generator, manifest, loader, result)
     return result
 
 
-def _pairs(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> PairLoader:
-    """Fixed pairs: every expressive face of the split once, at most `--pairs`, with a neutral face of somebody else."""
+def _pair_loader(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> PairLoader:
+    """Fixed pairs: every expressive face once, at most --pairs, with a neutral face of another."""
     split, neutral = open_split(manifest, config.split), manifest.classes.index("Neutral")
     labels = split.columns["labels"]
     count = int(min(config.pairs, (labels != neutral).sum()))
-    if count < LEAST_PAIRS or not (labels == neutral).any():
+    if count < MIN_PAIRS or not (labels == neutral).any():
         raise UserError(
-            f"{manifest.folder}: its {config.split} split has {(labels == neutral).sum():,} neutral and {count:,} expressive "
-            f"faces; wanted at least 1 and {LEAST_PAIRS}"
+            f"{manifest.folder}: its {config.split} split has {(labels == neutral).sum():,} "
+            f"neutral and {count:,} expressive faces; wanted at least 1 and {MIN_PAIRS}; "
+            "give another --split or --data"
         )
     return PairLoader(split, neutral, count, 0, device, improved=False)
 
 
 def _train_judge(config: EvaluateConfig, stored: dict[str, Any]) -> Path:
-    """A resnet_small in RUN/judge; where it is finished already, that."""
-    run, science, n = config.run / "judge", stored["science"], stored["data"]["train"]
-    epochs, batch_size = (
-        min(max(-(-JUDGE_IMAGES // n), JUDGE_EPOCHS[0]), JUDGE_EPOCHS[1]),
-        min(128, n),
+    """The run folder of the default judge, which is trained unless it is finished already."""
+    recipe = judge_config(config, stored)
+    if read_status(recipe.run)["state"] == "finished":
+        return recipe.run
+    print(
+        f"{config.run}: training a judge in {recipe.run}, {recipe.epochs} epochs "
+        "(--judge RUN takes a trained classifier instead)",
+        file=sys.stderr,
     )
-    ema = min(
-        0.998, max(0.0, 1 - 20 * batch_size / (epochs * n))
-    )  # over the last twentieth of the steps
-    recipe = preset(
-        "fer2013",
-        data=data_folder(config.run),
-        run=run,
-        epochs=epochs,
-        seed=JUDGE_SEED,
-        ema=ema,
-        threads=science["threads"],
-        device=config.device,
-        batch_size=batch_size,
-    )
-    if read_status(run)["state"] != "finished":
-        status = train(recipe, World())
-        if status["state"] != "finished":
-            raise Interrupted(
-                f"the judge's training was {status['why']}; the same command goes on from there"
-            )
-    return run
+    status = train(recipe, World())
+    if status["state"] != "finished":
+        raise Interrupted(
+            f"the judge's training was {status['why']}; the same command continues it"
+        )
+    return recipe.run
 
 
-def _judge(
-    run: Path, manifest: Manifest, gan: dict[str, Any], device: torch.device
-) -> tuple[Judge, dict[str, Any]]:
-    """The judge, and what to say of it."""
-    stored, best = read_run_config(run), outcome_file(run, "best.pt")
-    if stored.get("kind", "classifier") != "classifier" or best is None:
-        raise UserError(f"--judge {run}: wanted the finished run of a classifier")
-    side, _, channels = shape = tuple(stored["data"]["image_shape"])
-    if channels != manifest.image_shape[2] or stored["data"]["classes"] != list(manifest.classes):
-        raise UserError(
-            f"--judge {run} was trained on other classes than the GAN, or on gray where that makes colour"
-        )
-    if stored["science"]["model"] == CLASSIFIER_MODEL and gan["science"]["mode"] == "improved":
-        raise UserError(
-            f"--judge {run} is a {CLASSIFIER_MODEL}, as the GAN's own classifier and code are; give another network"
-        )
-    if (read := read_json(data_folder(run) / "manifest.json")) and read.get("generated"):
-        raise UserError(
-            f"--judge {run} was trained on faces that a GAN made; give one that was trained on real ones"
-        )
-    saved = checkpoint.load(best)
-    model = build_network(stored["science"], len(manifest.classes), shape)
-    model.load_state_dict(saved["model"])
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    kept: list[torch.Tensor] = []
-    last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+@dataclass(frozen=True)
+class _Seen:
+    """What the judge makes of n pairs: features [n, d] and logits [n, classes]."""
 
-    def look(faces: torch.Tensor) -> tuple[Features, Features]:
-        kept.clear()
+    generated: Features
+    generated_logits: Features
+    real: Features
+    real_logits: Features
+    neutral: Features
+    neutral_logits: Features
+    changes: Features  # [n] mean absolute difference of two outputs with different expressions
+
+
+def _judge_pairs(
+    generator: Generator,
+    judge: Judge,
+    loader: PairLoader,
+    neutral_rows: NDArray[np.int64],
+    expressive_rows: NDArray[np.int64],
+) -> _Seen:
+    """Generate the output of each pair; show outputs, expressive and neutral faces to the judge."""
+    target = loader.labels[expressive_rows]
+    other_rows = expressive_rows[partner_of_another_class(target)]
+    features, logits, changes = [], [], []
+    for first in range(0, len(target), CHUNK):
+        part = slice(first, first + CHUNK)
+        neutral = loader.faces(neutral_rows[part])
         with torch.inference_mode():
-            if faces.shape[-1] != side:  # of the judge's faces
-                faces = functional.interpolate(faces, (side, side), mode="bilinear", antialias=True)
-            logits = model((faces + 1) / 2)[:, : len(manifest.classes)]
-        return kept[0].double().cpu().numpy(), logits.double().cpu().numpy()
+            output = generator(neutral, loader.faces(expressive_rows[part]))
+            other = generator(neutral, loader.faces(other_rows[part]))
+            changes.append((output - other).abs().mean((1, 2, 3)).cpu().numpy())
+        chunk_features, chunk_logits = judge(output)
+        features.append(chunk_features)
+        logits.append(chunk_logits)
+    return _Seen(
+        np.concatenate(features),
+        np.concatenate(logits),
+        *judge_rows(judge, loader, expressive_rows),
+        *judge_rows(judge, loader, neutral_rows),
+        np.concatenate(changes),
+    )
 
-    about = {
-        "model": stored["science"]["model"],
-        "seed": stored["science"]["seed"],
-        "sha256": sha256(best),
-        "trained_on": stored["data"]["fingerprint"],
-        "val_accuracy": saved["val_accuracy"],
-        "features": last.in_features,
-        "image_shape": list(shape),
+
+def _expression_scores(
+    seen: _Seen,
+    target: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """How often the judge finds the wanted class in the outputs, in real and in neutral faces."""
+    hits, real_hits, neutral_hits = (
+        logits.argmax(1) == target
+        for logits in (seen.generated_logits, seen.real_logits, seen.neutral_logits)
+    )
+    accuracy = mean_with_interval(hits, counts)
+    balanced, real_balanced, neutral_balanced = (
+        mean_with_interval(each, counts, target) for each in (hits, real_hits, neutral_hits)
+    )
+    by_class = {}
+    for k, name in enumerate(classes):
+        mine = target == k
+        if mine.any():
+            by_class[name] = {
+                "n": int(mine.sum()),
+                "accuracy": float(hits[mine].mean()),
+                "accuracy_95": wilson(int(hits[mine].sum()), int(mine.sum())),
+                "accuracy_of_real_faces": float(real_hits[mine].mean()),
+            }
+    return {
+        "accuracy": accuracy["mean"],
+        "accuracy_95": accuracy["interval_95"],
+        "accuracy_of_real_faces": float(real_hits.mean()),
+        "accuracy_of_neutral_faces": float(neutral_hits.mean()),
+        "balanced_accuracy": balanced["mean"],
+        "balanced_accuracy_95": balanced["interval_95"],
+        "balanced_accuracy_of_real_faces": real_balanced["mean"],
+        "balanced_accuracy_of_neutral_faces": neutral_balanced["mean"],
+        "classes": by_class,
     }
-    return look, about
 
 
-def _seen(judge: Judge, loader: PairLoader, rows: NDArray[np.int64]) -> tuple[Features, Features]:
-    parts = [
-        judge(loader.faces(rows[first : first + CHUNK])) for first in range(0, len(rows), CHUNK)
-    ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-# ---- measures ----------------------------------------------------------------------------------------------------------
-
-
-def _cosine(a: Features, b: Features) -> Features:
-    return np.asarray(
-        (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
-    )
-
-
-def _of_another_class(target: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each place of `target` the next one, in a circle, of another class; where there is no other, the next one."""
-    here = np.arange(len(target))
-    found = np.roll(here, -1)
-    for shift in range(2, len(target)):
-        same = target[found] == target
-        if not same.any():
-            break
-        found[same] = np.roll(here, -shift)[same]
-    return found
-
-
-def _spread(features: Features) -> Features:
-    """Cosine distance of each face to another, far away in the list."""
-    return 1 - _cosine(features, np.roll(features, max(1, len(features) // 2), 0))
-
-
-def _resamples(people: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each row counts in each resample of a bootstrap over people [RESAMPLES, n]: all pairs of one neutral person are
-    drawn together, else intervals are too narrow."""
-    _, whose = np.unique(people, return_inverse=True)
-    n = int(whose.max()) + 1
-    rng = np.random.default_rng(0)
-    return np.stack(
-        [np.bincount(rng.integers(0, n, n), minlength=n)[whose] for _ in range(RESAMPLES)]
-    )
-
-
-def _with_interval(
-    values: NDArray[Any], drawn: NDArray[np.int64], target: NDArray[np.int64] | None = None
-) -> dict[str, Any]:
-    """Mean, over the classes' means where `target` is given, and its 95 % percentile bootstrap interval."""
-    parts = (
-        [np.ones(len(values), bool)] if target is None else [target == k for k in np.unique(target)]
-    )
-    mean = np.mean([values[part].mean() for part in parts])
-    with np.errstate(invalid="ignore"):  # a class that a resample lacks does not count in it
-        means = np.nanmean(
-            [drawn[:, part] @ values[part].astype(float) / drawn[:, part].sum(1) for part in parts],
-            0,
-        )
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {"mean": float(mean), "interval_95": [float(low), float(high)]}
-
-
-def _distances(
-    real: Features, made: Features, neutral: Features, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Frechet (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018) of real expressive faces to made ones; to the
-    neutral faces these were made of; and to other real ones, which says how small they can be.
-
-    Frechet distances fall as 1/n with the number of faces, so all three are measured alike: of one half of the real faces to
-    what belongs to the other half, and the mean of both ways. The interval is that value and 1.96 standard deviations of
-    the bootstrap, whose own values are larger: a face that is drawn twice is nearer to itself than any two are.
-    """
-    one, two = np.array_split(rng.permutation(len(real)), 2)
-    one = one[: len(two)]
-    found: dict[str, Any] = {"n": len(two)}
-    for name, measure in (("frechet", frechet), ("kernel", kernel)):
-
-        def both_ways(
-            other: Features, a: NDArray[np.int64], b: NDArray[np.int64], measure: Any = measure
-        ) -> float:
-            return 0.5 * float(measure(real[a], other[b]) + measure(real[b], other[a]))
-
-        resampled = [
-            both_ways(made, rng.choice(one, len(one)), rng.choice(two, len(two)))
-            for _ in range(DISTANCE_RESAMPLES)
-        ]
-        value, width = both_ways(made, one, two), 1.96 * float(np.std(resampled, ddof=1))
-        found[name] = {
-            "value": value,
-            "bootstrap_95": [value - width, value + width],
-            "of_neutral_faces": both_ways(neutral, one, two),
-            "real_halves": measure(real[one], real[two]),
-        }
-    return found
-
-
-def frechet(a: Features, b: Features) -> float:
-    """Frechet distance of two Gaussians fitted to features [n, d].
-
-    With R'R and S'S the covariances, the trace of the root of their product is the sum of the singular values of R S'.
-    """
-    means = np.square(a.mean(0) - b.mean(0)).sum()
-    first, second = (np.linalg.qr(x - x.mean(0), mode="r") / np.sqrt(len(x) - 1) for x in (a, b))
-    cross = np.linalg.svd(first @ second.T, compute_uv=False).sum()
-    return float(means + np.square(first).sum() + np.square(second).sum() - 2 * cross)
-
-
-def kernel(a: Features, b: Features) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3."""
-
-    def off_diagonal(x: Features) -> float:
-        k = (x @ x.T / x.shape[1] + 1) ** 3
-        return float((k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)))
-
-    return off_diagonal(a) + off_diagonal(b) - 2 * float(((a @ b.T / a.shape[1] + 1) ** 3).mean())
-
-
-def _draw(
+def _plot(
     run: Path,
     name: str,
     generator: Generator,
@@ -368,16 +235,12 @@ def _draw(
     loader: PairLoader,
     result: dict[str, Any],
 ) -> None:
+    """Write curves.png (losses over the epochs) and grid-NAME.png (samples)."""
     if rows := read_rows(run):
         plots.gan_curves(rows, f"{run.name}, {result['mode']}", run / "curves.png")
-    grid = (
-        sample_grid(generator, loader, list(manifest.classes), "fp32")
-        .permute(1, 2, 0)
-        .cpu()
-        .numpy()
-    )
+    grid = sample_grid(generator, loader, list(manifest.classes), "fp32")
     plots.face_grid(
-        grid,
+        grid.permute(1, 2, 0).cpu().numpy(),
         list(result["expression"]["classes"]),
         4,
         f"{run.name}, {name}",
@@ -385,52 +248,55 @@ def _draw(
     )
 
 
-def format_gan_scores(run: Path, r: dict[str, Any]) -> str:
-    """The result in lines."""
-    e, i, d, v = (r[key] for key in ("expression", "identity", "distance", "diversity"))
+def format_gan_scores(run: Path, result: dict[str, Any]) -> str:
+    """The result of `evaluate_gan` as text, one line a number."""
+    expression, identity, distance = (result[k] for k in ("expression", "identity", "distance"))
+    spread, judge = result["diversity"], result["judge"]
 
-    def interval(x: dict[str, Any]) -> str:
-        low, high = x["interval_95"]
-        return f"{x['mean']:.4f}  [{low:.4f}, {high:.4f}]"
+    def line(title: str, value: float, interval: list[float], digits: str, note: str = "") -> str:
+        low, high = interval
+        text = f"  {title:<28} {value:{digits}}  [{low:{digits}}, {high:{digits}}]"
+        return f"{text}   {note}".rstrip()
 
-    judge = f"judged by {r['judge']['model']} (val accuracy {r['judge']['val_accuracy']:.4f})"
+    def mean_line(title: str, entry: dict[str, Any], note: str = "") -> str:
+        return line(title, entry["mean"], entry["interval_95"], ".4f", note)
+
     lines = [
-        f"{run} on {r['split']}, {r['n']:,} pairs of {r['neutral_faces']:,} neutral faces, {judge}"
+        f"{run} on {result['split']}, {result['n']:,} pairs of {result['neutral_faces']:,} neutral "
+        f"faces; judge: {judge['model']} (val accuracy {judge['val_accuracy']:.4f})",
+        "  the judge finds the wanted expression (share of pairs, 95 % interval)"
+        + ("" if expression["informative"] else "; uninformative in paper mode"),
     ]
-    note = "" if e["informative"] else "   (uninformative: paper mode)"
-    low, high = e["accuracy_95"]
-    real = f"real faces {e['accuracy_of_real_faces']:.4f}, neutral ones {e['accuracy_of_neutral_faces']:.4f}"
-    lines.append(
-        f"  expression arrives {e['accuracy']:.4f}  [{low:.4f}, {high:.4f}]   {real}{note}"
-    )
-    means = [e[f"balanced_accuracy_of_{which}_faces"] for which in ("real", "neutral")]
-    real = f"real faces {means[0]:.4f}, neutral ones {means[1]:.4f}"
-    low, high = e["balanced_accuracy_95"]
-    lines.append(
-        f"  mean over classes  {e['balanced_accuracy']:.4f}  [{low:.4f}, {high:.4f}]   {real}"
-    )
-    for name, c in e["classes"].items():
-        lines.append(
-            f"    {name:<10} {c['accuracy']:.4f}   real faces {c['accuracy_of_real_faces']:.4f}   of {c['n']:,}"
-        )
-    titles = {
-        "to_neutral": "the neutral face",
-        "to_expressive": "the expressive one",
-        "to_a_stranger": "a stranger",
-    }
-    lines += [f"  like {title:<18}  cosine {interval(i[key])}" for key, title in titles.items()]
+    for key, title in (("accuracy", "  all pairs"), ("balanced_accuracy", "  mean over classes")):
+        real, neutral = (expression[f"{key}_of_{which}_faces"] for which in ("real", "neutral"))
+        note = f"in real faces {real:.4f}, in the neutral faces {neutral:.4f}"
+        lines.append(line(title, expression[key], expression[f"{key}_95"], ".4f", note))
+    for name, entry in expression["classes"].items():
+        note = f"in real faces {entry['accuracy_of_real_faces']:.4f}, {entry['n']:,} pairs"
+        lines.append(line(f"    {name}", entry["accuracy"], entry["accuracy_95"], ".4f", note))
+    lines.append("  cosine of the judge's features, output and")
+    for key, title in (
+        ("to_neutral", "  the neutral face"),
+        ("to_expressive", "  the expressive face"),
+        ("to_a_stranger", "  a third person's face"),
+    ):
+        lines.append(mean_line(title, identity[key]))
+    lines.append("  distance to real expressive faces")
     for key in ("frechet", "kernel"):
-        low, high = d[key]["bootstrap_95"]
-        others = f"neutral faces {d[key]['of_neutral_faces']:.4g}, other real ones {d[key]['real_halves']:.4g}"
-        lines.append(
-            f"  {key:<8} distance  {d[key]['value']:.4g}  [{low:.4g}, {high:.4g}]   {others}"
+        entry = distance[key]
+        note = (
+            f"of neutral faces {entry['of_neutral_faces']:.4g}, "
+            f"of other real faces {entry['real_halves']:.4g}"
         )
-    lines.append(
-        f"  diversity {interval(v['of_outputs'])}   of real faces {v['of_real_faces']['mean']:.4f}"
-    )
-    lines.append(f"  change by expression {interval(v['change_by_expression'])}")
-    if v["of_outputs"]["mean"] < 0.05 * v["of_real_faces"]["mean"]:
+        lines.append(line(f"  {key}", entry["value"], entry["bootstrap_95"], ".4g", note))
+    real_spread = spread["of_real_faces"]["mean"]
+    lines += [
+        mean_line("diversity", spread["of_outputs"], f"of real faces {real_spread:.4f}"),
+        mean_line("change by the expression", spread["change_by_expression"]),
+    ]
+    if spread["of_outputs"]["mean"] < 0.05 * real_spread:
         lines.append(
-            "  the outputs hardly differ from each other: this GAN has not learnt yet, or has collapsed"
+            "  warning: the outputs hardly differ from each other; "
+            "this GAN needs more training, or has collapsed"
         )
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""More faces of rare classes, made by a GAN: python -m fer_hpc.generate --data DIR --run GAN --out DIR.
+"""Add generated faces of rare classes to the train split: python -m fer_hpc.generate.
 
-Only train faces go in, only the train split grows, and the GAN itself must have been trained on the same train split: val and
-test stay what they were, and nothing of them can leak. Made faces have `synthetic` 1 and both parents in their source_id.
+Only the train split grows, and only from train faces: both inputs of the generator come from it,
+and the GAN must have been trained on it. So nothing of val or test can leak. Generated rows have
+`synthetic` 1, and their source_id names both inputs.
 """
 
 from __future__ import annotations
@@ -29,235 +30,234 @@ from fer_hpc.data.shards import (
     write_shard,
 )
 from fer_hpc.files import read_json
-from fer_hpc.gan.pairs import OTHERS, PairLoader
-from fer_hpc.gan.transfer import load_generator
+from fer_hpc.gan.pairs import PERSON_TRIES, PairLoader
+from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.run.folder import data_folder, read_run_config
 
-CHUNK = 64
-LEAST_CHANGE = 1.0  # of 255, of the neutral faces; less is no expression
-LEAST_DEVIATION = 5.0  # of 255, of a face's pixels; less is blank
+CHUNK = 64  # faces at a time
+MIN_CHANGE = 1.0  # mean absolute difference to the neutral faces, of 255; less is no expression
+MIN_DEVIATION = 5.0  # standard deviation of a face's pixels, of 255; less is a blank picture
 
 
 def generate(config: GenerateConfig) -> str:
-    """Write the larger set to `config.out`; gives what was done, in words. Run again, it says that it is there."""
+    """Write the extended data set to `config.out`; gives a summary as text.
+
+    The other splits and the existing train shards are linked (or copied) unchanged. Run again, it
+    finds the finished set and changes nothing. Raises UserError where the run, the data, the
+    classes or the folder do not fit, or where the generated faces are blank or unchanged.
+    """
     manifest = read_manifest(config.data)
-    own = _trained_on(config, manifest)
+    gan_data = _training_data(config, manifest)
     counts = dict(zip(manifest.classes, manifest.class_counts("train"), strict=True))
-    missing = _missing(config, counts)
+    missing = _missing_faces(config, counts)
     device = pick_device(config.device)
     generator, _, gan = load_generator(config.run, device)
     plan = f"{manifest.fingerprint} and {gan[:16]}, seed {config.seed}: {missing}"
-    found = read_json(config.out / "manifest.json")
+    finished = read_json(config.out / "manifest.json")
     added = ", ".join(f"{n:,} {name}" for name, n in missing.items())
-    if found and found.get("plan") == plan:
-        return f"{config.out}: {added} faces are there, nothing to do"
+    if finished and finished.get("plan") == plan:
+        return f"{config.out}: has these {added} faces already, nothing to do"
+
     content, train = manifest.content, manifest.content["splits"]["train"]
     files = [entry["file"] for part in content["splits"].values() for entry in part["shards"]]
-    new = f"train-{len(train['shards']):05d}.h5"
-    config.out.mkdir(parents=True, exist_ok=True)
-    strangers = [
-        path.name
-        for path in config.out.iterdir()
-        if path.name not in (*files, new) and path.name[0] != "."
-    ]
-    if strangers:
+    new_file = f"train-{len(train['shards']):05d}.h5"
+    _prepare_folder(config.out, manifest.folder, files, new_file)
+    columns, extra, change = _generated_rows(
+        manifest, gan_data, missing, generator, gan[:8], config.seed, device
+    )
+    if change < MIN_CHANGE:
         raise UserError(
-            f"--out {config.out} holds other things ({', '.join(sorted(strangers)[:3])}); give a new folder"
+            f"--run {config.run}: its outputs are the neutral faces (mean change {change:.1f} of "
+            f"255, wanted at least {MIN_CHANGE:g}); train it longer"
         )
-    for name in files:
-        _linked(manifest.folder / name, config.out / name)
-    made, extra, change = _made(config, manifest, own, missing, generator, gan[:8], device)
-    if change < LEAST_CHANGE:
+    if (deviation := float(columns["images"].std((1, 2, 3)).mean())) < MIN_DEVIATION:
         raise UserError(
-            f"--run {config.run}: it gives the neutral faces back (changed by {change:.1f} of 255); train it longer"
+            f"--run {config.run}: its outputs are nearly blank (standard deviation of the pixels "
+            f"{deviation:.1f} of 255, wanted at least {MIN_DEVIATION:g}); train it longer"
         )
-    if (deviation := float(made["images"].std((1, 2, 3)).mean())) < LEAST_DEVIATION:
-        raise UserError(
-            f"--run {config.run}: its faces are nearly blank (their pixels deviate by {deviation:.1f} of 255); train it longer"
-        )
-    entry = write_shard(config.out / new, made, extra)
-    larger = {
+    entry = write_shard(config.out / new_file, columns, extra)
+    extended = {
         "n": train["n"] + entry["n"],
         "shards": [*train["shards"], entry],
         "class_counts": {
             name: n + missing.get(name, 0) for name, n in train["class_counts"].items()
         },
     }
-    note = f"{added} train faces made by the GAN of weights {gan[:16]}, which saw the same train split only"
-    notes = {
+    note = f"{added} train faces generated by the GAN with weights {gan[:16]}, trained on train"
+    record = {
         "plan": plan,
         "notes": [*content["notes"], note],
         "generated": {"gan": gan, "classes": missing},
     }
-    write_manifest(
-        config.out, {**content, **notes, "splits": {**content["splits"], "train": larger}}
-    )
-    return f"{config.out}: {added} faces added to the train split, now {larger['n']:,}"
+    splits = {**content["splits"], "train": extended}
+    write_manifest(config.out, {**content, **record, "splits": splits})
+    return f"{config.out}: added {added} faces to the train split, now {extended['n']:,}"
 
 
-def _trained_on(config: GenerateConfig, manifest: Manifest) -> Manifest:
-    """The GAN's own data: the same faces, divided alike, of whatever size; a UserError otherwise."""
+def _training_data(config: GenerateConfig, manifest: Manifest) -> Manifest:
+    """The shards that the GAN was trained on: the faces and splits of --data, of any size.
+
+    Raises UserError where they are anything else.
+    """
     stored = read_run_config(config.run)
     if stored.get("kind") != "GAN":
         raise UserError(f"--run {config.run} holds a classifier; give a run of fer_hpc.train_gan")
-    own = read_manifest(data_folder(config.run))
-    if own.fingerprint != stored["data"]["fingerprint"]:
+    gan_data = read_manifest(data_folder(config.run))
+    if gan_data.fingerprint != stored["data"]["fingerprint"]:
         raise UserError(
-            f"{own.folder} is not what --run {config.run} was trained on any more (its fingerprint has changed)"
+            f"{gan_data.folder} has changed since --run {config.run} was trained on it (another "
+            "fingerprint); restore the shards, or train a GAN on the new ones"
         )
-    for what, of in (("faces", "source"), ("division", "split_rule")):
-        if own.content[of] != manifest.content[of]:
+    for what, key in (("source", "source"), ("split rule", "split_rule")):
+        if gan_data.content[key] != manifest.content[key]:
             raise UserError(
-                f"--run {config.run} was trained on other {what} than --data {manifest.folder} ({own.content[of]}, not "
-                f"{manifest.content[of]}): it may have seen val or test; train a GAN on the same source and --split"
+                f"--run {config.run} was trained on another {what} ({gan_data.content[key]}) than "
+                f"--data {manifest.folder} has ({manifest.content[key]}): it may have seen val or "
+                "test; train a GAN on the same --source and --split"
             )
-    channels = own.image_shape[2], manifest.image_shape[2]
-    if (
-        channels[0] != channels[1]
-        or own.classes != manifest.classes
-        or own.n("train") != manifest.n("train")
-    ):
+
+    def contents(of: Manifest) -> tuple[int, int, tuple[str, ...]]:
+        return of.n("train"), of.image_shape[2], of.classes
+
+    if contents(gan_data) != contents(manifest):
+        described = [
+            f"{n:,} train faces of {channels} channel(s) with the classes {', '.join(classes)}"
+            for n, channels, classes in (contents(gan_data), contents(manifest))
+        ]
         raise UserError(
-            f"--run {config.run} was trained on {own.n('train'):,} train faces of {channels[0]} channel(s) with classes "
-            f"{', '.join(own.classes)}; --data {manifest.folder} has {manifest.n('train'):,} of {channels[1]}, "
-            f"{', '.join(manifest.classes)}: preprocess both from the same source"
+            f"--run {config.run} was trained on {described[0]}; --data {manifest.folder} has "
+            f"{described[1]}: preprocess both from the same source"
         )
-    return own
+    return gan_data
 
 
-def _missing(config: GenerateConfig, counts: dict[str, int]) -> dict[str, int]:
-    """How many faces each class shall get."""
-    fill = config.fill or round(sum(counts.values()) / len(counts) / 2)
+def _missing_faces(config: GenerateConfig, counts: dict[str, int]) -> dict[str, int]:
+    """How many faces to add to each class."""
+    wanted = config.fill or round(sum(counts.values()) / len(counts) / 2)
     for name in config.classes:
         if name not in counts:
             raise unknown_name_error("class", name, [name for name in counts if name != "Neutral"])
         if name == "Neutral":
             raise UserError(
-                "--classes Neutral: the GAN makes expressive faces of neutral ones; name other classes"
+                "--classes Neutral: the GAN turns neutral faces into expressive ones; "
+                "name other classes"
             )
         if not counts[name]:
             raise UserError(
-                f"--classes {name}: the train split has no face of that class to take the expression from"
+                f"--classes {name}: the train split has no face of that class, and the GAN needs "
+                "one to take the expression from"
             )
-    chosen = [
-        name
-        for name in counts
-        if name in config.classes or (not config.classes and name != "Neutral")
-    ]
-    missing = {name: fill - counts[name] for name in chosen if 0 < counts[name] < fill}
+    chosen = config.classes or [name for name in counts if name != "Neutral"]
+    missing = {name: wanted - n for name, n in counts.items() if name in chosen and 0 < n < wanted}
     if not missing:
-        there = ", ".join(f"{name} {counts[name]:,}" for name in chosen)
-        raise UserError(f"no class has fewer than {fill:,} train faces ({there}); raise --fill")
+        present = ", ".join(f"{name} {n:,}" for name, n in counts.items() if name in chosen)
+        raise UserError(f"no class has fewer than {wanted:,} train faces ({present}); raise --fill")
     return missing
 
 
-def _linked(source: Path, target: Path) -> None:
-    """The same file under another name, where the file system can; else a copy."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _prepare_folder(out: Path, data: Path, files: list[str], new_file: str) -> None:
+    """Create --out with the existing shards in it; UserError where it holds other files."""
+    out.mkdir(parents=True, exist_ok=True)
+    known = {*files, new_file}
+    other = [p.name for p in out.iterdir() if p.name not in known and p.name[0] != "."]
+    if other:
+        raise UserError(
+            f"--out {out} holds other files ({', '.join(sorted(other)[:3])}); give a new folder"
+        )
+    for name in files:
+        (out / name).unlink(missing_ok=True)
+        try:
+            os.link(data / name, out / name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(data / name, out / name)
 
 
-def _made(
-    config: GenerateConfig,
+def _generated_rows(
     manifest: Manifest,
-    own: Manifest,
+    gan_data: Manifest,
     missing: dict[str, int],
     generator: Generator,
     gan: str,
+    seed: int,
     device: torch.device,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], float]:
-    """A shard's columns of made faces, its extra columns, for which nothing is known, and how far the faces are from the
-    neutral ones (mean absolute difference, of 255)."""
-    split = open_split(own, "train")
-    loader = PairLoader(split, own.classes.index("Neutral"), 1, config.seed, device, improved=False)
-    labels, groups, ids, rng = (
-        loader.labels,
-        loader.groups,
-        split.columns["source_id"],
-        np.random.default_rng(config.seed),
-    )
-    faces = np.concatenate(
+    """A shard's columns, its extra columns (without values), and the mean change of the faces.
+
+    The change is the mean absolute difference to the neutral faces, of 255.
+    """
+    split = open_split(gan_data, "train")
+    neutral_class = gan_data.classes.index("Neutral")
+    loader = PairLoader(split, neutral_class, 1, seed, device, improved=False)
+    labels, groups, ids = loader.labels, loader.groups, split.columns["source_id"]
+    rng = np.random.default_rng(seed)
+    expressive = np.concatenate(
         [
-            _drawn(rng, np.flatnonzero(labels == own.classes.index(name)), count)
+            _sample(rng, np.flatnonzero(labels == gan_data.classes.index(name)), count)
             for name, count in missing.items()
         ]
     )
-    people = _drawn(rng, loader.pools[0], len(faces))
-    for _ in range(OTHERS):  # another person, where people are known
-        clash = (groups[people] == groups[faces]) & (groups[people] >= 0)
-        people[clash] = rng.choice(loader.pools[0], clash.sum())
-    side = manifest.image_shape[0]
-    images, change = _run(generator, loader, people, faces)
-    if own.image_shape[0] != side:
-        how = cv2.INTER_AREA if own.image_shape[0] > side else cv2.INTER_LINEAR
-        images = np.stack(
-            [cv2.resize(i, (side, side), interpolation=how).reshape(side, side, -1) for i in images]
-        )
-    made: dict[str, NDArray[Any]] = {
-        name: np.full((len(images), *shape), np.nan if kind.startswith("float") else -1, kind)
+    neutral = _sample(rng, loader.pools[0], len(expressive))
+    for _ in range(PERSON_TRIES):  # another person, where people are known
+        clash = (groups[neutral] == groups[expressive]) & (groups[neutral] >= 0)
+        neutral[clash] = rng.choice(loader.pools[0], clash.sum())
+    images, change = _generate_images(generator, loader, neutral, expressive)
+    side, gan_side = manifest.image_shape[0], gan_data.image_shape[0]
+    if gan_side != side:
+        method = cv2.INTER_AREA if gan_side > side else cv2.INTER_LINEAR
+        resized = [cv2.resize(image, (side, side), interpolation=method) for image in images]
+        images = np.stack([image.reshape(side, side, -1) for image in resized])
+    n = len(images)
+    columns: dict[str, NDArray[Any]] = {
+        name: np.full((n, *shape), np.nan if kind.startswith("float") else -1, kind)
         for name, (kind, shape) in COLUMNS.items()
         if name not in ("image_hash", "synthetic")
     }
-    made |= {
+    source_ids = [
+        f"gan {gan}: {ids[a].decode()} + {ids[b].decode()}"
+        for a, b in zip(neutral, expressive, strict=True)
+    ]
+    columns |= {
         "images": images,
-        "labels": labels[faces],
-        "group": groups[people],
-        "synthetic": np.ones(len(images), np.uint8),
+        "labels": labels[expressive],
+        "group": groups[neutral],
+        "synthetic": np.ones(n, np.uint8),
         "image_hash": np.array([image_hash(image) for image in images], "S32"),
-        "source_id": np.array(
-            [
-                f"gan {gan}: {ids[p].decode()} + {ids[f].decode()}"
-                for p, f in zip(people, faces, strict=True)
-            ],
-            dtype=object,
-        ),
+        "source_id": np.array(source_ids, dtype=object),
     }
-    _, extra = read_shard(
-        manifest.folder / manifest.content["splits"]["train"]["shards"][0]["file"]
-    )
-    return made, {name: _unknown(values, len(images)) for name, values in extra.items()}, change
+    first_shard = manifest.content["splits"]["train"]["shards"][0]["file"]
+    _, extra = read_shard(manifest.folder / first_shard)
+    return columns, {name: _absent(values, n) for name, values in extra.items()}, change
 
 
-def _drawn(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` of the pool, all of it before any twice."""
+def _sample(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` members of `pool`; none appears k + 1 times before all have appeared k times."""
     rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
     return np.concatenate(rounds)[:count]
 
 
 @torch.inference_mode()
-def _run(
+def _generate_images(
     generator: Generator,
     loader: PairLoader,
-    neutral: NDArray[np.int64],
-    expressive: NDArray[np.int64],
+    neutral_rows: NDArray[np.int64],
+    expressive_rows: NDArray[np.int64],
 ) -> tuple[NDArray[np.uint8], float]:
-    """What the generator makes of pairs of rows, [N, H, W, C], and its mean absolute difference to the neutral faces."""
-    made, changes = [], 0.0
-    for first in range(0, len(neutral), CHUNK):
-        cut = slice(first, first + CHUNK)
-        before = loader.faces(neutral[cut])
-        output = generator(before, loader.faces(expressive[cut]))
-        changes += float((output - before).abs().mean((1, 2, 3)).sum())
-        made.append(
-            output.permute(0, 2, 3, 1)
-            .add(1)
-            .mul(127.5)
-            .round()
-            .clamp(0, 255)
-            .to(torch.uint8)
-            .cpu()
-            .numpy()
-        )
-    return np.concatenate(made), 127.5 * changes / len(neutral)
+    """Outputs [N, H, W, C] of pairs of rows, and their mean absolute difference to the neutral."""
+    images, total_change = [], 0.0
+    for first in range(0, len(neutral_rows), CHUNK):
+        part = slice(first, first + CHUNK)
+        neutral = loader.faces(neutral_rows[part])
+        output = generator(neutral, loader.faces(expressive_rows[part]))
+        total_change += float((output - neutral).abs().mean((1, 2, 3)).sum())
+        pixels = output.permute(0, 2, 3, 1).add(1).mul(127.5).round().clamp(0, 255)
+        images.append(pixels.to(torch.uint8).cpu().numpy())
+    return np.concatenate(images), 127.5 * total_change / len(neutral_rows)
 
 
-def _unknown(like: NDArray[Any], n: int) -> NDArray[Any]:
-    """`n` values that mean nothing is known: NaN, -1, or no text."""
+def _absent(like: NDArray[Any], n: int) -> NDArray[Any]:
+    """`n` values for "not known" in the type of `like`: empty text, NaN or -1."""
     if like.dtype.kind in "OSU":
         return np.full(n, "", dtype=object)
     return np.full(n, np.nan if like.dtype.kind == "f" else -1, like.dtype)

@@ -1,7 +1,8 @@
-"""Pairs of a neutral and an expressive face of different people, as a pure function of (seed, images seen).
+"""Pairs of a neutral and an expressive face of different people.
 
-Both come from endless orders of their own pool; an epoch is one pass over the expressive faces. So, as with single images,
-one integer resumes, and ranks take slices of the same batches.
+A pair is a pure function of (seed, pairs seen), as single images are in training: both faces come
+from endless orders of their own pool, and an epoch is one pass over the expressive faces. So one
+integer resumes a run, and ranks take slices of the same global batch.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from fer_hpc.data.order import NEUTRALS, Order, draws
 from fer_hpc.data.shards import Split
 from fer_hpc.data.store import ImageStore
 
-SAME = 1 / 8  # share of pairs, in the improved mode, that are one neutral face twice
-OTHERS = 16  # neutral faces that are tried before a pair is made of one person's
+SAME_SHARE = 1 / 8  # improved mode: share of pairs whose two faces are the same neutral face
+PERSON_TRIES = 16  # neutral faces to try until the two faces of a pair are of different people
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Faces [B, C, H, W] float32 in [-1, 1], channels-last."""
+    """A batch. Faces are [B, C, H, W] float32 in [-1, 1], channels-last."""
 
     neutral: torch.Tensor
     expressive: torch.Tensor
-    target: torch.Tensor  # [B] int64: class that the output shall show
-    same: torch.Tensor  # [B] bool: both are the same face, which shall come out
+    target: torch.Tensor  # [B] int64: the class that the output should show
+    same: torch.Tensor  # [B] bool: both faces are the same one; the output should be that face
 
 
 class PairLoader:
@@ -45,62 +46,55 @@ class PairLoader:
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        labels = split.columns["labels"]
-        self.images, self.labels, self.groups = (
-            ImageStore(split, device),
-            labels,
-            split.columns["group"],
-        )
-        self.pools = np.flatnonzero(labels == neutral), np.flatnonzero(labels != neutral)
+        """`neutral` is the class of neutral faces, `batch_size` that of all ranks together.
+
+        `improved` switches on same-face pairs and mirroring, and with `balanced`, every expression
+        is drawn equally often.
+        """
+        self.images = ImageStore(split, device)
+        self.labels, self.groups = split.columns["labels"], split.columns["group"]
+        # Rows of the neutral faces, and of the expressive ones.
+        self.pools = np.flatnonzero(self.labels == neutral), np.flatnonzero(self.labels != neutral)
         self.n = len(self.pools[1])
-        chosen = labels[self.pools[1]] if balanced and improved else None
-        self.expressive = Order(np.array([0, self.n]), seed, balanced=chosen)
+        classes = self.labels[self.pools[1]] if balanced and improved else None
+        self.expressive = Order(np.array([0, self.n]), seed, balanced=classes)
         self.neutral = Order(np.array([0, len(self.pools[0])]), seed, stream=NEUTRALS)
-        self.batch_size, self.seed, self.improved, self.rank, self.size = (
-            batch_size,
-            seed,
-            improved,
-            rank,
-            size,
-        )
+        self.batch_size, self.seed, self.improved = batch_size, seed, improved
+        self.rank, self.size = rank, size
 
     def rows(
         self, images_seen: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-        """(neutral rows, expressive rows, whether both are one face, random numbers) of the global batch."""
+        """The global batch: neutral rows, expressive rows, same face?, random numbers in [0, 1)."""
         count = self.batch_size
         u = draws(self.seed, images_seen, count)
         expressive = self.pools[1][self.expressive.rows(images_seen, count)]
-        tried = self.pools[0][self.neutral.rows(images_seen, count + OTHERS)]
-        neutral = tried[:count].copy()
-        for k in range(1, OTHERS + 1):  # another person, where people are known
+        candidates = self.pools[0][self.neutral.rows(images_seen, count + PERSON_TRIES)]
+        neutral = candidates[:count].copy()
+        for k in range(1, PERSON_TRIES + 1):  # another person, where people are known
             clash = (self.groups[neutral] == self.groups[expressive]) & (self.groups[neutral] >= 0)
             if not clash.any():
                 break
-            neutral[clash] = tried[k : k + count][clash]
-        same = (u[:, 2] < SAME) & self.improved
+            neutral[clash] = candidates[k : k + count][clash]
+        same = (u[:, 2] < SAME_SHARE) & self.improved
         return neutral, np.where(same, neutral, expressive), same, u
 
     def batch(self, images_seen: int) -> Pairs:
-        """This rank's part of the global batch; in the improved mode, half of all faces mirrored."""
-        share = self.batch_size // self.size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
+        """This rank's part of the global batch; in the improved mode half of all faces mirrored."""
+        rank_batch = self.batch_size // self.size
+        mine = slice(self.rank * rank_batch, (self.rank + 1) * rank_batch)
         neutral, expressive, same, u = self.rows(images_seen)
         neutral, expressive, same, u = neutral[mine], expressive[mine], same[mine], u[mine]
-        flips = [(u[:, k] < 0.5) & self.improved for k in (0, 1)]
-        flips[1] = np.where(same, flips[0], flips[1])
-        faces = [
-            self.faces(rows, flip) for rows, flip in zip((neutral, expressive), flips, strict=True)
-        ]
+        neutral_flip, expressive_flip = ((u[:, k] < 0.5) & self.improved for k in (0, 1))
+        expressive_flip = np.where(same, neutral_flip, expressive_flip)
         device = self.images.device
-        target, both = torch.from_numpy(self.labels[expressive]), torch.from_numpy(same)
         return Pairs(
-            faces[0],
-            faces[1],
-            target.to(device, non_blocking=True),
-            both.to(device, non_blocking=True),
+            self.faces(neutral, neutral_flip),
+            self.faces(expressive, expressive_flip),
+            torch.from_numpy(self.labels[expressive]).to(device, non_blocking=True),
+            torch.from_numpy(same).to(device, non_blocking=True),
         )
 
     def faces(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> torch.Tensor:
-        """Some rows' faces in [-1, 1], in memory of their own."""
+        """The faces of some rows, [B, C, H, W] in [-1, 1], in new memory; `flip` mirrors them."""
         return self.images.gather(rows, flip).images.mul(2).sub_(1)

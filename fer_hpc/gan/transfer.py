@@ -1,10 +1,10 @@
-"""Two photos and a GAN's run to a picture: python -m fer_hpc.transfer NEUTRAL EXPRESSION --run RUN --out PNG."""
+"""Transfer an expression from one photo to another: python -m fer_hpc.transfer."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,87 +13,151 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import TransferConfig
-from fer_hpc.data.faces import Reject, add_margin, crop_and_resize, decode, find_face
-from fer_hpc.files import sha256, write_bytes
-from fer_hpc.models.gan import Generator
+from fer_hpc.data.faces import Box, Reject, add_margin, crop_and_resize, decode, find_face
+from fer_hpc.files import write_bytes
+from fer_hpc.gan.weights import load_generator
 from fer_hpc.parallel.device import pick_device
-from fer_hpc.run import checkpoint
-from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config
+
+MIN_FACE_SIDE = 48  # pixels of the photo; the finder takes other things for faces below that
+SMALL_SHARE = 0.15  # of the picture; a smaller box is often a part of a cut-out face
+VIEW_SIDE = 256  # pixels; smaller outputs are enlarged at least to this
+
+Image = NDArray[np.uint8]  # [H, W] gray or [H, W, C] RGB
 
 
-def transfer(config: TransferConfig) -> Path:
-    """Write the neutral person with the other's expression to `config.out`, a PNG of the GAN's own size; gives its path."""
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo, and the box of the face in it; None: the whole picture is the face."""
+
+    path: Path
+    image: Image
+    box: Box | None
+
+    def describe(self) -> str:
+        """The photo's size and the box, as text."""
+        height, width = self.image.shape[:2]
+        size = f"{self.path} ({width}x{height})"
+        if self.box is None:
+            return f"{size}: the whole picture (--whole)"
+        left, top, right, bottom = map(round, self.box)
+        return (
+            f"{size}: face at left {left}, top {top}, width {right - left}, height {bottom - top} "
+            f"({self.share:.0%} of the picture)"
+        )
+
+    @property
+    def share(self) -> float:
+        """The part of the picture's area that the box covers."""
+        height, width = self.image.shape[:2]
+        left, top, right, bottom = self.box or (0.0, 0.0, float(width), float(height))
+        return (right - left) * (bottom - top) / (height * width)
+
+
+def transfer(config: TransferConfig) -> str:
+    """Write `config.out`: the neutral person with the other's expression; gives a summary as text.
+
+    The output is enlarged `config.scale` times; with 0, at least to VIEW_SIDE. With `config.strip`
+    both photos stand beside it, with the box of the face that was found.
+    """
     device = pick_device(config.device)
     generator, shape, _ = load_generator(config.run, device)
-    faces = [face_of(path, shape, config.whole) for path in (config.neutral, config.expression)]
+    photos = [
+        read_photo(path, shape[2], config.whole) for path in (config.neutral, config.expression)
+    ]
+    # Cut like the training faces: the box and a margin on each side.
+    faces = [
+        crop_and_resize(photo.image, photo.box and add_margin(photo.box), shape[0])[0]
+        for photo in photos
+    ]
     with torch.inference_mode():
         inputs = [
             torch.from_numpy(face).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
             for face in faces
         ]
-        made = generator(*inputs)[0].permute(1, 2, 0).cpu().numpy()
-    output = np.clip(np.round((made + 1) * 127.5), 0, 255).astype(np.uint8)
-    picture = np.concatenate([*faces, output], 1) if config.strip else output
-    encoded, png = cv2.imencode(
-        ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if shape[2] == 3 else picture
+        result = generator(*inputs)[0].permute(1, 2, 0).cpu().numpy()
+    output = np.clip(np.round((result + 1) * 127.5), 0, 255).astype(np.uint8)
+    scale = config.scale or -(-VIEW_SIDE // shape[0])
+    side = scale * shape[0]
+    picture = _enlarged(output, side)
+    if config.strip:
+        picture = np.concatenate([*(_with_box(photo, side) for photo in photos), picture], 1)
+    _write_png(config.out, picture)
+    content = "neutral | expression | output" if config.strip else "output"
+    method = f", {scale} times the GAN's {shape[0]} pixels (bicubic)" if scale > 1 else ""
+    return "\n".join(
+        [
+            *(photo.describe() for photo in photos),
+            f"{config.out}: {content}, {picture.shape[1]}x{picture.shape[0]} pixels{method}",
+        ]
     )
-    if not encoded:
-        raise UserError(f"--out {config.out}: the picture could not be encoded")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(config.out, png.tobytes())
-    return config.out
 
 
-def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[int, int, int], str]:
-    """The generator of a GAN's run, ready to use, the shape of its faces, and the SHA-256 of its file; of an unfinished run, as
-    last saved."""
-    stored = read_run_config(run)
-    height, width, channels = stored["data"]["image_shape"]
-    generator = Generator(
-        channels,
-        height,
-        len(stored["data"]["classes"]) if stored["science"]["mode"] == "improved" else 0,
-    )
-    weights, path = _weights(run)
-    try:
-        generator.load_state_dict(weights)
-    except RuntimeError:
-        raise UserError(
-            f"--run {run}: its generator has other layers than this version's; train it anew in another folder"
-        ) from None
-    return generator.to(device).eval(), (height, width, channels), sha256(path)
+def read_photo(path: Path, channels: int, whole: bool) -> Photo:
+    """Decode a photo and find its largest face; `whole`: take the whole picture as the face.
 
-
-def _weights(run: Path) -> tuple[dict[str, Any], Path]:
-    """The newest weights that can be read, and the file that they are from."""
-    final = outcome_file(run, "final.pt")
-    for path in [*([final] if final else []), *(path for _, _, path in list_checkpoints(run))]:
-        try:
-            saved = checkpoint.load(path)
-        except checkpoint.DamagedCheckpoint as damage:
-            print(f"warning: {damage}; taking the one before", file=sys.stderr)
-            continue
-        if path == final:
-            return dict(saved["model"]), path
-        if "ema" not in saved:
-            return dict(saved["generator"]), path
-        return {
-            k.removeprefix("module."): v for k, v in saved["ema"].items() if k.startswith("module.")
-        }, path
-    raise UserError(f"{run} holds no weights that can be read; train it first")
-
-
-def face_of(path: Path, shape: tuple[int, int, int], whole: bool) -> NDArray[np.uint8]:
-    """The face on a photo, as AffectNet's are cut: a box around it and 15 % on each side; or `whole`; [H, W, C]."""
-    size, _, channels = shape
+    Raises UserError where it is no picture, or no face of a sensible size is found. Warns on stderr
+    where the box is a small part of the picture.
+    """
     try:
         image = decode(path.read_bytes(), channels)
-    except Reject as why:
-        raise UserError(f"{path}: {why}; give a JPEG or PNG photo") from None
-    box = None if whole else find_face(image)
-    if box is None and not whole:
-        height, width = image.shape[:2]
+    except Reject as reason:
+        raise UserError(f"{path}: {reason}; give a JPEG or PNG photo") from None
+    if whole:
+        return Photo(path, image, None)
+    height, width = image.shape[:2]
+    box = find_face(image)
+    if box is None:
         raise UserError(
-            f"{path} ({width}x{height}): no face found; give a photo of an upright face, or --whole if it is a cut-out face"
+            f"{path} ({width}x{height}): no face found; give a photo of an upright face, or "
+            "--whole if both pictures are cut-out faces"
         )
-    return crop_and_resize(image, box and add_margin(box), size)[0]
+    photo = Photo(path, image, box)
+    if min(box[2] - box[0], box[3] - box[1]) < MIN_FACE_SIDE:
+        raise UserError(
+            f"{photo.describe()}: wanted at least {MIN_FACE_SIDE} pixels, smaller finds are often "
+            "no faces; give a larger photo, or --whole if both pictures are cut-out faces"
+        )
+    if photo.share < SMALL_SHARE:
+        print(
+            f"warning: {photo.describe()}: check with --strip that this is the face; give --whole "
+            "if both pictures are cut-out faces",
+            file=sys.stderr,
+        )
+    return photo
+
+
+def _enlarged(image: Image, side: int) -> Image:
+    """A square picture enlarged to [side, side, C]."""
+    if image.shape[0] == side:
+        return image
+    resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+    return resized.reshape(side, side, -1).astype(np.uint8)
+
+
+def _with_box(photo: Photo, side: int) -> Image:
+    """The photo in the middle of a square [side, side, C], with the face's box drawn in it."""
+    height, width = photo.image.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    small = cv2.resize(photo.image, size, interpolation=method).reshape(size[1], size[0], -1)
+    if photo.box is not None:
+        left, top, right, bottom = (round(scale * edge) for edge in photo.box)
+        small = np.ascontiguousarray(small)
+        line = max(1, side // 128)
+        # White on black is visible on any picture, also a gray one.
+        cv2.rectangle(small, (left, top), (right, bottom), (0, 0, 0), 3 * line)
+        cv2.rectangle(small, (left, top), (right, bottom), (255, 255, 255), line)
+    square = np.zeros((side, side, small.shape[2]), np.uint8)
+    x, y = (side - size[0]) // 2, (side - size[1]) // 2
+    square[y : y + size[1], x : x + size[0]] = small
+    return square
+
+
+def _write_png(path: Path, picture: Image) -> None:
+    pixels = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.shape[2] == 3 else picture
+    encoded, png = cv2.imencode(".png", pixels)
+    if not encoded:
+        raise UserError(f"--out {path}: the picture could not be encoded as PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, png.tobytes())

@@ -7,26 +7,26 @@ from torch import nn
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask on the CPU comes from random bytes, an eighth of the random words torch would draw.
+    """Dropout that takes one random byte an element on the CPU, where torch draws eight.
 
-    There the probability is rounded to 1/256 and the scale follows the rounded value, so the expectation is exact.
+    There the probability is rounded to a multiple of 1/256. The scale uses the rounded value, so
+    the expectation is exact.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or x.device.type != "cpu" or x.numel() % 8:
             return super().forward(x)
         dropped = round(self.p * 256)
-        bits = torch.empty_like(
-            x, dtype=torch.uint8
-        )  # keeps the memory format: the words below fill it in any order
-        bits.as_strided((x.numel(),), (1,)).view(torch.int64).random_(-(2**63), None)
-        return x * (bits >= dropped).to(x.dtype).mul_(256 / (256 - dropped))
+        # empty_like keeps the memory format; the words below may fill it in any order.
+        noise = torch.empty_like(x, dtype=torch.uint8)
+        noise.as_strided((x.numel(),), (1,)).view(torch.int64).random_(-(2**63), None)
+        return x * (noise >= dropped).to(x.dtype).mul_(256 / (256 - dropped))
 
 
 def keras_batch_norm(features: int, dims: int = 2) -> nn.Module:
-    """Batch norm with Keras' constants, which the report's networks were trained with."""
-    kind = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
-    return kind(features, eps=1e-3, momentum=0.01)
+    """Batch norm with Keras' constants, with which the report's networks were trained."""
+    layer = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+    return layer(features, eps=1e-3, momentum=0.01)
 
 
 def _stage(inputs: int, outputs: int, pool: bool, dropout: float) -> list[nn.Module]:
@@ -55,19 +55,15 @@ def _cnn(
     ]
     network = nn.Sequential(*layers, nn.Linear(1024, classes))
     for layer in network:
-        if isinstance(layer, nn.Conv2d | nn.Linear):  # Keras' defaults
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # Keras' default initialisation
             nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return network
 
 
-_BASELINE = [
-    (32, False, 0.2),
-    (32, True, 0.2),
-    (64, True, 0.2),
-    (64, True, 0.2),
-]  # (channels, max-pool, dropout)
+# One convolution each: (channels, max-pool, dropout).
+_BASELINE = [(32, False, 0.2), (32, True, 0.2), (64, True, 0.2), (64, True, 0.2)]
 
 
 def cnn_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
@@ -79,5 +75,8 @@ def cnn_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
 
 
 def cnn_improved(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
-    """`cnn_baseline` with a fifth convolution of 128 channels; 4,869,354 parameters at 8 classes and 48x48x1."""
+    """`cnn_baseline` with a fifth convolution, of 128 channels.
+
+    4,869,354 parameters at 8 classes and 48x48x1.
+    """
     return _cnn([*_BASELINE, (128, False, 0.3)], classes, channels, size)

@@ -1,6 +1,12 @@
-"""Expression transfer: a generator that gives a neutral face another person's expression, and the discriminator against it."""
+"""Networks for expression transfer: a conditional U-Net generator and a PatchGAN discriminator.
+
+The generator takes a neutral face and the face of another person with an expression. It gives the
+neutral person's face with that expression.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,65 +16,71 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fer_hpc.models.resnet import resnet_baseline
 
 SIDES = (32, 64, 128, 256)
-_ENCODER = (64, 128, 256, 512, 512, 512, 512)  # of 256 pixels; a halved side has one stage less
+CODE_SIZE = 128  # length of the expression code
+_ENCODER = (64, 128, 256, 512, 512, 512, 512)  # for 256 pixels; half the side needs one stage less
 _DECODER = (512, 512, 256, 128, 64)
-CODE = 128  # numbers that say an expression
+_RENAMED = {"name.": "class_head.", "told.": "film."}  # prefixes in earlier versions' state dicts
 
 
 class Generator(nn.Module):
-    """U-Net over the neutral face, with a code of the expressive face fused into its bottleneck; the report's layers.
+    """Conditional U-Net (Isola et al. 2017) with the layers of the source report.
 
-    Both faces [B, C, S, S] in [-1, 1]; gives [B, C, S, S] in [-1, 1]. S is 32, 64, 128 or 256: every stage halves it, down
-    to 2x2, so 256 pixels have seven stages. The last stage up is bilinear, as in the report.
-    With `classes`, improved: what is drawn is a change of the neutral face, whose details, finer than the bilinear stage, stay;
-    a ResNet makes the code, whose class `name` tells, so that it can be taught; and the code scales and shifts what the stages
-    up have normalised (FiLM, Perez et al. 2018), but for the last two, which would draw it as a texture over the whole face.
-    Told to the bottleneck alone, it fades by each stage above.
+    Takes two faces [B, C, S, S] in [-1, 1], S being 32, 64, 128 or 256, and gives [B, C, S, S] in
+    [-1, 1]. Each encoder stage halves the side, down to 2x2: 256 pixels need seven stages. The code
+    of the expressive face, [B, CODE_SIZE], joins the bottleneck. The last upsampling is bilinear.
+
+    `classes` = 0 is the report's generator. With `classes` > 0 it has four changes:
+    - The expression encoder is a ResNet, and `class_head` predicts the class from its code, so that
+      the encoder can be trained with labels.
+    - The code also scales and shifts the normalised features of the decoder (FiLM, Perez et al.
+      2018). If only the bottleneck receives the code, its influence shrinks with every stage.
+    - The last two decoder stages have no FiLM: there it would draw a texture over the whole face.
+    - The output is added to the neutral face. It keeps details finer than the bilinear upsampling.
     """
 
     def __init__(self, channels: int, size: int, classes: int = 0) -> None:
         super().__init__()
         stages = size.bit_length() - 2
-        widths = _ENCODER[:stages]
+        encoder_widths = _ENCODER[:stages]
         self.down = nn.ModuleList()
         inputs = channels
-        for i, width in enumerate(widths):
-            bare = i in (0, stages - 1)
-            layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1)] + (
-                [] if bare else [nn.BatchNorm2d(width)]
-            )
+        for i, width in enumerate(encoder_widths):
+            layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, 2, 1)]
+            if i not in (0, stages - 1):
+                layers.append(nn.BatchNorm2d(width))
             self.down.append(nn.Sequential(*layers, nn.LeakyReLU(0.2)))
             inputs = width
         self.expression = (
-            resnet_baseline(CODE, channels, size)
+            resnet_baseline(CODE_SIZE, channels, size)
             if classes
-            else _three_convolutions(channels, CODE)
+            else _three_convolutions(channels, CODE_SIZE)
         )
-        self.class_head = nn.Linear(CODE, classes) if classes else None
-        self.fuse = nn.Conv2d(inputs + CODE, 512, 1)
+        self.class_head = nn.Linear(CODE_SIZE, classes) if classes else None
+        self.fuse = nn.Conv2d(inputs + CODE_SIZE, 512, 1)
         self.up, self.film, self.act = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         inputs = 512
         for i, width in enumerate(_DECODER[7 - stages :]):
-            deep = i < stages - 4
+            has_film = classes > 0 and i < stages - 4
             self.up.append(
                 nn.Sequential(nn.ConvTranspose2d(inputs, width, 4, 2, 1), nn.BatchNorm2d(width))
             )
-            self.film.append(nn.Linear(CODE, 2 * width) if classes and deep else nn.Identity())
+            self.film.append(nn.Linear(CODE_SIZE, 2 * width) if has_film else nn.Identity())
             self.act.append(nn.Sequential(nn.ReLU(), *([nn.Dropout(0.5)] if i < 2 else [])))
-            inputs = width + widths[stages - 2 - i]  # the encoder's stage of that side joins
+            inputs = width + encoder_widths[stages - 2 - i]  # the skip connection of that side
         self.out = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
         for part in (self.down, self.fuse, self.up, self.out):
-            _initialise(part)
+            _init_weights(part)
         if classes:
-            nn.init.zeros_(self.out.weight)  # it begins with the neutral face
+            nn.init.zeros_(self.out.weight)  # the first output is the neutral face
+        self.register_load_state_dict_pre_hook(_rename_old_keys)
 
     def encode(self, neutral: torch.Tensor) -> list[torch.Tensor]:
-        """What each stage of the encoder makes of the neutral face."""
-        found = []
+        """The output of each encoder stage for neutral faces [B, C, S, S], largest side first."""
+        outputs = []
         for stage in self.down:
             neutral = stage(neutral)
-            found.append(neutral)
-        return found
+            outputs.append(neutral)
+        return outputs
 
     def forward(self, neutral: torch.Tensor, expressive: torch.Tensor) -> torch.Tensor:
         return self.decode(neutral, self.encode(neutral), self.expression(expressive))
@@ -76,27 +88,36 @@ class Generator(nn.Module):
     def decode(
         self, neutral: torch.Tensor, encoded: list[torch.Tensor], code: torch.Tensor
     ) -> torch.Tensor:
-        """The neutral face, of which `encode` has made `encoded`, with the expression of a code [B, CODE]."""
-        *skips, deepest = encoded
-        x = self.fuse(
-            torch.cat([deepest, code[:, :, None, None].expand(-1, -1, *deepest.shape[2:])], 1)
-        )
+        """Output faces [B, C, S, S] for `encoded` = encode(neutral) and codes [B, CODE_SIZE]."""
+        *skips, bottleneck = encoded
+        planes = code[:, :, None, None].expand(-1, -1, *bottleneck.shape[2:])
+        x = self.fuse(torch.cat([bottleneck, planes], 1))
         for stage, film, act in zip(self.up, self.film, self.act, strict=True):
             x = stage(x)
             if isinstance(film, nn.Linear):
                 scale, shift = film(code)[:, :, None, None].chunk(2, 1)
                 x = x * (1 + scale) + shift
             x = torch.cat([act(x), skips.pop()], 1)
-        drawn = torch.tanh(self.out(x))
-        drawn = functional.interpolate(drawn, scale_factor=2.0, mode="bilinear", align_corners=True)
-        return drawn if self.class_head is None else (neutral + drawn.float()).clamp(-1, 1)
+        output = functional.interpolate(
+            torch.tanh(self.out(x)), scale_factor=2.0, mode="bilinear", align_corners=True
+        )
+        return output if self.class_head is None else (neutral + output.float()).clamp(-1, 1)
+
+
+def _rename_old_keys(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: object) -> None:
+    """Give the weights of earlier versions this version's names; called by load_state_dict."""
+    for old, new in _RENAMED.items():
+        for key in [key for key in state_dict if key.startswith(prefix + old)]:
+            state_dict[prefix + new + key.removeprefix(prefix + old)] = state_dict.pop(key)
 
 
 class Discriminator(nn.Module):
-    """PatchGAN: whether each patch of a face is real; the report's layers.
+    """PatchGAN (Isola et al. 2017) with the layers of the source report.
 
-    Face [B, C, S, S] in [-1, 1]; with `classes`, also the class it shall show, [B] int64. Gives patch scores [B, 1, P, P],
-    1 meaning real, and the third block's features. `spectral`: spectral norm instead of batch norm (Miyato et al. 2018).
+    Takes a face [B, C, S, S] in [-1, 1]. With `classes` > 0 it also takes the class that the face
+    should show, [B] int64. Gives one score for each patch, [B, 1, P, P] (1: real, 0: generated),
+    and the features of the third block [B, 256, S/8, S/8]. `spectral` replaces batch norm by
+    spectral norm (Miyato et al. 2018).
     """
 
     def __init__(self, channels: int, classes: int = 0, spectral: bool = False) -> None:
@@ -104,24 +125,19 @@ class Discriminator(nn.Module):
         self.classes = classes
 
         def conv(inputs: int, outputs: int, stride: int) -> nn.Module:
-            made = nn.Conv2d(inputs, outputs, 4, stride, 1)
-            nn.init.normal_(made.weight, 0.0, 0.02)
-            nn.init.zeros_(made.bias)  # type: ignore[arg-type]
-            return spectral_norm(made) if spectral else made
+            layer = nn.Conv2d(inputs, outputs, 4, stride, 1)
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            return spectral_norm(layer) if spectral else layer
 
         def norm(width: int) -> list[nn.Module]:
             return [] if spectral else [nn.BatchNorm2d(width)]
 
         act = nn.LeakyReLU(0.2)
         self.features = nn.Sequential(
-            conv(channels + classes, 64, 2),
-            act,
-            conv(64, 128, 2),
-            *norm(128),
-            act,
-            conv(128, 256, 2),
-            *norm(256),
-            act,
+            *(conv(channels + classes, 64, 2), act),
+            *(conv(64, 128, 2), *norm(128), act),
+            *(conv(128, 256, 2), *norm(256), act),
         )
         self.score = nn.Sequential(conv(256, 512, 1), *norm(512), act, conv(512, 1, 1))
 
@@ -137,7 +153,10 @@ class Discriminator(nn.Module):
 
 
 def paper_classifier(channels: int) -> nn.Module:
-    """The report's expression classifier of two classes, of which it only ever saw the second."""
+    """The report's expression classifier: faces [B, channels, S, S] to logits [B, 2].
+
+    The report trains it on expressive faces only, all of them with the second class.
+    """
     return _three_convolutions(channels, 2)
 
 
@@ -148,8 +167,8 @@ def _three_convolutions(channels: int, outputs: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, outputs))
 
 
-def _initialise(network: nn.Module) -> None:
-    """Normal weights of deviation .02, as DCGAN and pix2pix have them; the report says nothing about it."""
+def _init_weights(network: nn.Module) -> None:
+    """Normal weights of deviation 0.02, as in DCGAN and pix2pix; the report gives none."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0.0, 0.02)

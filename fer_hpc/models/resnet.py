@@ -1,4 +1,4 @@
-"""Small residual networks: the source report's, and one of ours for 48x48 faces from scratch."""
+"""Small residual networks: the source report's ResNet, and one for training on 48x48 faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fer_hpc.models.cnn import keras_batch_norm
 class _Block(nn.Module):
     """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU (He et al. 2016).
 
-    As in Keras, the convolutions have biases, and one with stride 2 pads an even picture at its right and bottom only.
+    As in Keras, the convolutions have biases, and a convolution with stride 2 pads a picture of
+    even side at the right and bottom only.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -32,9 +33,10 @@ class _Block(nn.Module):
 
 
 def resnet_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
-    """The report's 14-layer ResNet of 16, 32 and 64 channels; [B, channels, size, size] to logits [B, classes].
+    """The report's 14-layer ResNet of 16, 32 and 64 channels.
 
-    175,400 parameters at 8 classes and one channel. He initialisation.
+    [B, channels, size, size] to logits [B, classes]; 175,400 parameters at 8 classes and one
+    channel. He initialisation.
     """
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, 1, 1), keras_batch_norm(16), nn.ReLU()]
     inputs = 16
@@ -44,9 +46,8 @@ def resnet_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Modul
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(
-                module.weight, nonlinearity="relu"
-            )  # by fan-in, as Keras' he_normal
+            # By fan-in, as Keras' he_normal.
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     head = network[-1]
@@ -57,7 +58,10 @@ def resnet_baseline(classes: int, channels: int = 1, size: int = 48) -> nn.Modul
 
 
 class _SmallBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN plus the input, then ReLU; the last BN begins at zero, so a new block passes its input on."""
+    """conv-BN-ReLU-conv-BN plus the input, then ReLU.
+
+    The weight of the last BN is zero at first, so a new block is the identity before its ReLU.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,10 +76,11 @@ class _SmallBlock(nn.Module):
 
 
 def resnet_small(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
-    """A residual network for small faces and little compute: a 3x3 stem, then a stride-2 convolution and one residual
-    block at each of 64, 128, 256 and 512 channels; [B, channels, size, size] to logits [B, classes].
+    """A residual network for small faces and little compute.
 
-    7,843,816 parameters at 8 classes and one channel, 0.2 G multiply-adds an image of 48x48.
+    A 3x3 stem, then a convolution of stride 2 and one residual block at each of 64, 128, 256 and
+    512 channels. [B, channels, size, size] to logits [B, classes]; 7,843,816 parameters at 8
+    classes and one channel, 0.2 G multiply-adds an image of 48x48.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 32, 3, 1, 1, bias=False),

@@ -8,7 +8,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighed by a small network that sees their means (Hu et al. 2018); two dense layers with biases."""
+    """Squeeze-and-excitation (Hu et al. 2018): scales channels by a function of their means.
+
+    Two dense layers with biases.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -21,7 +24,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class _SEBottleneck(Bottleneck):
-    """torchvision's ResNet-50 block with squeeze-and-excitation on its output, before the addition."""
+    """torchvision's ResNet-50 block; squeeze-and-excitation before the addition."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -35,9 +38,10 @@ class _SEBottleneck(Bottleneck):
 
 
 def resnet_improved(classes: int, channels: int = 3, size: int = 224) -> nn.Module:
-    """SE-ResNet-50 from scratch; [B, channels, size, size] to logits [B, classes], made for 224x224x3.
+    """SE-ResNet-50 without pretrained weights, made for 224x224x3.
 
-    26,055,416 parameters at 8 classes. Convolutions by He et al. (fan-out, torchvision's choice), dense layers by Glorot.
+    [B, channels, size, size] to logits [B, classes]; 26,055,416 parameters at 8 classes. He
+    initialisation of convolutions (fan-out, as in torchvision), Glorot of dense layers.
     """
     network = ResNet(_SEBottleneck, [3, 4, 6, 3], num_classes=classes)
     if channels != 3:

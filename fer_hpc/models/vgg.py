@@ -1,4 +1,7 @@
-"""A VGG for 48x48 faces. The source report names one without specifying it; this is the usual four-stage form."""
+"""A VGG for 48x48 faces, in the usual form of four stages.
+
+The source report names a VGG without specifying it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from fer_hpc.models.cnn import Dropout
 
 
 def vgg(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
-    """Four stages of two conv3x3-BN-ReLU and a max-pool, then dense 4096, 4096; [B, channels, size, size] to logits
-    [B, classes].
+    """Four stages of two conv3x3-BN-ReLU and a max-pool, then two dense layers of 4096.
 
-    40,380,616 parameters at 8 classes and 48x48x1. He initialisation.
+    [B, channels, size, size] to logits [B, classes]; 40,380,616 parameters at 8 classes and
+    48x48x1. He initialisation.
     """
     layers: list[nn.Module] = []
     inputs = channels
