@@ -1,4 +1,4 @@
-"""The expression-transfer GAN: its networks, its pairs, and a training that nothing stops."""
+"""The expression-transfer GAN: networks, pairs, training that survives kills, evaluation, use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fer_hpc.gan.networks import make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, random_flip_shift, step
 from fer_hpc.gan.weights import load_generator
-from fer_hpc.models.gan import SIDES, Discriminator, Generator, paper_classifier
+from fer_hpc.models.gan import CODE_SIZE, SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_rows, read_status
@@ -113,12 +113,12 @@ def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None
     torch.nn.init.normal_(generator.out.weight, 0.0, 0.02)
     with torch.no_grad():
         neutral = torch.rand(1, 1, size, size).expand(8, -1, -1, -1) * 2 - 1
-        codes = 0.35 * torch.randn(8, generator.class_head.in_features)  # type: ignore[union-attr, arg-type]
+        codes = 0.35 * torch.randn(8, CODE_SIZE)
         change = generator.eval().decode(neutral, generator.encode(neutral), codes) - neutral
     assert change.std(0).mean() > 0.4 * change.abs().mean()
 
 
-def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
+def test_only_expressions_are_learnt_before_the_adversarial_steps(faces: Path) -> None:
     manifest, config = (
         read_manifest(faces),
         GanConfig(faces, Path("unused"), batch_size=8, precision="fp32"),
@@ -153,7 +153,7 @@ def test_expressions_are_learnt_before_the_generator_plays(faces: Path) -> None:
     assert (sums["pairs"], sums["adversarial_steps"]) == (16, 8 * 2**32)
 
 
-def test_the_classifier_sees_every_face_moved_in_its_own_way() -> None:
+def test_the_classifier_sees_each_face_shifted_and_mirrored_on_its_own() -> None:
     torch.manual_seed(0)
     side, furthest = 16, 2
     face = torch.rand(1, 3, side, side)
@@ -194,7 +194,8 @@ def test_the_reports_generator_has_its_layers() -> None:
 def pairs(shards: Path, **more: object) -> PairLoader:
     manifest = read_manifest(shards)
     neutral = manifest.classes.index("Neutral")
-    return PairLoader(open_split(manifest, "train"), neutral, 12, 3, CPU, **more)  # type: ignore[arg-type]
+    split = open_split(manifest, "train")
+    return PairLoader(split, neutral, 12, 3, CPU, **more)  # type: ignore[arg-type]
 
 
 def test_pairs_are_a_neutral_face_and_another_persons_expression(faces: Path) -> None:
@@ -229,7 +230,7 @@ def test_ranks_take_slices_of_the_same_pairs(faces: Path) -> None:
     ("size", "mode"), [pytest.param(1, "paper", marks=pytest.mark.long), (2, "improved")]
 )
 def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mode: str) -> None:
-    """Once while only expressions are learnt, once while all play."""
+    """Killed once before and once during the adversarial steps."""
     rng, whole, killed = random.Random(size), tmp_path / "whole", tmp_path / "killed"
     call = ("--data", faces, "--epochs", 2, "--warmup", 0.6, "--mode", mode, *QUICK)
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
@@ -242,7 +243,7 @@ def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mo
             rank.kill()
         finish(ranks)
     assert read_status(killed)["state"] == "interrupted"
-    assert list_checkpoints(killed)[0][1] >= epoch, "saved while all play"
+    assert list_checkpoints(killed)[0][1] >= epoch, "saved during the adversarial steps"
     assert finish(start_ranks(size, "train_gan", *call, "--run", killed)) == [0] * size
     for name in ("metrics.jsonl", "final.pt"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -265,7 +266,7 @@ def test_the_papers_mode_trains_and_is_another_experiment(
     assert "--mode paper (now --mode improved)" in again.stderr
 
 
-def test_what_cannot_be_trained_is_said(
+def test_what_cannot_be_trained_is_one_message(
     fer: Fer, faces: Path, of_40_pixels: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     wrong = fer("train_gan", "--data", of_40_pixels, "--run", tmp_path / "run")

@@ -20,7 +20,7 @@ from fer_hpc.models.registry import MODELS
     ],
 )
 def test_parameter_counts(name: str, channels: int, size: int, parameters: int) -> None:
-    """The report's, and for resnet_small our own."""
+    """As the report gives them; resnet_small is not the report's."""
     with torch.device("meta"):
         model = MODELS[name].build(8, channels, size)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -43,9 +43,8 @@ def test_every_parameter_gets_a_gradient(name: str, classes: int, channels: int,
     model = MODELS[name].build(classes, channels, size)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.ones_(
-                module.weight
-            )  # a residual branch that begins at zero passes no gradient in its first step
+            # A residual branch whose last weight is zero gets no gradient in its first step.
+            nn.init.ones_(module.weight)
     logits = model(torch.rand(4, channels, size, size))
     assert logits.shape == (4, classes)
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
@@ -66,7 +65,7 @@ def test_dropout_keeps_the_expectation_and_the_memory_format(p: float) -> None:
 
 
 def test_dropout_treats_every_position_alike() -> None:
-    """Eight mask bytes come from one random word; none of them may be special."""
+    """Eight mask bytes come from one random word; all of them must have the same distribution."""
     torch.manual_seed(0)
     kept = torch.stack([Dropout(0.3)(torch.ones(8)) > 0 for _ in range(4000)]).float()
     assert (kept.mean(0) - 0.7).abs().max() < 0.03
