@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel
 
-from fer_hpc.config import GanConfig
+from fer_hpc.config import GanConfig, UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest
 from fer_hpc.gan.evaluate import evaluate_gan
@@ -33,6 +33,7 @@ from fer_hpc.gan.measures import (
 from fer_hpc.gan.networks import make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, random_flip_shift, step
+from fer_hpc.gan.transfer import read_photo
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import CODE_SIZE, SIDES, Discriminator, Generator, paper_classifier
 from fer_hpc.parallel.world import World
@@ -340,13 +341,10 @@ def test_transfer_refuses_what_is_no_face_of_a_sensible_size(
         cv2.imwrite(str(tmp_path / name), pixels)
         return tmp_path / name
 
-    photo = cv2.imread(str(photos[0]), cv2.IMREAD_GRAYSCALE)
-    tiny = cv2.resize(photo, None, fx=0.2, fy=0.2, interpolation=cv2.INTER_AREA)
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
     for neutral, run, message in (
         (picture("blank.png", np.full((80, 60), 128, np.uint8)), gan_run, "no face found"),
-        (picture("tiny.png", tiny), gan_run, "wanted at least 48 pixels"),
         (text, gan_run, "text.jpg: not an image"),
         (picture("huge.png", np.zeros((9000, 9000), np.uint8)), gan_run, "picture too large"),
         (tmp_path / "gone.jpg", gan_run, "No such file or directory"),
@@ -357,16 +355,29 @@ def test_transfer_refuses_what_is_no_face_of_a_sensible_size(
         assert done.returncode == 2
         assert message in done.stderr
         assert not out.exists()
-    out = tmp_path / "whole.png"
-    whole = fer(
-        "transfer", tmp_path / "tiny.png", photos[1], "--run", gan_run, "--out", out, "--whole"
-    )
+    blank = tmp_path / "blank.png", photos[1]
+    whole = fer("transfer", *blank, "--run", gan_run, "--out", tmp_path / "whole.png", "--whole")
     assert whole.returncode == 0, whole.stderr
-    wide = picture("wide.png", np.pad(photo, ((400, 400), (400, 400)), constant_values=128))
-    small = fer("transfer", wide, photos[1], "--run", gan_run, "--out", tmp_path / "small.png")
-    assert small.returncode == 0, small.stderr
-    assert "warning" in small.stderr
-    assert "check with --strip" in small.stderr
+
+
+def test_transfer_does_not_take_a_small_part_of_a_picture_in_silence(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cheek, for one, that the finder takes for a face."""
+    box = (20.0, 30.0, 67.0, 77.0)
+    monkeypatch.setattr("fer_hpc.gan.transfer.find_face", lambda _: box)
+    with pytest.raises(
+        UserError, match=r"left 20, top 30, width 47, height 47.*at least 48 pixels"
+    ):
+        read_photo(photos[0], 1, whole=False)
+    box = (20.0, 30.0, 70.0, 80.0)
+    assert read_photo(photos[0], 1, whole=False).box == box
+    shown = capsys.readouterr().err
+    assert re.search(r"warning: .*width 50, height 50 \(2% of the picture\)", shown)
+    box = (20.0, 30.0, 220.0, 230.0)
+    assert read_photo(photos[0], 1, whole=False).box == box
+    assert read_photo(photos[0], 1, whole=True).box is None
+    assert capsys.readouterr().err == ""
 
 
 def test_transfer_uses_the_checkpoint_before_a_damaged_file(
@@ -484,7 +495,7 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     )
     for wrong, message in (
         (("--judge", gan_run), "wanted the finished run of a classifier"),
-        (("--judge", tmp_path / "alike"), "is a resnet_baseline, as the GAN's own classifier"),
+        (("--judge", tmp_path / "alike"), "is a resnet_baseline, the network of the GAN's own"),
         (("--judge", judge, "--pairs", 7), "wanted at least 8"),
     ):
         done = fer("evaluate", gan_run, *wrong)
@@ -510,19 +521,20 @@ def test_the_judge_is_trained_once_and_reported(
     gan_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("fer_hpc.gan.judge.JUDGE_EPOCHS", (1, 1))
+    monkeypatch.setattr("fer_hpc.gan.measures.DISTANCE_RESAMPLES", 2)
     run = tmp_path / "run"
     shutil.copytree(gan_run, run)
     first = evaluate_gan(EvaluateConfig(run))
-    shown = capsys.readouterr().err
+    shown = capfd.readouterr().err
     assert f"training a judge in {run / 'judge'}, 1 epochs" in shown
     assert re.search(r"epoch +1  train loss", shown)
     assert "measuring" in shown
     assert read_status(run / "judge")["state"] == "finished"
     assert evaluate_gan(EvaluateConfig(run)) == first
-    assert "training a judge" not in capsys.readouterr().err
+    assert "training a judge" not in capfd.readouterr().err
 
 
 def test_generated_faces_fill_up_a_rare_class_of_train_only(
