@@ -79,6 +79,13 @@ def _canonical(value: Any) -> Any:
     return sys.intern(str(value)) if type(value) is str else value
 
 
+def has_checksum(path: Path) -> bool:
+    """Whether a file ends as those that `save` writes, be it damaged or not."""
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - _DIGEST - 2))
+        return f.read(2) == _DIGEST.to_bytes(2, "little")
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a state back to the CPU; DamagedCheckpoint unless every byte is as written. Never unpickles objects."""
     data = bytearray(path.read_bytes())
