@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fer_hpc.evaluation.load import Predictor as Predictor
     from fer_hpc.evaluation.load import load as load
     from fer_hpc.models.registry import register_model as register_model
+    from fer_hpc.training.losses import register_loss as register_loss
 
 # OpenCV reads this when it is loaded: it refuses a picture whose header claims more pixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
@@ -35,6 +36,7 @@ API = {
     "TrainConfig": "fer_hpc.config",
     "UserError": "fer_hpc.config",
     "register_model": "fer_hpc.models.registry",
+    "register_loss": "fer_hpc.training.losses",
 }
 
 

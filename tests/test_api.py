@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fer_hpc
-from fer_hpc import TrainConfig, UserError, evaluate, preset, train
+from fer_hpc import TrainConfig, UserError, evaluate, load, preset, train
 from tests.conftest import Fer, command
 
 SMALL: dict[str, Any] = dict(epochs=1, batch_size=30, threads=1, tensorboard=False)
@@ -71,6 +72,10 @@ def test_train_and_evaluate_give_what_the_commands_write(
     scores = evaluate(str(tmp_path / "a"), split="test")
     assert scores["n"] > 0
     assert (tmp_path / "a" / "eval-test.json").exists()
+    predictor = load(str(tmp_path / "a"))
+    shares = predictor(np.zeros((2, 32, 32), np.uint8))
+    assert shares.shape == (2, 8)
+    assert shares.sum(1) == pytest.approx([1, 1])
     flags = ("--epochs", 1, "--batch-size", 30, "--threads", 1, "--no-tensorboard")
     done = fer("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "b", *flags)
     assert done.returncode == 0, done.stderr

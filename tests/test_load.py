@@ -135,8 +135,9 @@ def run_of_a_plugin(run: Path, folder: Path) -> Path:
     plugin.write_text(PLUGIN)
     stored = json.loads((run / "config.json").read_text())
     stored["science"]["model"] = "mean_of_pixels"
-    stored["science"]["plugin_hash"] = hashlib.sha256(plugin.read_bytes()).hexdigest()
-    stored["runtime"]["plugin"] = [str(plugin)]
+    sha256 = hashlib.sha256(plugin.read_bytes()).hexdigest()
+    stored["science"]["plugin_hash"] = sha256
+    stored["plugins"] = {"model": {"path": str(plugin), "sha256": sha256, "is_plugin": True}}
     (run / "config.json").write_text(json.dumps(stored))
     saved = checkpoint.load(run / "attempts" / "0001" / "best.pt")
     classes = len(stored["data"]["classes"])
@@ -173,6 +174,6 @@ def test_a_plugins_network_is_found_again(
         changed = tmp_path / "changed.py"
         changed.write_text(PLUGIN + "# changed\n")
         load(run, plugin=[changed])
-        assert "other plugin code" in capsys.readouterr().err
+        assert "other code" in capsys.readouterr().err
     finally:
         MODELS.pop("mean_of_pixels", None)

@@ -88,9 +88,11 @@ def _training(given: Given) -> TrainConfig:
         best = best_of(folder)
         science = {k: v for k, v in current_science(best["science"]).items() if k != "init_hash"}
         return given.build(TrainConfig, data=Path(best["data"]), **science)
+    if given.preset is None and "model" in given.values[TrainConfig]:
+        return given.build(TrainConfig)
     if given.preset is None:
         raise UserError(
-            f"which preset? {given.command} PRESET --data DIR --run RUN "
+            f"which preset? {given.command} PRESET (or --model NAME) --data DIR --run RUN "
             f"(presets: {', '.join(PRESETS)}), or --from-sweep DIR for the best of a sweep"
         )
     return given.build(TrainConfig, **PRESETS[given.preset])

@@ -32,6 +32,7 @@ class Origin:
 
     path: str
     sha256: str
+    is_plugin: bool = True  # False: the user's own program or notebook, not to be imported again
 
 
 _loaded: dict[str, Origin] = {}
@@ -70,46 +71,31 @@ def load_plugin(path: Path, flag: str = "--plugin") -> Origin:
 
 def load_plugins(paths: Iterable[Path | str] = ()) -> list[Origin]:
     """Import installed plugins, those of FER_PLUGINS, and `paths`, in this order."""
-    for point in importlib.metadata.entry_points(group=GROUP):
-        try:
-            point.load()
-        except Exception as error:
-            package = point.dist.name if point.dist else point.value
-            raise UserError(
-                f"the installed plugin {package} ({point.value}) cannot be imported: "
-                f"{describe(error)}; correct or uninstall it"
-            ) from error
+    points = importlib.metadata.entry_points(group=GROUP)
     named = [p for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p]
-    return [load_plugin(Path(p), VARIABLE) for p in named] + [load_plugin(Path(p)) for p in paths]
+    return [
+        *(origin for point in points if (origin := _load_entry_point(point))),
+        *(load_plugin(Path(p), VARIABLE) for p in named),
+        *(load_plugin(Path(p)) for p in paths),
+    ]
 
 
-def load_stored_plugins(
-    stored: Iterable[dict[str, str]], run: Path, instead: Iterable[Path | str] = ()
-) -> None:
-    """Import the plugins of a run: `stored` are their `path` and `sha256` from its config.json.
-
-    Files given with --plugin take their place. A plugin that is gone is a UserError; one that has
-    changed since the run was trained is a warning.
-    """
-    given = load_plugins(instead)
-    for entry in stored:
-        if any(origin.sha256 == entry["sha256"] for origin in given):
-            continue
-        if given:
-            now = given[0]
-        elif Path(entry["path"]).is_file():
-            now = load_plugin(Path(entry["path"]))
-        else:
-            raise UserError(
-                f"{run} was trained with the plugin {entry['path']}, which is not there any more; "
-                "give its present place with --plugin FILE"
-            )
-        if now.sha256 != entry["sha256"]:
-            print(
-                f"warning: {run} was trained with the plugin {entry['path']} of SHA-256 "
-                f"{entry['sha256'][:12]}…; {now.path} has {now.sha256[:12]}…: it has changed",
-                file=sys.stderr,
-            )
+def _load_entry_point(point: importlib.metadata.EntryPoint) -> Origin | None:
+    """Import an installed plugin; None where it is no Python file."""
+    try:
+        module = importlib.import_module(point.module)
+        point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist else point.value
+        raise UserError(
+            f"the installed plugin {package} ({point.value}) cannot be imported: "
+            f"{describe(error)}; correct or uninstall it"
+        ) from error
+    file = Path(module.__file__) if module.__file__ else None
+    if file is None or not file.is_file():
+        return None
+    origin = Origin(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
+    return _loaded.setdefault(str(file), origin)
 
 
 def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> None:
@@ -123,7 +109,7 @@ def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> 
     if taken is None:
         raise UserError(f"{what} {name!r} is built in; register yours under another name")
     same = origin is not None and (origin.sha256 == taken.sha256 or origin.path == taken.path)
-    interactive = taken.path not in _loaded and (origin is None or origin.path not in _loaded)
+    interactive = not taken.is_plugin and (origin is None or not origin.is_plugin)
     if not same and not interactive:
         raise UserError(
             f"{what} {name!r} is registered by {taken.path} already; register this one under "
@@ -149,7 +135,7 @@ def origin_of_caller(_registered: object = None) -> Origin | None:
         content = Path(name).read_bytes()
     else:  # a notebook's cell
         content = "".join(linecache.getlines(name)).encode() or marshal.dumps(frame.f_code)
-    return Origin(name, hashlib.sha256(content).hexdigest())
+    return Origin(name, hashlib.sha256(content).hexdigest(), is_plugin=False)
 
 
 def describe(error: BaseException) -> str:

@@ -8,10 +8,8 @@ predictor(faces)  # probabilities [N, K]
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fer_hpc.config import UserError
-from fer_hpc.config.plugins import load_plugins
 from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
-from fer_hpc.models.registry import MODELS, build_network, model_spec
+from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
+from fer_hpc.run.plugins import load_run_plugins
 
 CHUNK = 256  # faces per forward pass
 MIN_SIDE = 8  # pixels of a face that is worth enlarging
@@ -105,37 +103,17 @@ def _find_weights(run: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _load_plugins_of(run: Path, stored: dict[str, Any], plugins: Sequence[str | Path]) -> None:
-    """Import the files that register the run's network; a warning where they have changed."""
-    name, wanted = stored["science"]["model"], stored["science"].get("plugin_hash", "")
-    paths = list(plugins) or stored.get("runtime", {}).get("plugin", [])
-    for path in paths:
-        if not Path(path).expanduser().is_file():
-            raise UserError(
-                f"{run}: its plugin {path} is not there any more; give its new place with "
-                f"--plugin FILE, in Python plugin=FILE"
-            )
-    origins = load_plugins(paths)
-    if name not in MODELS and wanted:
+    """Import the file that registers the run's network; a warning where it has changed."""
+    for warning in load_run_plugins(run, plugins, needed=["model"]):
+        print(f"warning: {warning}; its predictions may differ", file=sys.stderr)
+    name, registered = stored["science"]["model"], stored.get("plugins", {}).get("model")
+    if registered and name not in MODELS:
+        what = "plugin" if registered["is_plugin"] else "program"
         raise UserError(
-            f"{run}: no plugin registers its network {name!r}; give the file with --plugin FILE, "
-            "in Python plugin=FILE, or call register_model before"
+            f"{run}: its network {name!r} was registered by the {what} {registered['path']}; "
+            "give a file that registers it with --plugin FILE, in Python plugin=FILE, "
+            "or call register_model before"
         )
-    origin = model_spec(name).origin
-    loaded = {o.sha256: o for o in (*origins, *((origin,) if origin else ()))}
-    if wanted and wanted not in _possible_hashes(loaded):
-        files = ", ".join(sorted({o.path for o in loaded.values()})) or "no plugin"
-        print(
-            f"warning: {run} was trained with other plugin code than {files} holds now "
-            f"(SHA-256 {wanted[:12]}); its predictions may differ",
-            file=sys.stderr,
-        )
-
-
-def _possible_hashes(hashes: Iterable[str]) -> set[str]:
-    """What science.plugin_hash can be: of one plugin, or of two (the network's and the loss's)."""
-    known = sorted(hashes)
-    pairs = itertools.combinations(known, 2)
-    return {*known, *(hashlib.sha256("".join(pair).encode()).hexdigest() for pair in pairs)}
 
 
 # ---- for Python users -----------------------------------------------------------------------

@@ -1,31 +1,56 @@
-"""The plugins of a run, found again from its folder. Standard library only."""
+"""The plugins of a run, found again from its folder. Standard library only.
+
+A run's config.json holds, under `plugins`, the file that registers its model and the one that
+registers its loss: path, SHA-256, and whether it is a plugin or the user's own program.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.config.plugins import Origin, load_plugins
+from fer_hpc.config.plugins import Origin, load_plugin, load_plugins
 from fer_hpc.files import read_json
 
+HOW = "with --plugin FILE, in Python plugin=FILE"
 
-def load_run_plugins(run: Path, plugins: Sequence[Path] = ()) -> list[Origin]:
-    """Import `plugins`; where there are none, those that the run in folder `run` was trained with.
 
-    A UserError names a file that is gone and the flag that replaces it.
+def load_run_plugins(
+    run: Path, plugins: Sequence[Path | str] = (), needed: Sequence[str] = ("model", "loss")
+) -> list[str]:
+    """Import `plugins`; without them, those that register what the run in folder `run` needs.
+
+    Gives a line for each whose content is not that of the run's start. A UserError names a file
+    that is gone and the flag that replaces it.
     """
-    if not plugins:
-        stored = read_json(run / "config.json") or {}
-        plugins = [Path(path) for path in stored.get("runtime", {}).get("plugin", [])]
-        for path in plugins:
-            if not path.is_file():
-                raise UserError(
-                    f"{run} was trained with the plugin {path}, which is gone: "
-                    "put it back, or give its new place with --plugin FILE"
-                )
-    return load_plugins(plugins)
+    loaded = {origin.sha256: origin for origin in load_plugins(plugins)}
+    stored = (read_json(run / "config.json") or {}).get("plugins", {})
+    changed = []
+    for what in needed:
+        entry = stored.get(what)
+        if not entry or not entry["is_plugin"] or entry["sha256"] in loaded:
+            continue
+        path = Path(entry["path"])
+        if plugins:
+            now = ", ".join(map(str, plugins))
+        elif not path.is_file():
+            raise UserError(
+                f"{run}: the plugin {path}, which registers its {what}, is not there any more; "
+                f"give its new place {HOW}"
+            )
+        elif load_plugin(path).sha256 == entry["sha256"]:
+            continue
+        else:
+            now = str(path)
+        changed.append(
+            f"{run} was started with other code for its {what} than {now} holds now "
+            f"({path} had SHA-256 {entry['sha256'][:12]})"
+        )
+    return changed
 
 
 def plugin_hash(origins: Iterable[Origin | None]) -> str:
@@ -34,3 +59,8 @@ def plugin_hash(origins: Iterable[Origin | None]) -> str:
     if len(needed) <= 1:
         return "".join(needed)
     return hashlib.sha256("".join(needed).encode()).hexdigest()
+
+
+def plugin_entries(origins: Mapping[str, Origin | None]) -> dict[str, Any]:
+    """What config.json holds of the files that register the run's model and loss."""
+    return {what: dataclasses.asdict(origin) for what, origin in origins.items() if origin}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fer_hpc.config import UserError, unknown_name_error
-from fer_hpc.config.plugins import Origin, origin_of_caller
+from fer_hpc.config import unknown_name_error
+from fer_hpc.config.plugins import Origin, check_name_free, origin_of_caller
 from fer_hpc.data.store import Batch
 
 DEFAULT = "cross_entropy"  # see objective.py: smoothing, class weights, mixup
@@ -52,10 +52,9 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
     """
 
     def register(loss: Loss) -> Loss:
-        spec = LossSpec(name, loss, origin_of_caller(loss))
-        known = LOSSES.get(name)
-        if name == DEFAULT or (known and known.origin != spec.origin):
-            raise UserError(f"register_loss({name!r}): that name is taken; choose another")
+        spec = LossSpec(name, loss, origin_of_caller())
+        built_in = LossSpec(name, loss, None) if name == DEFAULT else None
+        check_name_free("loss", name, spec.origin, LOSSES.get(name, built_in))
         LOSSES[name] = spec
         return loss
 

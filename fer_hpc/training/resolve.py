@@ -19,6 +19,7 @@ from fer_hpc.config import (
     merge_for_resume,
     science_hash,
 )
+from fer_hpc.config.plugins import Origin
 from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.data.store import affect_of
 from fer_hpc.files import read_json, sha256
@@ -26,7 +27,7 @@ from fer_hpc.models.gan import SIDES
 from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
-from fer_hpc.run.plugins import plugin_hash
+from fer_hpc.run.plugins import plugin_entries, plugin_hash
 from fer_hpc.training import weights
 from fer_hpc.training.losses import loss_spec
 
@@ -113,23 +114,42 @@ def _file_hashes(
         given = getattr(config, field)
         if given and stored is None and not (config.init_from or config.plugin):
             raise UserError(f"--{field.replace('_', '-')} is filled in; give {flag} FILE instead")
-    spec, loss = model_spec(config.model), loss_spec(config.loss)
-    found = {"plugin_hash": plugin_hash([spec.origin, loss.origin if loss else None])}
+    found = {"plugin_hash": plugin_hash(_origins(config).values())}
     if stored is not None and stored["science"].get("plugin_hash", "") != found["plugin_hash"]:
         raise UserError(
-            f"{config.run} was started with another content of its plugin "
-            f"({', '.join(map(str, config.plugin)) or 'none is given now'}): this would be another "
-            "experiment; restore the file, or use another --run folder"
+            f"{config.run} was started with another content of its plugins "
+            f"({_paths(stored.get('plugins', {}))}; now "
+            f"{_paths(plugin_entries(_origins(config)))}): this would be another experiment; "
+            "restore the file, or use another --run folder"
         )
+    if stored is None:
+        _check_network(config, manifest)
     # A run that goes on does not need the file of its initial weights any more.
     if config.init_from and (stored is None or config.init_from.exists()):
-        path = weights.weights_file(config.init_from)
-        if stored is None:  # a misfit is an error before the run folder exists
-            science = fields_of(config, "science")
-            network = build_network(science, len(manifest.classes), manifest.image_shape)
-            weights.init_from(network, path, manifest.classes)
-        found["init_hash"] = sha256(path)
+        found["init_hash"] = sha256(weights.weights_file(config.init_from))
     return found
+
+
+def _check_network(config: TrainConfig, manifest: Manifest) -> None:
+    """UserError where the network or its initial weights do not fit, before the folder exists."""
+    science, classes = fields_of(config, "science"), manifest.classes
+    check_network(science, len(classes), manifest.image_shape)
+    if config.init_from or config.pretrained:
+        network = build_network(science, len(classes), manifest.image_shape)
+        if config.init_from:
+            weights.init_from(network, weights.weights_file(config.init_from), classes)
+        else:
+            weights.load_pretrained(network, config.model)
+
+
+def _origins(config: TrainConfig) -> dict[str, Origin | None]:
+    """The files that register the configuration's model and loss; None: built in."""
+    loss = loss_spec(config.loss)
+    return {"model": model_spec(config.model).origin, "loss": loss.origin if loss else None}
+
+
+def _paths(entries: dict[str, Any]) -> str:
+    return ", ".join(sorted({entry["path"] for entry in entries.values()})) or "none"
 
 
 def _check_classifier(
@@ -203,5 +223,6 @@ def _identity(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, 
         "train": manifest.n("train"),
         "val": manifest.n("val"),
     }
-    science_id = science_hash(config, manifest.fingerprint)
-    return {"id": science_id, "kind": run_kind(config), "data": data}
+    identity = {"id": science_hash(config, manifest.fingerprint), "kind": run_kind(config)}
+    entries = plugin_entries(_origins(config)) if isinstance(config, TrainConfig) else {}
+    return {**identity, "data": data, **({"plugins": entries} if entries else {})}
