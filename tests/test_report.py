@@ -93,7 +93,7 @@ def test_runs_of_the_same_name_keep_their_own_figures(scored: Path, tmp_path: Pa
     assert "<h3>exp1/first " in page
     assert "<h3>exp2/first " in page
     assert page.index("<h3>exp1/first ") < page.index("<h3>exp2/first ")
-    pictures = {p.name: p.read_bytes() for p in both.glob("*.png")}
+    pictures = {str(p): p.read_bytes() for p in both.rglob("*.png")}
     assert len(pictures) == 6
     assert len({p for name, p in pictures.items() if "confusion-test" in name}) == 2
 
@@ -112,7 +112,7 @@ def test_a_run_given_twice_stands_once(scored: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(scored)
     page = page_of(scored, link, scored.parent, out=tmp_path / "out")
-    assert page.count("<section class=\"card\">\n<h3>undisturbed ") == 1
+    assert page.count('<section class="card">\n<h3>undisturbed ') == 1
 
 
 def test_val_of_different_data_is_two_tables(scored: Path, tmp_path: Path) -> None:
@@ -222,6 +222,32 @@ def test_a_shape_may_be_optional() -> None:
     wanted = {"n": (int, None), "deep": {str: [int, ...]}}
     check_shape({"n": None, "deep": {"any": [1, 2], "other": []}}, wanted, "file.json")
     check_shape({"deep": {}}, wanted, "file.json")
+
+
+def test_a_gan_has_its_own_table(scored: Path, tmp_path: Path) -> None:
+    run = tmp_path / "gan"
+    shutil.copytree(scored, run)
+    edit_json(run / "config.json", kind="GAN", science__mode="improved")
+    for file in run.glob("eval-*.json"):
+        file.unlink()
+    mean = {"mean": 0.4321, "interval_95": [0.4, 0.5]}
+    distance = {"value": 12.5, "bootstrap_95": [11.5, 13.5], "real_halves": 3.25}
+    hits = {"accuracy": 0.6543, "accuracy_95": [0.6, 0.7], "accuracy_of_real_faces": 0.8}
+    scores = {
+        "kind": "GAN",
+        "split": "test",
+        "n": 1234,
+        "judge": {"model": "cnn_baseline", "seed": 3, "val_accuracy": 0.7, "sha256": "ab" * 32},
+        "expression": hits | {"informative": False, "classes": {"Fear": hits | {"n": 56}}},
+        "identity": dict.fromkeys(("to_neutral", "to_expressive", "to_a_stranger"), mean),
+        "distance": {"frechet": distance, "kernel": distance},
+        "diversity": {"of_outputs": mean, "of_real_faces": mean},
+    }
+    (run / "eval-test.json").write_text(json.dumps(scores))
+    page = page_of(run, out=tmp_path / "out")
+    for text in ("1,234 pairs", "65.43", "12.5", "0.4321", "abab", "Fear", "paper mode"):
+        assert text in page, text
+    assert "damaged" not in page[page.index("<main") :]
 
 
 def drawn_curves(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:

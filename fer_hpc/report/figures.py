@@ -33,8 +33,9 @@ def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
     """Label -> what fer_hpc.evaluate has drawn of a GAN."""
     found = {}
     for gan in gans:
+        caption = "reference | expression | output, "
         grids = [
-            Figure(f"reference | expression | output, {p.stem.removeprefix('grid-')}", _uri(p), False)
+            Figure(caption + p.stem.removeprefix("grid-"), _uri(p), is_plot=False)
             for p in sorted(gan.path.glob("grid-*.png"))
         ]
         curves = [Figure("losses", _uri(p)) for p in gan.path.glob("curves.png")]
@@ -49,13 +50,15 @@ def heat_map(sweep: Path) -> list[Figure]:
 
 
 def _draw(run: Run, out: Path) -> list[Figure]:
+    """The figures of one run, also left as LABEL-*.png; a label may name a folder and a run."""
     drawn = []
+    (out / run.label).parent.mkdir(parents=True, exist_ok=True)
     if run.rows:
-        path = out / f"{run.slug}-curves.png"
+        path = out / f"{run.label}-curves.png"
         plots.curves(run.rows, run.best_epoch, run.label, path)
         drawn.append(Figure("Accuracy and loss per epoch", _uri(path)))
     for name, scores in run.scores.items():
-        path = out / f"{run.slug}-confusion-{name}.png"
+        path = out / f"{run.label}-confusion-{name}.png"
         counts = np.array(scores["confusion"])
         plots.confusion(counts, list(scores["classes"]), f"{run.label}, {name}", path)
         drawn.append(Figure(f"Confusion on {name}; each row sums to 1", _uri(path)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +42,6 @@ class Run:
     @property
     def is_gan(self) -> bool:
         return bool(self.config.get("kind") == "GAN")
-
-    @property
-    def slug(self) -> str:
-        """The label as a part of a file's name; labels are unique and so are these."""
-        return re.sub(r"[^\w.=+-]", lambda m: "--" if m[0] == "/" else f"%{ord(m[0]):x}", self.label)
 
     @property
     def best_epoch(self) -> int | None:
@@ -107,7 +101,9 @@ def collect(paths: tuple[Path, ...]) -> Collection:
             found.damaged.append((folder, _reason(why)))
     if found.damaged and not (found.runs or found.gans or found.sweeps):
         path, reason = found.damaged[0]
-        raise UserError(f"no run can be read; the first of {len(found.damaged)} is {path}: {reason}")
+        raise UserError(
+            f"no run can be read; the first of {len(found.damaged)} is {path}: {reason}"
+        )
     return found
 
 
@@ -141,13 +137,10 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
         gan = config.get("kind") == "GAN"
         if not gan:
             check_shape(config, shapes.CLASSIFIER_CONFIG, "config.json")
-        status, rows, times = (
-            _checked(read_status(path), shapes.STATUS, "status.json"),
-            _checked(
-                read_rows(path), [shapes.ROW if gan else shapes.CLASSIFIER_ROW, ...], "metrics.jsonl"
-            ),
-            _checked(read_rows(path, "timing.jsonl"), [shapes.TIMING, ...], "timing.jsonl"),
-        )
+        row = shapes.ROW if gan else shapes.CLASSIFIER_ROW
+        status = _checked(read_status(path), shapes.STATUS, "status.json")
+        rows = _checked(read_rows(path), [row, ...], "metrics.jsonl")
+        times = _checked(read_rows(path, "timing.jsonl"), [shapes.TIMING, ...], "timing.jsonl")
         environment = _checked(read_environment(path), {}, "environment.json")
         data = Path(environment.get("data", config["data"]["path"]))
     except DAMAGE as why:
