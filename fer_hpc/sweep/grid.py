@@ -1,13 +1,15 @@
-"""A sweep's folder: which trials there are, where each stands, which configuration is best. No ray, no torch.
+"""The folder of a sweep: its trials, the state of each, and what all of them share.
 
-A trial is a run folder like any other, OUT/trials/NAME. OUT/sweep.json says what all trials share and what was asked for;
-everything else here is derived from the run folders, so the folder may be moved, and any number of programs may fill it.
+A trial is a run folder like any other, OUT/trials/NAME. OUT/sweep.json holds the settings that all
+trials share and the list of trials. Everything else here is derived from the run folders, so the
+folder may be copied, and several programs may run its trials. Needs neither ray nor torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from fer_hpc.config.commands import SweepConfig
 from fer_hpc.files import read_json, write_json
 from fer_hpc.parallel.world import array_task
 from fer_hpc.run.folder import HALTED_REASON, read_status
+from fer_hpc.sweep.fields import parse_grid
 
-SWEPT = ("batch_size", "lr", "seed")
-Setting = tuple[int, float]  # a configuration: batch size and learning rate
+Setting = tuple[Any, ...]  # a configuration: its value of each swept field but the seed
+MAX_NAME = 120  # characters of a trial's name for the fields of --grid
 
 
 @dataclass(frozen=True)
@@ -35,56 +38,157 @@ class Trial:
 
     name: str
     config: TrainConfig
-
-    @property
-    def setting(self) -> Setting:
-        return self.config.batch_size, self.config.lr
+    setting: Setting
 
 
 def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
-    """The trials asked for, the seeds of a configuration together; `base` is what all share. A UserError if one cannot run."""
-    manifest = read_json(sweep.data / "manifest.json")
-    if manifest is None:
-        raise UserError(f"--data {sweep.data} holds no shards (no manifest.json); preprocess first")
+    """The trials of a sweep, the seeds of a configuration side by side.
+
+    `base` holds the fields that all trials share. A UserError where a trial could not run.
+    """
+    manifest = _manifest(sweep.data)
     if base.best_on.startswith("train"):
         raise UserError(
-            f"--best-on {base.best_on}: a sweep chooses on val; use val_accuracy or val_loss"
+            f"--best-on {base.best_on}: a sweep is ranked on val; use val_accuracy or val_loss"
         )
-    found = []
-    values = (
-        dict.fromkeys(sweep.batch_sizes),
-        dict.fromkeys(sweep.lrs),
-        dict.fromkeys(sweep.seeds),
+    more = parse_grid(sweep.grid)
+    if "epochs" in more and sweep.scheduler != "fifo":
+        raise UserError("--grid epochs: --scheduler asha decides the epochs; leave one of them out")
+    values = {"batch_size": sweep.batch_sizes, "lr": sweep.lrs, **more, "seed": sweep.seeds}
+    base = _with_absolute_paths(dataclasses.replace(base, data=sweep.data))
+    trials = []
+    for point in itertools.product(*map(dict.fromkeys, values.values())):
+        config = dataclasses.replace(base, **dict(zip(values, point, strict=True)))
+        check_divides(config.batch_size, sweep.workers_per_trial, config.accumulate)
+        name = _trial_name(config, list(more), science_hash(config, manifest["fingerprint"]))
+        run = (sweep.out / "trials" / name).absolute()
+        trials.append(Trial(name, dataclasses.replace(config, run=run), point[:-1]))
+    return trials
+
+
+def _manifest(data: Path) -> dict[str, Any]:
+    manifest = read_json(data / "manifest.json")
+    if manifest is None:
+        raise UserError(f"--data {data} holds no shards (no manifest.json); preprocess first")
+    return dict(manifest)
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` for processes that have another working directory."""
+    return dataclasses.replace(
+        config,
+        data=config.data.absolute(),
+        init_from=config.init_from and config.init_from.absolute(),
+        stage=config.stage and config.stage.absolute(),
+        plugin=tuple(path.expanduser().absolute() for path in config.plugin),
     )
-    for batch_size, lr, seed in itertools.product(*values):
-        check_divides(batch_size, sweep.workers_per_trial, base.accumulate)
-        config = dataclasses.replace(base, batch_size=batch_size, lr=lr, seed=seed)
-        name = (
-            f"b{batch_size}-lr{lr:g}-seed{seed}-{science_hash(config, manifest['fingerprint'])[:8]}"
-        )
-        config = dataclasses.replace(
-            config, data=sweep.data.absolute(), run=(sweep.out / "trials" / name).absolute()
-        )
-        found.append(Trial(name, config))
-    return found
+
+
+def _trial_name(config: TrainConfig, more: list[str], identity: str) -> str:
+    """b64-lr0.01-seed0-1a2b3c4d; the fields of --grid follow the learning rate as key=value."""
+    parts = "".join(f"-{field}={format_value(getattr(config, field))}" for field in more)
+    parts = re.sub(r"[^\w.+=-]", "_", parts)[:MAX_NAME]  # a folder's name
+    return f"b{config.batch_size}-lr{config.lr:g}{parts}-seed{config.seed}-{identity[:8]}"
+
+
+def format_value(value: Any) -> str:
+    """A field's value as one types it; a list with commas."""
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- sweep.json ----------------------------------------------------------------------------------
+
+
+def swept_fields(stored: dict[str, Any]) -> list[str]:
+    """The fields that a stored sweep varies, without the seed."""
+    return [field for field in next(iter(stored["trials"].values())) if field != "seed"]
+
+
+def _listed(sweep: SweepConfig, trials: list[Trial]) -> dict[str, dict[str, Any]]:
+    """The swept values of each trial, by its name."""
+    fields = ["batch_size", "lr", "seed", *parse_grid(sweep.grid)]
+    return {t.name: {field: getattr(t.config, field) for field in fields} for t in trials}
 
 
 def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
-    """What all trials have in common, as sweep.json says it."""
-    science = {k: v for k, v in fields_of(trials[0].config, "science").items() if k not in SWEPT}
+    """What all trials have in common, JSON-ready."""
+    config, swept = trials[0].config, next(iter(_listed(sweep, trials).values()))
+    runtime = fields_of(config, "runtime")
     return {
-        "metric": trials[0].config.best_on,
-        "science": science,
-        "fingerprint": read_json(sweep.data / "manifest.json")["fingerprint"],
+        "metric": config.best_on,
+        "science": {k: v for k, v in fields_of(config, "science").items() if k not in swept},
+        "fingerprint": _manifest(sweep.data)["fingerprint"],
+        "runtime": {k: v for k, v in runtime.items() if k not in ("data", "run")},
     }
 
 
+def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
+    """A UserError where --out holds something else than this sweep."""
+    stored = read_json(sweep.out / "sweep.json")
+    if stored is None:
+        jobs_and_logs = ("jobs", "logs")
+        if sweep.out.is_dir() and any(p.name not in jobs_and_logs for p in sweep.out.iterdir()):
+            raise UserError(
+                f"--out {sweep.out} holds other files and no sweep.json; give a new folder"
+            )
+        return
+    shared = _shared(sweep, trials)
+    if stored["fingerprint"] != shared["fingerprint"]:
+        raise UserError(
+            f"{sweep.out} is a sweep over other data (fingerprint {stored['fingerprint']}, now "
+            f"{shared['fingerprint']} in --data {sweep.data}); give another --out"
+        )
+    before, now = swept_fields(stored), ["batch_size", "lr", *parse_grid(sweep.grid)]
+    if sorted(before) != sorted(now):
+        raise UserError(
+            f"{sweep.out} sweeps {', '.join(before)} (now {', '.join(now)}): this would be another "
+            "sweep; give another --out, or the same fields in --grid"
+        )
+    changed = _changed_fields(stored, shared)
+    if changed:
+        flags = ", ".join(
+            f"{format_flag(k, then)} (now {format_flag(k, value)})" for k, then, value in changed
+        )
+        raise UserError(
+            f"{sweep.out} was started with {flags}: this would be another sweep; give another --out"
+        )
+
+
+def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, stored value, present value) of the shared fields that decide the numbers."""
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    pairs = [  # a field younger than the sweep had its default
+        (field, stored["science"].get(field, defaults[field]), value)
+        for field, value in shared["science"].items()
+    ]
+    if "runtime" in stored:
+        weights = (stored["runtime"]["init_from"], shared["runtime"]["init_from"])
+        pairs.append(("init_from", *weights))
+    return [(field, then, value) for field, then, value in pairs if then != value]
+
+
+def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
+    """Write sweep.json, or add trials to it; a UserError where it holds another sweep."""
+    check_sweep(sweep, trials)
+    before = (read_json(sweep.out / "sweep.json") or {}).get("trials", {})
+    sweep.out.mkdir(parents=True, exist_ok=True)
+    stored = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
+    write_json(sweep.out / "sweep.json", stored | {"trials": before | _listed(sweep, trials)})
+
+
 def trial_of_array(out: Path, listed: Path) -> TrainConfig:
-    """What the present task of a Slurm array trains; `listed` is a JSON file of trials' names, in the array's order."""
+    """The trial of the present task of a Slurm array.
+
+    `listed` is a JSON file with the names of the trials, in the array's order.
+    """
     names, stored = read_json(listed), read_json(out / "sweep.json")
     if names is None or stored is None:
         raise UserError(
-            f"{out} is not a sweep's folder, or {listed} is gone; submit the sweep again"
+            f"{out} is not the folder of a sweep, or {listed} is missing; submit the sweep again"
         )
     name = names[array_task()]
     return TrainConfig(
@@ -92,66 +196,35 @@ def trial_of_array(out: Path, listed: Path) -> TrainConfig:
         run=out / "trials" / name,
         **stored["science"],
         **stored["trials"][name],
+        **with_paths(stored.get("runtime", {})),
     )
 
 
-def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
-    """A UserError where --out holds something else than this sweep."""
-    shared = _shared(sweep, trials)
-    science, fingerprint = shared["science"], shared["fingerprint"]
-    stored = read_json(sweep.out / "sweep.json")
-    if (
-        stored is None
-        and sweep.out.is_dir()
-        and any(p for p in sweep.out.iterdir() if p.name not in ("jobs", "logs"))
-    ):
-        raise UserError(
-            f"--out {sweep.out} holds other things and no sweep.json; give a new folder"
-        )
-    if stored:
-        changed = [
-            (k, stored["science"].get(k, v), v)
-            for k, v in science.items()
-            if stored["science"].get(k, v) != v
-        ]
-        if stored["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{sweep.out} is a sweep over other data (fingerprint {stored['fingerprint']}, now {fingerprint} in "
-                f"--data {sweep.data}); give another --out"
-            )
-        if changed:
-            now = ", ".join(
-                f"{format_flag(k, then)} (now {format_flag(k, v)})" for k, then, v in changed
-            )
-            raise UserError(
-                f"{sweep.out} was begun with {now}: that would be another sweep; give another --out"
-            )
+def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:
+    """Runtime fields from a JSON file, whose paths are strings there, as TrainConfig has them."""
+    paths = {k: Path(runtime[k]) for k in ("init_from", "stage") if runtime.get(k)}
+    return runtime | paths | {"plugin": tuple(map(Path, runtime.get("plugin", ())))}
 
 
-def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
-    """Begin the folder, or add trials to it; a UserError where it holds another sweep."""
-    check_sweep(sweep, trials)
-    stored = read_json(sweep.out / "sweep.json")
-    listed = {t.name: {k: getattr(t.config, k) for k in SWEPT} for t in trials}
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    all_ = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
-    write_json(
-        sweep.out / "sweep.json", all_ | {"trials": (stored["trials"] if stored else {}) | listed}
-    )
+# ---- the state of a trial ------------------------------------------------------------------------
 
 
-def record_failure(out: Path, name: str, why: str) -> None:
-    """Say why a trial's process died where the trial itself could not; an empty `why` forgets it."""
-    found = read_json(out / "failures.json") or {}
-    if found.get(name, "") != why:
-        write_json(out / "failures.json", {k: v for k, v in {**found, name: why}.items() if v})
+def record_failure(out: Path, name: str, reason: str) -> None:
+    """Keep why a trial's process died, where the trial itself could not; "" removes the entry."""
+    failures = read_json(out / "failures.json") or {}
+    if failures.get(name, "") != reason:
+        failures = {k: v for k, v in {**failures, name: reason}.items() if v}
+        write_json(out / "failures.json", failures)
 
 
 def trial_state(out: Path, name: str) -> tuple[str, str]:
-    """(state, why) of a trial: new, running, interrupted, halted (perhaps for good), finished, failed."""
+    """(state, reason) of a trial: new, running, interrupted, halted, finished or failed.
+
+    A halted trial has reached a rung of successive halving, and may or may not be promoted.
+    """
     status = read_status(out / "trials" / name)
-    state, why = status["state"], status["why"]
-    died = (read_json(out / "failures.json") or {}).get(name)
-    if state == "interrupted" and why == HALTED_REASON:
+    state, reason = status["state"], status["why"]
+    if state == "interrupted" and reason == HALTED_REASON:
         return "halted", ""
-    return ("failed", died) if died and state not in ("finished", "running") else (state, why)
+    died = (read_json(out / "failures.json") or {}).get(name)
+    return ("failed", died) if died and state not in ("finished", "running") else (state, reason)

@@ -1,101 +1,138 @@
-"""Asynchronous successive halving (ASHA) over whole configurations."""
+"""Asynchronous successive halving (ASHA, Li et al. 2020) of whole configurations."""
 
 from __future__ import annotations
 
-import itertools
+import bisect
 from pathlib import Path
 
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.sweep.grid import Setting, Trial
-from fer_hpc.sweep.tables import _sign
+from fer_hpc.sweep.tables import sign
 
-# ---- successive halving ------------------------------------------------------------------------------------------------
+Ranking = list[tuple[float, Setting]]  # (-score, setting), the best first
 
 
 def rungs(sweep: SweepConfig, epochs: int) -> list[int]:
-    """Epochs at which configurations are compared; the last is the end."""
+    """Epochs at which configurations are compared; the last is the end of the training."""
     if sweep.scheduler == "fifo":
         return [epochs]
-    found, next_ = [], sweep.asha_first_rung or max(1, epochs // sweep.asha_reduction_factor**2)
-    while next_ < epochs:
-        found.append(next_)
-        next_ *= sweep.asha_reduction_factor
+    found, rung = [], sweep.asha_first_rung or max(1, epochs // sweep.asha_reduction_factor**2)
+    while rung < epochs:
+        found.append(rung)
+        rung *= sweep.asha_reduction_factor
     return [*found, epochs]
 
 
-def value_at_rung(run: Path, metric: str, epoch: int) -> float | None:
-    """The best validated value up to `epoch`, larger being better; None before the run has got there."""
+def values_at_rungs(run: Path, metric: str, epochs: list[int]) -> list[float]:
+    """The best value of a val metric up to each of these epochs that the run has reached.
+
+    Larger is better: the sign of a loss is changed. A run that finished early (--early-stop) has
+    reached every rung.
+    """
     rows = read_rows(run)
-    status = read_status(run)
-    if not rows or (
-        rows[-1]["epoch"] < epoch and status["state"] != "finished"
-    ):  # finished early: --early-stop
-        return None
-    return max(_sign(metric) * row[metric] for row in rows if row["epoch"] <= epoch)
+    if not rows:
+        return []
+    finished = rows[-1]["epoch"] < epochs[-1] and read_status(run)["state"] == "finished"
+    return [
+        max(sign(metric) * row[metric] for row in rows if row["epoch"] <= epoch)
+        for epoch in epochs
+        if epoch <= rows[-1]["epoch"] or finished
+    ]
 
 
-def promote(scores: dict[Setting, float], keep: int, at_least: int) -> list[Setting]:
-    """The configurations that go on from a halt: of those that have reached it, the best one in `keep`."""
-    best_first = sorted(scores, key=lambda setting: (-scores[setting], setting))
-    return best_first[: max(at_least, len(best_first) // keep)]
+def promote(ranking: Ranking, reduction_factor: int, at_least: int) -> set[Setting]:
+    """The best one in `reduction_factor` of the configurations that have reached a rung."""
+    count = max(at_least, len(ranking) // reduction_factor)
+    return {setting for _, setting in ranking[:count]}
 
 
 class SuccessiveHalving:
-    """Which trial runs next, and for how many epochs: asynchronous successive halving (Li et al. 2020) of whole configurations.
+    """Which trial runs next, and up to which rung.
 
-    A configuration goes on from a halt only by the mean over its seeds, and then with all of them. With a single halt, the
-    end, it is the grid in its order. Begun anew from the run folders, it decides the same.
+    A configuration is promoted to the next rung by its mean over the seeds, and then with all of
+    them; at least two are promoted. With a single rung, the end, this is the grid in its order.
+    The decisions depend on the run folders only: built anew at any moment, it decides the same.
     """
 
     def __init__(self, sweep: SweepConfig, trials: list[Trial]) -> None:
-        self.keep, self.halts, self.trials = (
-            sweep.asha_reduction_factor,
-            rungs(sweep, trials[0].config.epochs),
-            trials,
-        )
+        self.reduction_factor = sweep.asha_reduction_factor
+        self.rungs = rungs(sweep, trials[0].config.epochs)
+        self.trials: dict[Setting, list[Trial]] = {}  # the seeds of a configuration
+        self.position = {trial.name: i for i, trial in enumerate(trials)}  # in the grid
         self.running: set[str] = set()
-        self.failed: set[str] = set()
-        self.values: dict[str, list[float]] = {}  # by trial, at each halt that it has reached
+        self.broken: set[Setting] = set()  # configurations of which a trial has failed
+        self.values: dict[str, list[float]] = {}  # of a trial, at each rung that it has reached
+        # For each rung: trials that may start towards it, and configurations that have reached it.
+        self.waiting: list[dict[Setting, list[Trial]]] = [{} for _ in self.rungs]
+        self.rankings: list[Ranking] = [[] for _ in self.rungs]
         for trial in trials:
-            self._look(trial)
+            self.trials.setdefault(trial.setting, []).append(trial)
+            self.values[trial.name] = []
+        for trial in trials:
+            self._read_values(trial)
+            self._wait(trial)
 
     def next(self) -> tuple[Trial, int] | None:
-        """A trial and the epoch it shall halt at; None while there is nothing to do (`over` says whether for good)."""
-        for k, halt in reversed(list(enumerate(self.halts))):
-            going_on = self._going_on(k)
-            for trial in self.trials:
-                free = trial.name not in self.running | self.failed
-                if free and len(self.values[trial.name]) == k and trial.setting in going_on:
-                    self.running.add(trial.name)
-                    return trial, halt
+        """A trial and the epoch up to which it runs; None where none may start now.
+
+        Then `over` tells whether that is the end or depends on running trials.
+        """
+        promoted = self._promoted()
+        for k in reversed(range(len(self.rungs))):
+            ready = self.waiting[k].keys() & promoted[k]
+            if ready:
+                waiting = self.waiting[k]
+                setting = min(ready, key=lambda s: self.position[waiting[s][0].name])
+                trial = waiting[setting].pop(0)
+                if not waiting[setting]:
+                    del waiting[setting]
+                self.running.add(trial.name)
+                return trial, self._epochs(trial)[k]
         return None
 
     @property
     def over(self) -> bool:
         return not self.running
 
-    def ended(self, trial: Trial, failed: bool) -> None:
-        """Take note that a trial's process has ended."""
+    def ended(self, trial: Trial, failed: bool) -> bool:
+        """Update the rankings after a trial's process has ended; gives whether it gained a rung."""
+        before = len(self.values[trial.name])
         self.running.discard(trial.name)
-        self._look(trial)
+        self._read_values(trial)
         if failed:
-            self.failed.add(trial.name)
+            self.broken.add(trial.setting)
+        else:
+            self._wait(trial)
+        return len(self.values[trial.name]) > before
 
-    def _look(self, trial: Trial) -> None:
-        found = (value_at_rung(trial.config.run, trial.config.best_on, halt) for halt in self.halts)
-        self.values[trial.name] = list(itertools.takewhile(lambda value: value is not None, found))  # type: ignore[arg-type]
+    def _epochs(self, trial: Trial) -> list[int]:
+        """The trial's rungs; its end is its own where a fifo sweep varies the epochs."""
+        return [*self.rungs[:-1], trial.config.epochs]
 
-    def _going_on(self, k: int) -> set[Setting]:
-        """The configurations that may train beyond halt k - 1."""
-        settings = {trial.setting for trial in self.trials}
-        if k == 0:
-            return settings
-        there: dict[Setting, float] = {}
-        for setting in settings:
-            seeds = [self.values[t.name] for t in self.trials if t.setting == setting]
-            if all(len(values) >= k for values in seeds):
-                there[setting] = sum(values[k - 1] for values in seeds) / len(seeds)
-        broken = {t.setting for t in self.trials if t.name in self.failed}
-        to_come = self._going_on(k - 1) - set(there) - broken
-        return set(promote(there, self.keep, at_least=0 if to_come else 2))
+    def _read_values(self, trial: Trial) -> None:
+        """Read the trial's values; rank its configuration at the rungs that all seeds reached."""
+        config = trial.config
+        before = len(self.values[trial.name])
+        values = values_at_rungs(config.run, config.best_on, self._epochs(trial))
+        self.values[trial.name] = values
+        seeds = [self.values[t.name] for t in self.trials[trial.setting]]
+        for k in range(before, min(map(len, seeds))):
+            mean = sum(values[k] for values in seeds) / len(seeds)
+            bisect.insort(self.rankings[k], (-mean, trial.setting))
+
+    def _wait(self, trial: Trial) -> None:
+        """Let the trial wait for the next rung."""
+        k = len(self.values[trial.name])
+        if k < len(self.rungs):
+            waiting = self.waiting[k].setdefault(trial.setting, [])
+            bisect.insort(waiting, trial, key=lambda t: self.position[t.name])
+
+    def _promoted(self) -> list[set[Setting]]:
+        """For each rung, the configurations that may train up to it."""
+        promoted = [set(self.trials)]
+        for ranking in self.rankings[:-1]:
+            to_come = promoted[-1] - {setting for _, setting in ranking} - self.broken
+            at_least = 0 if to_come else 2
+            promoted.append(promote(ranking, self.reduction_factor, at_least))
+        return promoted

@@ -1,8 +1,9 @@
-"""Ray over the nodes of a Slurm step that has one task on each; loads no ray.
+"""Ray on the nodes of a Slurm step that has one task on each node. Does not import ray.
 
-The first task starts Ray's head and goes on as the sweep, the others start a worker node and wait. Their connection to the
-first, the lifeline, ends with it, however it ends; then they stop their part of Ray, so nothing outlives the job. Ports and
-folders are the job's own: jobs share nodes. The token in RAY_AUTH_TOKEN (from slurm/launch.sh) keeps others out.
+The first task starts Ray's head and runs the sweep. Each other task starts a worker node and holds
+a connection to the first task, the lifeline. It closes when the first task ends, for any reason;
+then the worker node stops, so that no process outlives the job. Ports and folders belong to the
+job, because jobs share nodes. RAY_AUTH_TOKEN (from slurm/launch.sh) keeps other users out.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from pathlib import Path
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
 from fer_hpc.parallel.world import StepNode
 
-START_S = 120.0  # within which all nodes must be there
+START_S = 120.0  # within which all nodes must have joined
+OBJECT_STORE_BYTES = 80 * 2**20  # nearly the least that Ray takes: no data goes through its store
 
-# Workers train one trial after another, each in a new thread: the C library would give these threads one of up to 8 heaps a
-# core, and every heap keeps what its largest trial needed (seen: 3 GB after 27 trials, 1.1 GB with one heap). A trial that
-# needs too much is left to the kernel, which kills workers first: where Ray's own monitor kills one, Tune ends the sweep.
-# A busy node may need longer than the 20 questions, 2 s apart, after which Ray gives up its start.
+# MALLOC_ARENA_MAX: a worker trains each trial in a new thread, and the C library would give these
+# threads one of up to 8 heaps a core, each of which keeps the memory of its largest trial (3 GB
+# after 27 trials, 1.1 GB with one heap).
+# RAY_memory_monitor_refresh_ms: where Ray's own monitor kills a worker, Tune ends the sweep. The
+# kernel also kills workers first when memory runs out, and then the trial is retried.
+# RAY_NUM_REDIS_GET_RETRIES: 2 s apart; a busy node may need more than the usual 20 to start.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "RAY_memory_monitor_refresh_ms": "0",
@@ -37,33 +41,31 @@ ENVIRONMENT = {
 
 @contextlib.contextmanager
 def head(node: StepNode) -> Iterator[str]:
-    """Ray's head, with all other nodes' connections; gives its address."""
-    with (
-        _ray(node, "--head", f"--port={node.port}", "--include-dashboard=false") as ray,
-        contextlib.ExitStack() as closing,
-    ):
-        _connected(_own_address(node), node.port, ray).close()  # the others come when it is up
-        lifeline = closing.enter_context(socket.create_server(("", node.port + 1)))
-        lifeline.settimeout(START_S)
-        held = []
+    """Ray's head and the lifelines of all other nodes; gives the head's address."""
+    start = ("--head", f"--port={node.port}", "--include-dashboard=false")
+    with _ray_start(node, *start) as ray, contextlib.ExitStack() as closing:
+        _connect(_own_address(node), node.port, ray).close()  # waits until the head answers
+        server = closing.enter_context(socket.create_server(("", node.port + 1)))
+        server.settimeout(START_S)
+        lifelines: list[socket.socket] = []
         try:
-            for _ in range(node.count - 1):
-                held.append(lifeline.accept()[0])
+            while len(lifelines) < node.count - 1:
+                lifelines.append(closing.enter_context(server.accept()[0]))
         except TimeoutError:
             raise UserError(
-                f"only {len(held) + 1} of the job's {node.count} nodes came to Ray within {START_S:.0f} s; see the others' logs"
+                f"only {len(lifelines) + 1} of the job's {node.count} nodes joined Ray within "
+                f"{START_S:.0f} s; see the logs of the others"
             ) from None
         yield f"{_own_address(node)}:{node.port}"
-        for connection in held:
-            connection.close()
 
 
 def serve(node: StepNode) -> int:
-    """A worker node of Ray until the first node's process ends; gives the exit code."""
+    """A worker node of Ray until the first task ends; gives the exit code."""
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the first node decides when it is over
-    lifeline = _connected(node.head, node.port + 1)
-    with lifeline, _ray(node, f"--address={socket.gethostbyname(node.head)}:{node.port}") as ray:
+        signal.signal(number, signal.SIG_IGN)  # the first task decides when the sweep ends
+    lifeline = _connect(node.head, node.port + 1)
+    head_address = f"{socket.gethostbyname(node.head)}:{node.port}"
+    with lifeline, _ray_start(node, f"--address={head_address}") as ray:
         lifeline.settimeout(1.0)
         while ray.poll() is None:
             with contextlib.suppress(TimeoutError):
@@ -73,14 +75,14 @@ def serve(node: StepNode) -> int:
                 except ConnectionError:
                     return EXIT_FINISHED
         print(
-            f"Ray ended by itself on {socket.gethostname()} with code {ray.returncode}",
+            f"Ray ended without a request on {socket.gethostname()}, code {ray.returncode}",
             file=sys.stderr,
         )
         return EXIT_CRASHED
 
 
-def _connected(host: str, port: int, ray: subprocess.Popen[bytes] | None = None) -> socket.socket:
-    """A connection, as soon as there is somebody to answer; a UserError after START_S, or where `ray` has ended."""
+def _connect(host: str, port: int, ray: subprocess.Popen[bytes] | None = None) -> socket.socket:
+    """A connection, as soon as the port is open; a UserError after START_S or once `ray` ended."""
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -94,45 +96,44 @@ def _connected(host: str, port: int, ray: subprocess.Popen[bytes] | None = None)
 
 
 @contextlib.contextmanager
-def _ray(node: StepNode, *which: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start` as a child that ignores Slurm's warnings, which reach every process of a step, and passes that on."""
-    folder = tempfile.mkdtemp(
-        prefix=f"fer-ray-{node.index}-", dir="/tmp"
-    )  # sockets below it need a short path
+def _ray_start(node: StepNode, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`ray start` as a child process that is stopped at the end.
+
+    Slurm's warning signals reach every process of a step; Ray's processes ignore them.
+    """
+    # Sockets below the folder need a short path.
+    folder = tempfile.mkdtemp(prefix=f"fer-ray-{node.index}-", dir="/tmp")
     call = [
         sys.executable,
         "-c",
         "from ray.scripts.scripts import main; main()",
         "start",
-        *which,
+        *flags,
         "--block",
         f"--node-ip-address={_own_address(node)}",
         f"--temp-dir={folder}",
-        "--object-store-memory=80000000",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--num-cpus={len(os.sched_getaffinity(0))}",
         f"--num-gpus={node.gpus}",
         "--disable-usage-stats",
         "--min-worker-port=0",
         "--max-worker-port=0",
     ]
-    warnings = (signal.SIGUSR1, signal.SIGUSR2)
-    handlers = [
-        signal.signal(number, signal.SIG_IGN) for number in warnings
-    ]  # what is ignored stays so in a child
-    with Path(folder, "ray-start.log").open("wb") as log:
+    ignored = (signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in ignored]  # a child inherits it
+    log_path = Path(folder, "ray-start.log")
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             call, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, start_new_session=True
         )
-    for number, handler in zip(warnings, handlers, strict=True):
+    for number, handler in zip(ignored, handlers, strict=True):
         signal.signal(number, handler)
     try:
         yield process
     finally:
         if process.poll():
-            print(
-                Path(folder, "ray-start.log").read_text(errors="replace")[-2000:], file=sys.stderr
-            )
-        process.terminate()  # ends its children in order
+            print(log_path.read_text(errors="replace")[-2000:], file=sys.stderr)
+        process.terminate()  # stops its children in order
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         with contextlib.suppress(ProcessLookupError):
@@ -142,14 +143,13 @@ def _ray(node: StepNode, *which: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _own_address(node: StepNode) -> str:
-    """This node's address as the others reach it; Debian maps a host's own name to 127.0.1.1."""
+    """This node's address for the others; Debian maps a host's own name to 127.0.1.1."""
     if node.index:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.connect((node.head, node.port))  # sends nothing, but chooses the interface
+            s.connect((node.head, node.port))  # sends nothing, but selects the interface
             return str(s.getsockname()[0])
-    found = socket.gethostbyname(socket.gethostname())
-    if found.startswith("127.") and node.count > 1:
-        found = subprocess.run(
-            ["hostname", "-I"], capture_output=True, text=True, check=True
-        ).stdout.split()[0]
-    return found
+    address = socket.gethostbyname(socket.gethostname())
+    if address.startswith("127.") and node.count > 1:
+        listing = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True)
+        address = listing.stdout.split()[0]
+    return address

@@ -1,215 +1,240 @@
-"""Tables and plots of a sweep, derived from its run folders."""
+"""The results of a sweep, derived from its run folders: tables, the best configuration, a plot."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fer_hpc.config import UserError
-from fer_hpc.evaluation.intervals import mean_interval
-from fer_hpc.evaluation.metrics import higher_is_better, seeds_interval
+from fer_hpc.evaluation.intervals import clip_interval, mean_interval
+from fer_hpc.evaluation.metrics import (
+    MIN_SEEDS,
+    find_metric,
+    format_interval,
+    higher_is_better,
+    seeds_interval,
+)
 from fer_hpc.files import read_json, write_bytes, write_json
 from fer_hpc.run.folder import read_rows
-from fer_hpc.sweep.grid import Setting, trial_state
+from fer_hpc.sweep.grid import format_value, swept_fields, trial_state
+
+MAX_HEAT_MAP_ROWS = 24
+TITLES = {"batch_size": "batch size", "lr": "learning rate"}
 
 
-def _sign(metric: str) -> int:
+def sign(metric: str) -> int:
+    """1 where larger values of a metric are better, else -1."""
     return 1 if higher_is_better(metric) else -1
 
 
-# ---- results -----------------------------------------------------------------------------------------------------------
-
-
 def collect(out: Path) -> str:
-    """Write results.csv, summary.json, best.json and heatmap.png from the trials' run folders; gives the table in words.
+    """Write results.csv, summary.json, best.json and heatmap.png; gives the table as text.
 
-    Ranked are configurations all of whose seeds (every seed that the sweep has) are finished, by their mean.
+    Ranked by their mean are the configurations of which every seed of the sweep is finished.
     """
-    from fer_hpc.evaluation import plots
-
     sweep = read_json(out / "sweep.json")
     if sweep is None:
         raise UserError(
-            f"{out} is not a sweep's folder: it has no sweep.json; give the folder that --out named"
+            f"{out} has no sweep.json; give the folder that --out named in fer_hpc.tune"
         )
-    metric = sweep["metric"]
-    trials = [_row(out, name, swept, metric) for name, swept in sweep["trials"].items()]
-    trials.sort(key=lambda row: (row["batch_size"], row["lr"], row["seed"]))
-    write_bytes(out / "results.csv", pd.DataFrame(trials).to_csv(index=False).encode())
+    fields, metric = swept_fields(sweep), sweep["metric"]
+    rows = [_row(out, name, swept, metric) for name, swept in sweep["trials"].items()]
+    rows.sort(key=lambda row: [row[field] for field in (*fields, "seed")])
+    write_bytes(out / "results.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
-    seeds = sorted({row["seed"] for row in trials})
-    settings = [
-        _setting(
-            pair, [row for row in trials if (row["batch_size"], row["lr"]) == pair], metric, seeds
-        )
-        for pair in dict.fromkeys((row["batch_size"], row["lr"]) for row in trials)
+    seeds = sorted({row["seed"] for row in rows})
+    configurations = [
+        _configuration(dict(zip(fields, values, strict=True)), list(group), metric, len(seeds))
+        for values, group in itertools.groupby(rows, lambda row: [row[field] for field in fields])
     ]
-    ranked = sorted(
-        (s for s in settings if s["complete"]),
-        key=lambda s: (-_sign(metric) * s["mean"], s["batch_size"], s["lr"]),
+    ranked = [c for c in configurations if c["complete"]]
+    ranked.sort(key=lambda c: (-sign(metric) * c["mean"], *c["settings"].values()))
+    source = {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")}
+    epochs = sweep["science"].get("epochs") or sorted(
+        {c["settings"]["epochs"] for c in configurations}
     )
-    pair = _difference(ranked[0], ranked[1], metric) if len(ranked) > 1 else None
-    rest = [s for s in settings if not s["complete"]]
-    about = {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")} | {
-        "epochs": sweep["science"]["epochs"],
+    summary = source | {
+        "epochs": epochs,
         "threads": sweep["science"]["threads"],
         "seeds": seeds,
-        "trials": len(trials),
-        "finished": sum(row["state"] == "finished" for row in trials),
+        "trials": len(rows),
+        "finished": sum(row["state"] == "finished" for row in rows),
         "failed": [
-            {"trial": row["trial"], "why": row["why"]} for row in trials if row["state"] == "failed"
+            {"trial": row["trial"], "why": row["why"]} for row in rows if row["state"] == "failed"
         ],
+        "best_two": _difference(ranked[0], ranked[1], metric) if len(ranked) > 1 else None,
+        "ranked": ranked,
+        "not_ranked": [c for c in configurations if not c["complete"]],
     }
-    write_json(
-        out / "summary.json", about | {"best_two": pair, "ranked": ranked, "not_ranked": rest}
-    )
+    write_json(out / "summary.json", summary)
     if ranked:
-        _draw(plots, out, metric, ranked, about)
-        best = {
-            key: ranked[0][key] for key in ("batch_size", "lr", "mean", "interval_95", "values")
-        }
-        science = sweep["science"] | {key: best[key] for key in ("batch_size", "lr")}
-        write_json(
-            out / "best.json",
-            {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")}
-            | best
-            | {"seeds": seeds, "science": science},
-        )
+        _draw_heat_map(out / "heatmap.png", summary)
+        write_json(out / "best.json", source | _best(sweep, ranked[0]) | {"seeds": seeds})
     else:
         (out / "best.json").unlink(missing_ok=True)
-    return format_table(about, ranked, rest, pair)
+    return format_table(summary)
 
 
 def _row(out: Path, name: str, swept: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A trial's line of results.csv; its numbers are those of its best epoch."""
     run = out / "trials" / name
-    state, why = trial_state(out, name)
+    state, reason = trial_state(out, name)
     rows, times = read_rows(run), read_rows(run, "timing.jsonl")
-    best = max(rows, key=lambda row: _sign(metric) * row[metric], default=None)
-    numbers = {
-        key: best[key] if best else None
-        for key in ("epoch", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
-    }
+    best = max(rows, key=lambda row: sign(metric) * row[metric], default=None)
+    numbers = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
     return {
         "trial": name,
         **swept,
         "state": state,
-        "why": why.replace("\n", " "),
-        "epochs": rows[-1]["epoch"] if rows else 0,
-        "best_epoch": numbers.pop("epoch"),
-        **numbers,
+        "why": reason.replace("\n", " "),
+        "epochs_trained" if "epochs" in swept else "epochs": rows[-1]["epoch"] if rows else 0,
+        "best_epoch": best["epoch"] if best else None,
+        **{key: best[key] if best else None for key in numbers},
         "seconds": round(sum(row["train_s"] + row["val_s"] for row in times), 1),
     }
 
 
-def _setting(
-    pair: Setting, rows: list[dict[str, Any]], metric: str, seeds: list[int]
+def _configuration(
+    settings: dict[str, Any], rows: list[dict[str, Any]], metric: str, seeds: int
 ) -> dict[str, Any]:
-    """One configuration over its seeds."""
+    """One configuration over its seeds; `seeds` is the number that the sweep has."""
     values = {str(row["seed"]): row[metric] for row in rows if row["state"] == "finished"}
-    complete = len(values) == len(seeds)
-    mean = sum(values.values()) / len(values) if values else math.nan
     return {
-        "batch_size": pair[0],
-        "lr": pair[1],
-        "complete": complete,
+        "batch_size": settings["batch_size"],
+        "lr": settings["lr"],
+        "settings": settings,
+        "complete": len(values) == seeds,
         "values": values,
-        "mean": mean if values else None,
+        "mean": sum(values.values()) / len(values) if values else None,
         "interval_95": seeds_interval(metric, list(values.values())),
-        "epochs": min(row["epochs"] for row in rows),
+        "epochs": min(row.get("epochs_trained", row["epochs"]) for row in rows),
         "states": sorted({row["state"] for row in rows}),
     }
 
 
-def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Best minus second, seed by seed (both saw the same order of faces where their batch sizes are the same)."""
-    differences = [best["values"][seed] - second["values"][seed] for seed in best["values"]]
-    interval = mean_interval(differences)
-    if interval is None:
-        words = "one seed says nothing about it"
-    else:
-        words = "not distinguishable" if interval[0] <= 0 <= interval[1] else "distinguishable"
-    return {
-        "best": [best["batch_size"], best["lr"]],
-        "second": [second["batch_size"], second["lr"]],
-        "metric": metric,
-        "mean": sum(differences) / len(differences),
-        "interval_95": interval,
-        "verdict": words,
+def _best(sweep: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """What `train --from-sweep` needs of the best configuration."""
+    kept = ("batch_size", "lr", "settings", "mean", "interval_95", "values")
+    runtime = sweep.get("runtime", {})
+    return {key: best[key] for key in kept} | {
+        "science": sweep["science"] | best["settings"],
+        "runtime": {key: runtime[key] for key in ("init_from", "plugin") if runtime.get(key)},
     }
 
 
-def _draw(
-    plots: Any, out: Path, metric: str, ranked: list[dict[str, Any]], about: dict[str, Any]
-) -> None:
-    batch_sizes, lrs = (sorted({s[key] for s in ranked}) for key in ("batch_size", "lr"))
-    table = (
-        pd.DataFrame(ranked)
-        .pivot(index="batch_size", columns="lr", values="mean")
-        .reindex(index=batch_sizes, columns=lrs)
-    )
-    title = f"{about['preset']}, {about['epochs']} epochs: mean {metric} of {len(about['seeds'])} seed(s)"
-    axes = ("batch size", "learning rate", title)
-    plots.heat_map(
-        table.to_numpy(float),
-        [str(b) for b in batch_sizes],
-        [f"{lr:g}" for lr in lrs],
-        axes,
-        out / "heatmap.png",
-    )
-
-
-def format_table(
-    about: dict[str, Any],
-    ranked: list[dict[str, Any]],
-    rest: list[dict[str, Any]],
-    pair: dict[str, Any] | None,
-) -> str:
-    head = f"{about['preset']}, {about['epochs']} epochs, {about['finished']} of {about['trials']} trials finished; "
-    lines = [
-        head
-        + f"{about['metric']} of the best epoch, mean and 95 % interval over seeds {_listed(about['seeds'])}"
-    ]
-    lines.append(
-        f"{'rank':>4} {'batch size':>10} {'lr':>8} {'mean':>8}   {'95 % interval':<19}  seeds"
-    )
-    for place, s in enumerate(ranked, 1):
-        values = " ".join(f"{value:.4f}" for value in s["values"].values())
-        lines.append(
-            f"{place:>4} {s['batch_size']:>10} {s['lr']:>8g} {s['mean']:>8.4f}   {format_interval(s['interval_95']):<19}  {values}"
-        )
-    for s in rest:
-        lines.append(
-            f"   - {s['batch_size']:>10} {s['lr']:>8g} {'':>8}   not ranked: {len(s['values'])} of {len(about['seeds'])} seeds "
-            f"finished ({', '.join(s['states'])}; {s['epochs']} epochs)"
-        )
-    if pair:
-        lines.append(
-            f"best minus second, paired by seed: {pair['mean']:+.4f} {format_interval(pair['interval_95'])}: {pair['verdict']}"
-        )
-    lines += [f"failed: {failed['trial']}: {failed['why']}" for failed in about["failed"]]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def format_interval(interval: Iterable[float] | None) -> str:
-    return "[{:.4f}, {:.4f}]".format(*interval) if interval else "(too few seeds)"
-
-
-def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds))
+def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Best minus second, paired by seed: with the same batch size, both saw the same batches."""
+    differences = [best["values"][seed] - second["values"][seed] for seed in best["values"]]
+    low, high = find_metric(metric).bounds
+    interval = mean_interval(differences) if len(differences) >= MIN_SEEDS else None
+    if interval is None:
+        verdict = f"not tested, which needs {MIN_SEEDS} seeds"
+    else:
+        interval = clip_interval(interval, (low - high, high - low))
+        verdict = "not distinguishable" if interval[0] <= 0 <= interval[1] else "distinguishable"
+    return {
+        "best": list(best["settings"].values()),
+        "second": list(second["settings"].values()),
+        "metric": metric,
+        "mean": sum(differences) / len(differences),
+        "interval_95": interval,
+        "verdict": verdict,
+    }
 
 
 def best_of(folder: Path) -> dict[str, Any]:
-    """The winner of a sweep, as best.json has it."""
-    found = read_json(folder / "best.json")
-    if found is None:
-        what = (
-            "no configuration has all its seeds finished yet"
-            if (folder / "sweep.json").exists()
-            else "it has no sweep.json"
+    """The content of a sweep's best.json; a UserError where there is no best configuration."""
+    best = read_json(folder / "best.json")
+    if best is None:
+        reason = "it has no sweep.json"
+        if (folder / "sweep.json").exists():
+            reason = "no configuration has all its seeds finished yet"
+        raise UserError(f"--from-sweep {folder}: {reason}; give the --out of a sweep")
+    return dict(best)
+
+
+# ---- the plot ------------------------------------------------------------------------------------
+
+
+def _draw_heat_map(path: Path, summary: dict[str, Any]) -> None:
+    """Mean metric of the ranked configurations, in colours."""
+    from fer_hpc.evaluation import plots
+
+    ranked = summary["ranked"]
+    rows, column = _axes([c["settings"] for c in ranked])
+    by_row: dict[tuple[Any, ...], dict[Any, float]] = {}  # the best row first
+    for c in ranked:
+        row = tuple(c["settings"][field] for field in rows)
+        by_row.setdefault(row, {})[c["settings"][column]] = c["mean"]
+    shown = sorted(list(by_row)[:MAX_HEAT_MAP_ROWS])
+    columns = sorted({value for row in shown for value in by_row[row]})
+    table = pd.DataFrame([by_row[row] for row in shown]).reindex(columns=columns)
+    title = (
+        f"{summary['preset']}, {format_value(summary['epochs'])} epochs: "
+        f"mean {summary['metric']} of {len(summary['seeds'])} seed(s)"
+    )
+    if len(shown) < len(by_row):
+        title += f", the best {len(shown)} of {len(by_row)} rows"
+    plots.heat_map(
+        table.to_numpy(float),
+        [", ".join(map(format_value, row)) for row in shown],
+        [format_value(value) for value in columns],
+        (", ".join(TITLES.get(field, field) for field in rows), TITLES.get(column, column), title),
+        path,
+    )
+
+
+def _axes(settings: list[dict[str, Any]]) -> tuple[list[str], str]:
+    """The fields of the rows, and that of the columns: batch size x learning rate, if only these
+    vary; else the learning rate (or another field that varies) against all other varying fields."""
+    varying = [field for field in settings[0] if len({s[field] for s in settings}) > 1]
+    if set(varying) <= {"batch_size", "lr"}:
+        return ["batch_size"], "lr"
+    column = "lr" if "lr" in varying else varying[-1]
+    return [field for field in varying if field != column] or ["batch_size"], column
+
+
+# ---- the text ------------------------------------------------------------------------------------
+
+
+def format_table(summary: dict[str, Any]) -> str:
+    """The ranking as text, as `tune` prints it."""
+    configurations = summary["ranked"] + summary["not_ranked"]
+    headers = {field: field for field in configurations[0]["settings"]}
+    headers |= {"batch_size": "batch size"}
+    widths = {"batch_size": 10, "lr": 8}
+    for field, header in headers.items():
+        texts = [format_value(c["settings"][field]) for c in configurations]
+        widths[field] = max(widths.get(field, 0), len(header), *map(len, texts))
+
+    def aligned(texts: dict[str, Any]) -> str:
+        return " ".join(f"{format_value(texts[field]):>{width}}" for field, width in widths.items())
+
+    seeds = summary["seeds"]
+    lines = [
+        f"{summary['preset']}, {format_value(summary['epochs'])} epochs, "
+        f"{summary['finished']} of {summary['trials']} trials finished; {summary['metric']} of the "
+        f"best epoch, mean and 95 % interval over seeds {', '.join(map(str, seeds))}",
+        f"rank {aligned(headers)} {'mean':>8}   {'95 % interval':<19}  seeds",
+    ]
+    for rank, c in enumerate(summary["ranked"], 1):
+        values = " ".join(f"{value:.4f}" for value in c["values"].values())
+        interval = format_interval(c["interval_95"])
+        lines.append(
+            f"{rank:>4} {aligned(c['settings'])} {c['mean']:>8.4f}   {interval:<19}  {values}"
         )
-        raise UserError(f"--from-sweep {folder}: {what}; give the --out of a sweep of fer_hpc.tune")
-    return dict(found)
+    for c in summary["not_ranked"]:
+        lines.append(
+            f"   - {aligned(c['settings'])} {'':>8}   not ranked: {len(c['values'])} of "
+            f"{len(seeds)} seeds finished ({', '.join(c['states'])}; {c['epochs']} epochs)"
+        )
+    if two := summary["best_two"]:
+        lines.append(
+            f"best minus second, paired by seed: {two['mean']:+.4f} "
+            f"{format_interval(two['interval_95'], len(seeds))}: {two['verdict']}"
+        )
+    lines += [f"failed: {failed['trial']}: {failed['why']}" for failed in summary["failed"]]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,92 @@
+"""What Ray's workers run: one trial, in one process or in several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fer_hpc.config import TrainConfig, UserError
+from fer_hpc.parallel.world import World, current_job
+from fer_hpc.run.folder import read_status
+from fer_hpc.sweep.grid import Trial
+
+TrialFunction = Callable[[dict[str, Any]], None]  # takes {"trial": name, "epochs": up to which}
+
+
+def single_process_trial(by_name: dict[str, Trial], processes_per_gpu: int) -> TrialFunction:
+    """A trial of one process: the one that Tune starts."""
+
+    def train_one(task: dict[str, Any]) -> None:
+        from ray import tune
+
+        world = World(job=current_job(), processes_per_gpu=processes_per_gpu)
+        failure = _train(by_name[task["trial"]].config, world, task["epochs"])
+        tune.report({"value": 0.0, "failure": failure})
+
+    return train_one
+
+
+def distributed_trial(
+    by_name: dict[str, Trial], workers: int, resources: dict[str, float]
+) -> TrialFunction:
+    """A trial of several processes with these resources each, started and connected by Ray Train."""
+
+    def train_one(task: dict[str, Any]) -> None:
+        import torch
+        from ray import tune
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        config, epochs = by_name[task["trial"]].config, task["epochs"]
+        on_gpus = "GPU" in resources
+        backend = "cpu:gloo,cuda:nccl" if on_gpus and torch.cuda.is_available() else "gloo"
+
+        def worker() -> None:
+            if failure := _train(config, _world_of_worker(), epochs):
+                raise UserError(failure)
+
+        trainer = TorchTrainer(
+            worker,
+            torch_config=TorchConfig(backend=backend),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=on_gpus, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"{config.run.name}-{os.getpid()}",
+                storage_path=str(config.run.parents[1] / ".ray"),
+            ),
+        )
+        trainer.fit()
+        tune.report({"value": 0.0})
+
+    return train_one
+
+
+def _world_of_worker() -> World:
+    from ray.train import get_context
+
+    context = get_context()
+    return World(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_rank(),
+        context.get_local_world_size(),
+        current_job(),
+    )
+
+
+def _train(config: TrainConfig, world: World, epochs: int) -> str:
+    """Train up to `epochs`; gives why a retry is useless, where the run's status does not tell."""
+    import torch
+
+    from fer_hpc.training.loop import train
+
+    try:
+        train(config, world, epochs)
+    except UserError as error:
+        return "" if read_status(config.run)["state"] == "failed" else str(error)
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next trial of this process may share its GPU
+    return ""
