@@ -7,6 +7,7 @@ import json
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,12 @@ def trials_of(shards: Path, out: Path, *flags: str) -> tuple[SweepConfig, list[s
         "tune", ["cnn_baseline", "--data", str(shards), "--out", str(out), *flags]
     )
     return config, sweep.grid(config, base)
+
+
+def prepared(shards: Path, out: Path, *flags: str) -> tuple[SweepConfig, list[sweep.Trial]]:
+    config, trials = trials_of(shards, out, *flags)
+    sweep.prepare(config, "cnn_baseline", trials)
+    return config, trials
 
 
 def trained(trial: sweep.Trial, *accuracies: float, state: str = "finished", why: str = "") -> None:
@@ -67,7 +74,7 @@ def test_a_trial_is_its_science_fields(shards: Path, tmp_path: Path) -> None:
 
 def test_another_sweep_in_the_folder_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sweep.prepare(*(lambda c, t: (c, "cnn_baseline", t))(*trials_of(shards, out, "--epochs", "3")))
+    prepared(shards, out, "--epochs", "3")
     with pytest.raises(UserError, match=r"--epochs 3 \(now --epochs 4\)"):
         sweep.check_sweep(*trials_of(shards, out, "--epochs", "4"))
     sweep.check_sweep(*trials_of(shards, out, "--epochs", "3", "--lrs", "0.5"))
@@ -346,7 +353,7 @@ def test_a_sweep_over_further_fields(shards: Path, tmp_path: Path) -> None:
     config, trials = trials_of(shards, tmp_path, *flags, *grid)
     classic = trials_of(shards, tmp_path, *flags)[1]
     assert len(trials) == 24
-    assert trials[0].name.startswith("b64-lr0.1-weight_decay=0-model=cnn_baseline-seed0-")
+    assert trials[0].name.startswith("b64-lr0.1-model=cnn_baseline-weight_decay=0-seed0-")
     assert [t.name.rsplit("-", 1)[1] for t in trials[:3]] == [
         t.name.rsplit("-", 1)[1] for t in classic[:3]
     ], "the hash depends on what is trained, not on what is swept"
@@ -361,16 +368,18 @@ def test_a_sweep_over_further_fields(shards: Path, tmp_path: Path) -> None:
     winner = {"batch_size": 64, "lr": 0.1, "weight_decay": 0.0005, "model": "cnn_improved"}
     assert first["settings"] == winner
     assert (first["batch_size"], first["lr"]) == (64, 0.1)
-    assert summary["best_two"]["second"] == [64, 0.2, 0.0005, "cnn_improved"]
+    assert summary["best_two"]["second"] == [64, 0.2, "cnn_improved", 0.0005]
     header = (tmp_path / "results.csv").read_text().splitlines()[0]
-    assert header.startswith("trial,batch_size,lr,seed,weight_decay,model,state")
+    assert header.startswith("trial,batch_size,lr,seed,model,weight_decay,state")
     assert (tmp_path / "heatmap.png").stat().st_size > 5000
     config = configure("train", ["--from-sweep", str(tmp_path), "--run", "r"])
     assert {field: getattr(config, field) for field in winner} == winner
 
     longer = [*flags, "--grid", "model=cnn_baseline,cnn_improved", "weight_decay=0.01,0"]
-    sweep.prepare(*(lambda c, t: (c, "cnn_baseline", t))(*trials_of(shards, tmp_path, *longer)))
-    assert len(json.loads((tmp_path / "sweep.json").read_text())["trials"]) == 36
+    prepared(shards, tmp_path, *longer)
+    assert len(json.loads((tmp_path / "sweep.json").read_text())["trials"]) == 36, (
+        "a field's place on the line is no part of a trial"
+    )
     with pytest.raises(UserError, match="now batch_size, lr"):
         sweep.check_sweep(*trials_of(shards, tmp_path, *flags))
 
@@ -392,9 +401,9 @@ def test_the_heat_map_shows_what_varies(tmp_path: Path, monkeypatch: pytest.Monk
     from fer_hpc.evaluation import plots
     from fer_hpc.sweep.tables import _draw_heat_map
 
-    drawn: list[tuple[object, ...]] = []
+    drawn: list[Any] = []
     monkeypatch.setattr(plots, "heat_map", lambda *args: drawn.append(args))
-    ranked = [
+    ranked: list[Any] = [
         {"settings": {"batch_size": b, "lr": lr, "flip": flip}, "mean": b / 100 + lr + flip}
         for flip in (True, False)
         for b in (32, 64)
@@ -404,12 +413,9 @@ def test_the_heat_map_shows_what_varies(tmp_path: Path, monkeypatch: pytest.Monk
     _draw_heat_map(tmp_path / "x.png", about | {"ranked": ranked})
     values, rows, columns, titles, _ = drawn.pop()
     assert (rows, columns) == (["32, false", "32, true", "64, false", "64, true"], ["0.1", "0.2"])
-    assert titles[:2] == ("batch size, flip", "learning rate")  # type: ignore[index]
-    assert values[3].tolist() == pytest.approx([1.74, 1.84])  # type: ignore[index]
-    only_flip = [
-        c for c in ranked if c["settings"]["batch_size"] == 32 and c["settings"]["lr"] == 0.1
-    ]  # type: ignore[index]
-    _draw_heat_map(tmp_path / "x.png", about | {"ranked": only_flip})
+    assert titles[:2] == ("batch size, flip", "learning rate")
+    assert values[3].tolist() == pytest.approx([1.74, 1.84])
+    _draw_heat_map(tmp_path / "x.png", about | {"ranked": [ranked[0], ranked[4]]})  # flip only
     assert drawn.pop()[1:3] == (["32"], ["false", "true"])
 
 

@@ -73,7 +73,7 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.returncode == 3, ended.stderr + ended.stdout
     assert "failed: b36-lr1e+30-seed0" in ended.stdout
     assert "loss is not a finite number" in ended.stdout
-    assert not of_ray(), "nothing of Ray is left"
+    until(lambda: not of_ray())  # its last processes end by themselves
     return out
 
 
@@ -147,7 +147,7 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     text = running.communicate(timeout=60)[0]
     assert running.returncode == 75, text
     assert "the same command goes on from there" in text
-    assert not of_ray(), "no process is left"
+    until(lambda: not of_ray())
     ended = done(call)
     assert ended.returncode == 0, ended.stderr
     for start in ("b36-lr0.01-seed0", "b36-lr0.01-seed1", "b36-lr0.003-seed0", "b36-lr0.003-seed1"):

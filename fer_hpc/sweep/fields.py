@@ -21,8 +21,9 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 def parse_grid(entries: tuple[str, ...]) -> dict[str, list[Any]]:
     """The values of each further swept field: ("flip=true,false",) gives {"flip": [True, False]}.
 
-    An entry without "=" holds more values of the field before it. A UserError names the field
-    that a sweep cannot vary, or the value that is not of the field's type.
+    The fields are in the order of TrainConfig, so that the order of `entries` does not change the
+    name of a trial. An entry without "=" holds more values of the field before it. A UserError
+    names the field that a sweep cannot vary, or the value that is not of the field's type.
     """
     texts: dict[str, list[str]] = {}
     field = ""
@@ -40,7 +41,7 @@ def parse_grid(entries: tuple[str, ...]) -> dict[str, list[Any]]:
         texts[field] += [text.strip() for text in listed.split(",") if text.strip()]
     types = typing.get_type_hints(TrainConfig)
     grid: dict[str, list[Any]] = {}
-    for field, found in texts.items():
+    for field, found in sorted(texts.items(), key=lambda item: list(types).index(item[0])):
         if not found:
             raise UserError(f"--grid {field}: wanted at least one value, as {field}=VALUE,VALUE")
         values = [_parse_value(field, types[field], text) for text in found]

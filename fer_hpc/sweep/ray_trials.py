@@ -30,7 +30,7 @@ def single_process_trial(by_name: dict[str, Trial], processes_per_gpu: int) -> T
 def distributed_trial(
     by_name: dict[str, Trial], workers: int, resources: dict[str, float]
 ) -> TrialFunction:
-    """A trial of several processes with these resources each, started and connected by Ray Train."""
+    """A trial of several processes, which Ray Train starts with these resources each."""
 
     def train_one(task: dict[str, Any]) -> None:
         import torch

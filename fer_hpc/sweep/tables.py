@@ -214,27 +214,26 @@ def format_table(summary: dict[str, Any]) -> str:
         return " ".join(f"{format_value(texts[field]):>{width}}" for field, width in widths.items())
 
     seeds = summary["seeds"]
+    width = max(19, len(format_interval(None, len(seeds))) if len(seeds) < MIN_SEEDS else 0)
     lines = [
         f"{summary['preset']}, {format_value(summary['epochs'])} epochs, "
         f"{summary['finished']} of {summary['trials']} trials finished; {summary['metric']} of the "
         f"best epoch, mean and 95 % interval over seeds {', '.join(map(str, seeds))}",
-        f"rank {aligned(headers)} {'mean':>8}   {'95 % interval':<19}  seeds",
+        f"rank {aligned(headers)} {'mean':>8}   {'95 % interval':<{width}}  seeds",
     ]
     for rank, c in enumerate(summary["ranked"], 1):
         values = " ".join(f"{value:.4f}" for value in c["values"].values())
-        interval = format_interval(c["interval_95"])
-        lines.append(
-            f"{rank:>4} {aligned(c['settings'])} {c['mean']:>8.4f}   {interval:<19}  {values}"
-        )
+        interval = f"{format_interval(c['interval_95'], len(seeds)):<{width}}"
+        lines.append(f"{rank:>4} {aligned(c['settings'])} {c['mean']:>8.4f}   {interval}  {values}")
     for c in summary["not_ranked"]:
         lines.append(
             f"   - {aligned(c['settings'])} {'':>8}   not ranked: {len(c['values'])} of "
             f"{len(seeds)} seeds finished ({', '.join(c['states'])}; {c['epochs']} epochs)"
         )
     if two := summary["best_two"]:
+        interval = " [{:.4f}, {:.4f}]".format(*two["interval_95"]) if two["interval_95"] else ""
         lines.append(
-            f"best minus second, paired by seed: {two['mean']:+.4f} "
-            f"{format_interval(two['interval_95'], len(seeds))}: {two['verdict']}"
+            f"best minus second, paired by seed: {two['mean']:+.4f}{interval}: {two['verdict']}"
         )
     lines += [f"failed: {failed['trial']}: {failed['why']}" for failed in summary["failed"]]
     return "\n".join(line.rstrip() for line in lines)
