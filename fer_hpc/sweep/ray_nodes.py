@@ -4,6 +4,11 @@ The first task starts Ray's head and runs the sweep. Each other task starts a wo
 a connection to the first task, the lifeline. It closes when the first task ends, for any reason;
 then the worker node stops, so that no process outlives the job. Ports and folders belong to the
 job, because jobs share nodes. RAY_AUTH_TOKEN (from slurm/launch.sh) keeps other users out.
+
+`ray symmetric-run` (Ray 2.60) would do the same in one command, but it is not safe on shared nodes:
+it ends with `ray stop`, which stops the Ray of every other job of the same user on the node, and it
+refuses to start beside one. SIGTERM ends it alone and leaves Ray and the sweep running. It exits
+with 0 where its head could not start, and takes no flag for the head only.
 """
 
 from __future__ import annotations
