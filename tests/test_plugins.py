@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fer_hpc.config import UserError
 from fer_hpc.config.plugins import load_plugin, load_plugins
 from fer_hpc.models.registry import MODELS, check_network, model_spec
+from fer_hpc.run.folder import read_status
+from tests.conftest import Fer
+from tests.helpers.processes import Started
 
 NETWORK = """
 from torch import nn
@@ -149,3 +155,106 @@ def test_a_network_that_does_not_fit_is_found_before_a_run_starts(
     with pytest.raises(UserError) as error:
         check_network({"model": "other"}, 8, (32, 32, 1))
     assert all(word in str(error.value) for word in words), error.value
+
+
+LOSS = """
+
+from fer_hpc import register_loss
+
+@register_loss("focal")
+def focal(outputs, batch, norm):
+    loss = nn.functional.cross_entropy(outputs, batch.labels, reduction="none")
+    return ((1 - (-loss).exp()) ** 2 * loss).sum() / norm.weight_sum
+"""
+FLAGS = ("--batch-size", 30, "--threads", 1, "--no-tensorboard", "--device", "cpu")
+
+
+def stored(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "config.json").read_text())
+    return content
+
+
+def test_from_training_to_the_report_with_a_network_and_a_loss_of_ones_own(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    """Killed, and continued without --plugin, it ends as the undisturbed run."""
+    plugin = write(tmp_path / "mine.py", NETWORK.format(name="mine") + LOSS)
+    own = ("--model", "mine", "--loss", "focal", "--epochs", 30, "--data", shards, *FLAGS)
+    done = fer("train", *own, "--plugin", plugin, "--run", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    assert len(stored(tmp_path / "whole")["science"]["plugin_hash"]) == 64
+
+    run = tmp_path / "killed"
+    again = (*own, "--run", run, "--checkpoint-every-s", 0.02)
+    process = Started("train", *again, "--plugin", plugin)
+    deadline = time.monotonic() + 120
+    while not [p for p in run.glob("attempts/0001/0*.pt") if int(p.stem) > 300]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert read_status(run)["state"] == "interrupted"
+    done = fer("train", *again)
+    assert done.returncode == 0, done.stderr
+    assert "from image" in done.stderr
+    for name in ("final.pt", "best.pt", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    assert fer("evaluate", run, "--split", "test").returncode == 0
+    assert fer("report", run, "--out", tmp_path / "report").returncode == 0
+    assert "mine" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_plugin_that_moved_or_changed_is_named(fer: Fer, shards: Path, tmp_path: Path) -> None:
+    plugin, run = write(tmp_path / "mine.py", NETWORK.format(name="mine")), tmp_path / "run"
+    command = ("--model", "mine", "--data", shards, "--run", run, *FLAGS)
+    assert fer("train", *command, "--plugin", plugin, "--epochs", 1).returncode == 0
+    plugin.rename(tmp_path / "moved.py")
+    for verb, args in (("evaluate", (run,)), ("train", (*command, "--epochs", 2))):
+        done = fer(verb, *args)
+        assert done.returncode == 2
+        assert str(plugin) in done.stderr
+        assert "--plugin" in done.stderr
+        assert "Traceback" not in done.stderr
+    done = fer("evaluate", run, "--plugin", tmp_path / "moved.py")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    done = fer("train", *command, "--epochs", 2, "--plugin", tmp_path / "moved.py")
+    assert done.returncode == 0, done.stderr
+
+    changed = write(tmp_path / "changed.py", NETWORK.format(name="mine") + "# another\n")
+    done = fer("evaluate", run, "--split", "test", "--plugin", changed)
+    assert done.returncode == 0, done.stderr
+    assert "warning" in done.stderr
+    assert "other code" in done.stderr
+    done = fer("train", *command, "--epochs", 3, "--plugin", changed)
+    assert done.returncode == 2
+    assert "another experiment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--plugin", "nowhere.py"), ("nowhere.py", "no such file")),
+        (("--plugin", "broken.py"), ("broken.py", "line 2", "ZeroDivisionError")),
+        (("--plugin", "mine.py", "--model", "mime"), ("mime", "did you mean 'mine'")),
+        (("--plugin", "mine.py", "--model", "mine", "--loss", "focal"), ("focal",)),
+        (("--plugin", "mine.py", "--model", "mine", "--pretrained"), ("no published weights",)),
+    ],
+)
+def test_mistakes_with_plugins_are_one_message_and_leave_no_run(
+    flags: tuple[str, ...],
+    words: tuple[str, ...],
+    fer: Fer,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.py", NETWORK.format(name="mine"))
+    write(tmp_path / "broken.py", "\n1 / 0\n")
+    done = fer("train", "cnn_baseline", "--data", shards, "--run", "run", *FLAGS, *flags)
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
