@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FER = .venv/bin/python -m fer_hpc
 
-.PHONY: demo test test-long lint clean-demo
+.PHONY: demo test test-long lint flags clean-demo
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,6 +40,9 @@ test-long: .venv/.installed
 lint: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+flags: .venv/.installed # docs/flags.md, from the definitions of the fields
+	.venv/bin/python docs/make_flags.py
 
 clean-demo:
 	rm -rf demo

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fer_hpc.config import (
     PRESETS,
+    GanConfig,
     TrainConfig,
     UserError,
+    commands,
     fields_of,
+    flag_arguments,
     merge_for_resume,
     preset,
     science_hash,
 )
+from fer_hpc.files import write_json
+from fer_hpc.run.folder import read_run_config
 
-HERE = {"data": Path("data"), "run": Path("run")}
+HERE: dict[str, Any] = {"data": Path("data"), "run": Path("run")}
 
 
 def test_every_field_is_science_or_runtime() -> None:
@@ -53,9 +62,29 @@ def test_hash_follows_science_and_data() -> None:
     )
 
 
-def test_hash_survives_a_new_field_at_its_default() -> None:
+def test_hashes_of_older_runs_stay(tmp_path: Path) -> None:
     """Pinned: a change here orphans every run folder and sweep that exists."""
-    assert science_hash(preset("cnn_improved", **HERE), "f") == "ea4b3d7a0f10"
+    assert {name: science_hash(preset(name, **HERE), "f") for name in PRESETS} == {
+        "cnn_baseline": "cb2f521ef486",
+        "cnn_improved": "ea4b3d7a0f10",
+        "resnet_baseline": "9f34527f6075",
+        "resnet_improved": "22db17449668",
+        "vgg": "3a93d18bdcfd",
+        "fer2013": "3a865a5fe9fb",
+    }
+    assert science_hash(GanConfig(**HERE), "f") == "f83a05f70a17"
+    assert science_hash(GanConfig(mode="paper", **HERE), "f") == "23a1023c2e45"
+
+
+def test_a_gan_of_the_old_mode_name_continues(tmp_path: Path) -> None:
+    config = GanConfig(**HERE)
+    stored = {**fields_of(config, "science"), "mode": "mended"}
+    assert merge_for_resume(config, stored) == config
+    with pytest.raises(UserError, match="--mode improved"):
+        merge_for_resume(GanConfig(mode="paper", **HERE), stored)
+    write_json(tmp_path / "config.json", {"science": stored})
+    assert read_run_config(tmp_path)["science"]["mode"] == "improved"
+    assert GanConfig(mode="mended", **HERE).mode == "improved"  # type: ignore[arg-type]
 
 
 def test_continuing_takes_what_auto_became() -> None:
@@ -85,11 +114,62 @@ def test_unknown_preset_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 0), ("batch_size", 0), ("lr", float("nan")), ("momentum", 1.5)]
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", float("nan")),
+        ("momentum", 1.5),
+        ("seed", -1),
+        ("threads", 5000),
+        ("lr", "0.1"),
+        ("epochs", 1.5),
+        ("optimizer", "adam"),
+        ("flip", "yes"),
+        ("plugin", "one.py"),
+        ("data", None),
+    ],
 )
 def test_impossible_values_name_their_flag(field: str, value: object) -> None:
     with pytest.raises(UserError, match="--" + field.replace("_", "-")):
         preset("cnn_improved", **{**HERE, field: value})
+
+
+CONFIGS = [TrainConfig, GanConfig, *(v for v in vars(commands).values() if is_dataclass(v))]
+
+
+@pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: c.__name__)
+def test_every_field_has_one_line_of_help_and_a_default_in_its_range(config_class: Any) -> None:
+    for field in dataclasses.fields(config_class):
+        text = field.metadata["help"]
+        assert 2 < len(text) <= 100
+        assert "\n" not in text
+        assert text[-1] != "."
+        default, low = field.default, field.metadata.get("low")
+        if low is not None and isinstance(default, int | float):
+            assert low <= default <= field.metadata.get("high", default)
+
+
+def test_numbers_and_paths_of_python_callers_become_those_of_the_command_line() -> None:
+    config = preset("cnn_improved", data="data", run="run", lr=1, plugin=["p.py"])
+    assert (config.data, config.run, config.plugin) == (Path("data"), Path("run"), (Path("p.py"),))
+    assert isinstance(config.lr, float)
+
+
+def test_a_value_as_arguments_is_what_one_types() -> None:
+    assert flag_arguments("lr_min", 1e-5) == ["--lr-min", "1e-05"]
+    assert flag_arguments("flip", False) == ["--no-flip"]
+    assert flag_arguments("plugin", (Path("a"), Path("b"))) == ["--plugin", "a", "b"]
+    assert flag_arguments("run", Path("-x")) == ["--run=-x"]
+    assert flag_arguments("stage", None) == []
+
+
+def test_the_page_of_flags_is_up_to_date() -> None:
+    script = Path(__file__).parents[1] / "docs" / "make_flags.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_presets_hold_the_reports_recipes() -> None:

@@ -6,6 +6,7 @@ Heavy modules are imported where they are used, so that help and mistakes answer
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -288,7 +289,7 @@ class Verb:
     @property
     def about(self) -> str:
         """The text at the head of the verb's own help."""
-        return self.help if self.run is sheet else str(self.config_class.__doc__)
+        return self.help if self.run is sheet else inspect.cleandoc(self.config_class.__doc__ or "")
 
 
 VERBS = {

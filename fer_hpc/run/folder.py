@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
+from fer_hpc.config.aliases import current_science
 from fer_hpc.files import read_json
 from fer_hpc.run.lease import holder_of
 
@@ -54,7 +55,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
         raise UserError(
             f"{run} is not a run folder: it {what}; give the folder that --run named at training"
         )
-    return stored
+    return {**stored, "science": current_science(stored.get("science", {}))}
 
 
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
