@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: readers see the old content or the new, also after a power cut."""
+    """Replace `path` in one step: readers see the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as f:
@@ -18,13 +18,15 @@ def write_bytes(path: Path, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # write and fsync name no file
         raise
     sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, in one step."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -37,11 +39,13 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to disk: a rename in it then survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -50,4 +54,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def to_jsonl(values: list[dict[str, Any]]) -> bytes:
+    """The values as JSON, one a line."""
     return "".join(json.dumps(row) + "\n" for row in values).encode()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from fer_hpc.run.folder import read_status
-from fer_hpc.run.session import MARGIN_S
+from fer_hpc.run.saver import MARGIN_S
 from tests.helpers.processes import run as run_command
 from tests.helpers.processes import start_ranks
 from tests.test_cluster import made
@@ -47,7 +47,7 @@ def test_code_that_holds_the_interpreter_is_ended_too(tmp_path: Path) -> None:
     """A hang inside C code that never lets another thread run: the timer below Python ends the process."""
     script = (
         "import time, re, fer_hpc.run.watchdog as w\n"
-        "w.CHECK_S, w.SECOND_CHANCE_S = 0.1, 1.0\n"
+        "w.CHECK_S, w.HARD_KILL_AFTER_S = 0.1, 1.0\n"
         "with w.Watchdog(5, 1, 0, print) as watch:\n"
         "    for i in range(5): watch.step(i); time.sleep(0.1)\n"
         "    re.match('(a+)+$', 'a' * 60 + 'b')\n"  # backtracks for years

@@ -27,7 +27,7 @@ from fer_hpc.run.lease import (
 
 
 class Attempt:
-    """This process's place in a run: its own folder, a heartbeat, and the end of it."""
+    """One start of a run that this process owns: its folder, its heartbeat, its status."""
 
     def __init__(self, run: Path, number: int) -> None:
         self.run, self.number, self.path = run, number, attempt_path(run, number)
@@ -37,26 +37,25 @@ class Attempt:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(
-                OSError
-            ):  # a full or absent file system must not end the thread
+            with contextlib.suppress(OSError):  # a full or absent file system: try again later
                 (self.path / "heartbeat").touch()
 
     def is_newest(self) -> bool:
-        """False once another start has claimed the run: this one must stop and write nothing more."""
+        """False once another start has claimed the run: this one must stop writing."""
         return not attempt_path(self.run, self.number + 1).exists()
 
     def superseded(self) -> bool:
-        """The same question at most once a second, cheap enough to ask at every step."""
+        """Whether another start has claimed the run; looks at most once a second."""
         if time.monotonic() - self._checked < 1.0:
             return False
         self._checked = time.monotonic()
         return not self.is_newest()
 
     def begin(self, environment: dict[str, Any], parent: tuple[int, int, Path] | None) -> None:
-        """Enter the history: from here on readers follow this attempt, back through `parent` (a `checkpoints` item).
+        """Enter the run's history: from here on readers follow this attempt.
 
-        The parent checkpoint is linked into this folder first, so that no older attempt's cleaning can take it away.
+        `parent` is the checkpoint it starts from, (attempt, images seen, file). It is linked into
+        this folder first, so that no older attempt's cleaning can delete it.
         """
         if parent:
             own = self.path / parent[2].name
@@ -64,12 +63,12 @@ class Attempt:
                 os.link(parent[2], own)
             except OSError:  # a file system without hard links
                 shutil.copyfile(parent[2], own)
-        from_ = {"attempt": parent[0], "images_seen": parent[1]} if parent else None
-        write_json(self.path / "environment.json", {**environment, "parent": from_})
+        entry = {"attempt": parent[0], "images_seen": parent[1]} if parent else None
+        write_json(self.path / "environment.json", {**environment, "parent": entry})
         self.set_status("running", "")
 
     def prune(self, keep: int = 2) -> None:
-        """Delete all but the newest `keep` checkpoints here, and older attempts' once there are that many here."""
+        """Delete all but the newest `keep` checkpoints here; then also those of older attempts."""
         own = sorted(checkpoint_files(self.run, self.number), key=lambda p: int(p.stem))
         old = [
             p
@@ -81,6 +80,7 @@ class Attempt:
             path.unlink(missing_ok=True)
 
     def set_status(self, state: str, why: str, **more: Any) -> None:
+        """Write status.json of this attempt, and the run's copy of it."""
         value = {
             "state": state,
             "why": why,
@@ -102,26 +102,23 @@ class Attempt:
 
     def end(self, state: str, why: str = "", **more: Any) -> None:
         """Record how this start ended and stop the heartbeat."""
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk must not hide the reason that is being reported
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
             self.set_status(state, why, **more)
         self._ended.set()
 
 
 def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] = print) -> Attempt:
-    """Make the next attempt of `run` this process's own.
+    """Claim the next attempt of `run` for this process.
 
-    The folder appears with its owner.json inside by one rename, so of two starts exactly one gets a number. A living
-    owner is not displaced: UserError says who it is. Where only a heartbeat can tell (another host), waits until it
-    beats again or its lease runs out.
+    The folder appears with its owner.json inside by one rename, so of two starts exactly one gets a
+    number. A living owner keeps the run: UserError names it. Where only a heartbeat can tell
+    (another host), this waits until it beats again or its lease runs out.
     """
     (run / "attempts").mkdir(parents=True, exist_ok=True)
-    claims = (
-        run / "attempts" / f".claim-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-    )
-    shutil.rmtree(claims, ignore_errors=True)
-    claims.mkdir()
+    name = f".claim-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    claim = run / "attempts" / name
+    shutil.rmtree(claim, ignore_errors=True)
+    claim.mkdir()
     job_fields = {"job": job.id, "restarts": job.restarts} if job else {"job": "", "restarts": 0}
     owner = {
         "host": socket.gethostname(),
@@ -129,35 +126,37 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
         "started": process_state(os.getpid())[1],
         "place": process_place(),
     }
-    write_json(claims / "owner.json", {**owner, **job_fields})
+    write_json(claim / "owner.json", {**owner, **job_fields})
     try:
         while True:
             newest = max(attempt_numbers(run), default=0)
             if newest:
                 _wait_until_free(run, attempt_path(run, newest), job, say)
             try:
-                claims.rename(attempt_path(run, newest + 1))
+                claim.rename(attempt_path(run, newest + 1))
             except OSError:
                 if not attempt_path(run, newest + 1).exists():
                     raise
                 continue  # another start was faster: look again who holds the run now
             return Attempt(run, newest + 1)
     finally:
-        shutil.rmtree(claims, ignore_errors=True)
+        shutil.rmtree(claim, ignore_errors=True)
 
 
 def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:
-    holder, told, age = holder_of(run, attempt, job), False, heartbeat_age(run, attempt)
+    """Return when nobody holds `attempt`; UserError as soon as its owner is seen alive."""
+    holder, announced, age = holder_of(run, attempt, job), False, heartbeat_age(run, attempt)
     while holder:
         owner = read_json(attempt / "owner.json")
         now = heartbeat_age(run, attempt)
         if owner["place"] == process_place() or now < age:
             raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
-        if not told:
+        if not announced:
             say(
-                f"{run} was last written by {holder}, {now:.0f} s ago; waiting up to {LEASE_S:.0f} s for a sign of life"
+                f"{run} was last written by {holder}, {now:.0f} s ago; "
+                f"waiting up to {LEASE_S:.0f} s for its heartbeat"
             )
-            told = True
+            announced = True
         age = now
         time.sleep(1.0)
         holder = holder_of(run, attempt, job)

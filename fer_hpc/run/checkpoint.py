@@ -1,7 +1,7 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoint files: whole or absent, with a checksum.
 
-A file is torch's own zip archive (`torch.load` reads it as it is) whose archive comment holds the SHA-256 of all that
-comes before. It is written under a temporary name, synced and renamed.
+A file is torch's own zip archive (`torch.load` reads it as it is) whose archive comment holds the
+SHA-256 of all bytes before it. It is written under a temporary name, synced and renamed.
 """
 
 from __future__ import annotations
@@ -70,8 +70,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _canonical(value: Any) -> Any:
-    """The same content as plain dicts and lists with shared key strings: pickle writes a string that it has met before as
-    a reference, so without this a state that was loaded once would give other bytes."""
+    """The same content as plain dicts and lists with shared strings: bytes depend on it alone.
+
+    Pickle writes a string that it has met before as a reference; a state that was loaded once would
+    give other bytes.
+    """
     if isinstance(value, dict):
         return {sys.intern(k) if isinstance(k, str) else k: _canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -87,7 +90,10 @@ def has_checksum(path: Path) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state back to the CPU; DamagedCheckpoint unless every byte is as written. Never unpickles objects."""
+    """Read a state to the CPU; DamagedCheckpoint unless every byte is as written.
+
+    Never unpickles objects.
+    """
     data = bytearray(path.read_bytes())
     body, length, digest = (
         memoryview(data)[: -_DIGEST - 2],

@@ -20,7 +20,7 @@ from torch import nn
 from fer_hpc import __version__
 from fer_hpc.parallel.world import World
 
-# Dense bf16 (else fp16) peak of GPUs, FLOP/s, from their makers' data sheets; the first name found in the device's counts.
+# Dense bf16 (else fp16) peak in FLOP/s, from data sheets; the first name found in the device's.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -33,7 +33,10 @@ PEAK_FLOPS = {
 
 
 def training_flops(model: nn.Module, image: torch.Tensor) -> float:
-    """Floating-point operations of one training image: forward, and twice that backward; image [1, C, H, W]."""
+    """Floating-point operations of training on one image [1, C, H, W].
+
+    The forward pass, and twice that for the backward pass.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     model.eval()
@@ -43,7 +46,7 @@ def training_flops(model: nn.Module, image: torch.Tensor) -> float:
 
 
 def resource_use(device: torch.device, flops_per_s: float | None = None) -> dict[str, float]:
-    """Peak memory and, where it is known, the arithmetic rate and its share of the GPU's peak (MFU)."""
+    """Peak memory in GB; of a known rate also TFLOP/s and its share of the GPU's peak (MFU)."""
     on_gpu = device.type == "cuda"
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {

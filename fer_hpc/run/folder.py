@@ -1,4 +1,4 @@
-"""The run folder: who writes it, what its history is. Standard library only.
+"""The run folder: its layout, and how it is read. Standard library only.
 
     config.json                     what the run is (science fields, data fingerprint)
     attempts/0001/ 0002/ ...        one per start; only its owner writes there
@@ -11,8 +11,8 @@
     tb/                             TensorBoard events
     final.pt best.pt metrics.jsonl  the outcome, once finished       status.json   a copy for people
 
-Each start claims the next number, and a reader follows the newest attempt back through the parents. So whatever a
-paused or cut-off older writer still does, it does in a folder whose later part nobody reads.
+Each start claims the next number, and a reader follows the newest attempt back through the parents.
+So an older writer that was paused or cut off writes only where nobody reads any more.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ from fer_hpc.config.aliases import current_science
 from fer_hpc.files import read_json
 from fer_hpc.run.lease import holder_of
 
-HALTED_REASON = "halted, as the sweep asked"
+HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
 MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
-
-
-# ---- reading -----------------------------------------------------------------------------------------------------
 
 
 def attempt_numbers(run: Path) -> list[int]:
@@ -44,6 +41,7 @@ def attempt_numbers(run: Path) -> list[int]:
 
 
 def attempt_path(run: Path, number: int) -> Path:
+    """The folder of an attempt."""
     return run / "attempts" / f"{number:04d}"
 
 
@@ -68,20 +66,22 @@ def find_runs(paths: tuple[Path, ...]) -> list[Path]:
             else sorted(p.parent for p in path.glob("**/config.json"))
         )
         if not here:
-            raise UserError(
-                f"{path}: no run folder there or below ({'no config.json in it' if path.is_dir() else 'no such folder'})"
-            )
+            why = "no config.json in it" if path.is_dir() else "no such folder"
+            raise UserError(f"{path}: no run folder there or below ({why})")
         found += [p for p in here if p not in found]
     return found
 
 
 def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
-    """(attempt, images) newest first: the run's history holds that attempt's records up to that many images seen."""
+    """(attempt, images) newest first: what of an attempt belongs to the run's history.
+
+    That is everything up to so many images seen.
+    """
     limit, numbers = math.inf, attempt_numbers(run)
     while numbers:
         number = numbers.pop()
         environment = read_json(attempt_path(run, number) / "environment.json")
-        if environment is None:  # claimed, but killed before it began: no part of the history
+        if environment is None:  # killed between claim and start: no part of the history
             continue
         yield number, limit
         parent = environment["parent"]
@@ -121,11 +121,12 @@ def list_checkpoints(run: Path) -> list[tuple[int, int, Path]]:
 
 
 def checkpoint_files(run: Path, number: int) -> list[Path]:
+    """The checkpoints in an attempt's folder, in any order."""
     return [p for p in attempt_path(run, number).glob("*.pt") if p.stem.isdigit()]
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """environment.json of the newest attempt that began; empty where none did."""
+    """environment.json of the newest attempt in the history; empty where none did."""
     for number, _ in attempt_lineage(run):
         return read_json(attempt_path(run, number) / "environment.json")
     return {}
@@ -137,7 +138,10 @@ def data_folder(run: Path) -> Path:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """{"state", "why", ...} of the newest attempt; a `running` one whose process is gone reads as interrupted."""
+    """{"state", "why", ...} of the newest attempt.
+
+    One that is `running` according to its file, but whose process is gone, is `interrupted`.
+    """
     numbers = attempt_numbers(run)
     if not numbers:
         return {"state": "new", "why": ""}
@@ -151,13 +155,14 @@ def read_status(run: Path) -> dict[str, Any]:
 def no_gain_message(run: Path) -> str:
     """Why a scheduler does not start this run again."""
     return (
-        f"{run}: {MAX_STARTS} starts in a row gained no image, so the job is not requeued; see their logs in {run / 'logs'}, "
-        "mend the cause (a time limit below the start-up time?), and submit again"
+        f"{run}: {MAX_STARTS} starts in a row gained no image, so the job is not requeued; "
+        f"see their logs in {run / 'logs'}, correct the cause "
+        "(a time limit below the start-up time?), and submit again"
     )
 
 
 def starts_without_gain(run: Path) -> int:
-    """How many starts in a row, up to the newest, left no checkpoint beyond the one they began with."""
+    """How many starts in a row, up to the newest, left no checkpoint newer than their first."""
     count, reached = 0, max((images for _, images, _ in list_checkpoints(run)), default=0)
     for number in reversed(attempt_numbers(run)):
         environment = read_json(attempt_path(run, number) / "environment.json")

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics, timing, TensorBoard, progress, environment. Silent off rank 0."""
+"""Metrics, timing, TensorBoard events and progress of a run; rank 0 only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fer_hpc.run.attempts import Attempt
 
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
+BAR_EVERY_S = 0.5  # between updates of the bar on a terminal
 
 
 class RunLog:
-    """Rows, scalars and progress of one attempt; does nothing where `attempt` is None, as on all ranks but 0.
+    """Rows, scalars and progress of one attempt; does nothing where `attempt` is None.
 
-    `metrics.jsonl` holds what must come out the same again; rates and times go to `timing.jsonl`.
+    `metrics.jsonl` holds what a repeated run must reproduce; rates and times go to `timing.jsonl`.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class RunLog:
         self.total, self.epoch_images, self.silent = total, epoch_images, attempt is None
         self._files: dict[str, IO[str]] = {}
         self._tensorboard = None
-        self._first, self._began = images_seen, time.monotonic()
-        self._told = self._began
+        self._first, self._start = images_seen, time.monotonic()
+        self._last_line = self._start
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._hparams_end = None
@@ -49,7 +50,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step: points that an earlier start wrote after its last checkpoint are hidden, not overlaid
+            # purge_step hides the points that an earlier start wrote after its last checkpoint
             self._tensorboard = SummaryWriter(str(attempt.run / "tb"), purge_step=images_seen + 1)
         if self._console.is_terminal:
             columns = (
@@ -62,15 +63,14 @@ class RunLog:
             self._bar.start()
 
     def due(self) -> bool:
-        """Whether a progress line is wanted now; asking the device for a loss makes it wait, so ask this first."""
-        return not self.silent and time.monotonic() - self._told >= (
-            0.5 if self._bar else PLAIN_EVERY_S
-        )
+        """Whether a progress line is wanted now. Ask it first: reading a loss makes a GPU wait."""
+        every_s = BAR_EVERY_S if self._bar else PLAIN_EVERY_S
+        return not self.silent and time.monotonic() - self._last_line >= every_s
 
     def progress(self, images_seen: int, losses: str) -> None:
         """One line, with the epoch's losses so far."""
-        self._told = time.monotonic()
-        rate = (images_seen - self._first) / (self._told - self._began)
+        self._last_line = time.monotonic()
+        rate = (images_seen - self._first) / (self._last_line - self._start)
         line = f"epoch {images_seen / self.epoch_images:6.2f}  {losses}  {rate:,.0f} images/s"
         if self._bar:
             self._bar.update(self._task, completed=images_seen, description=line)
@@ -78,6 +78,7 @@ class RunLog:
             self.say(f"{line}  {(self.total - images_seen) / rate / 60:.1f} min left")
 
     def say(self, line: str) -> None:
+        """Print one line."""
         if not self.silent:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -87,7 +88,10 @@ class RunLog:
             self._tensorboard.add_images("first batch", images[:64].float().cpu(), 0)
 
     def hparams(self, values: dict[str, Any]) -> None:
-        """Give this run a line in TensorBoard's HParams table; in its own events, where add_hparams would make a second run."""
+        """Give this run a line in TensorBoard's HParams table.
+
+        It goes into the run's own events; SummaryWriter.add_hparams would make a second run.
+        """
         if self._tensorboard:
             from torch.utils.tensorboard.summary import hparams
 
@@ -108,8 +112,10 @@ class RunLog:
             self._tensorboard.add_image(name, images.float().cpu(), images_seen)
 
     def epoch(self, row: dict[str, Any], timing: dict[str, Any], line: str = "") -> None:
-        """Record one epoch: reproducible numbers in `row`, times and rates in `timing`; `line` says them, if a classifier's
-        does not fit."""
+        """Record one epoch: reproducible numbers in `row`, times and rates in `timing`.
+
+        `line` replaces the classifier's line of progress.
+        """
         for name, file in self._files.items():
             values = (
                 row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
@@ -118,15 +124,14 @@ class RunLog:
                 file.write(json.dumps(values) + "\n")
                 file.flush()
             except OSError as error:
-                error.filename = file.name  # the message for users names it
+                error.filename = file.name  # for the message
                 raise
         if self._tensorboard:
             for name, value in (*row.items(), *timing.items()):
                 if isinstance(value, float):
                     part, _, metric = name.partition("_")
-                    tag = (
-                        f"{metric}/{part}" if part in ("train", "val") else name
-                    )  # loss/train beside loss/val
+                    # loss/train beside loss/val
+                    tag = f"{metric}/{part}" if part in ("train", "val") else name
                     self._tensorboard.add_scalar(tag, value, row["images_seen"])
         if line:
             return self.say(
@@ -134,18 +139,20 @@ class RunLog:
             )
         best = "  best so far" if row["best"] else ""
         self.say(
-            f"epoch {row['epoch']:>4}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
+            f"epoch {row['epoch']:>4}  "
+            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
             f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  lr {row['lr']:g}  "
             f"{timing['images_per_s']:,.0f} images/s{best}"
         )
 
     def sync(self) -> None:
-        """Bring the rows to disk; a checkpoint may then rely on them."""
+        """Flush the rows to disk, so that a checkpoint never knows more than they do."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
+        """Stop the bar and close all files."""
         if self._bar:
             self._bar.stop()
         if self._tensorboard:
@@ -157,7 +164,10 @@ class RunLog:
 
 
 class Profile:
-    """A torch profiler trace of three steps, DIR/trace.json (chrome://tracing, Perfetto); nothing where DIR is None."""
+    """A torch profiler trace of three steps as FOLDER/trace.json, for chrome://tracing or Perfetto.
+
+    Does nothing where the folder is None.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.profiler = None

@@ -22,7 +22,7 @@ UNIT = (
 
 @dataclass(frozen=True)
 class Clock:
-    """A run's time is counted in images seen. Every batch is full, and the run ends with a full batch."""
+    """A run's time is counted in images seen; every batch is full."""
 
     batch_size: int  # images a step, over all ranks
     epoch_images: int  # images an epoch
@@ -103,7 +103,7 @@ class TrainState:
 
     @staticmethod
     def fresh(parts: Mapping[str, Stateful | None], sums: int, device: torch.device) -> TrainState:
-        """The state at image 0, with `sums` counters; parts that are None do not exist in this run."""
+        """The state at image 0, with `sums` counters; parts that are None do not exist."""
         present = {name: part for name, part in parts.items() if part is not None}
         bad_step = torch.full((), NO_BAD_STEP, dtype=torch.int64, device=device)
         return TrainState(present, torch.zeros(sums, dtype=torch.int64, device=device), bad_step)

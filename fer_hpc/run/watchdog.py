@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterator
 from fer_hpc.config import EXIT_RUN_AGAIN
 
 CHECK_S = 1.0
-HARD_KILL_AFTER_S = (
-    60.0  # after which the kernel's own timer ends a process whose threads cannot run any more
-)
-STACK_DUMP_S = 4.0  # in which every rank, hanging for the same reason, writes its own stacks
+HARD_KILL_AFTER_S = 60.0  # then a timer in C ends a process whose threads cannot run any more
+STACK_DUMP_S = 4.0  # time for every rank, hanging for the same reason, to write its stacks
 
 
 class Watchdog:
-    """Watches the time since the last step: over `factor` times the usual one, and never below `floor_s`, every thread's
-    Python stack goes to stderr, `on_hang(why)` is called, and the process ends with EXIT_RUN_AGAIN.
+    """Ends the process when a step takes over `factor` times the usual one, and over `floor_s`.
 
-    Every rank has one. A hang of one rank stops the steps of all, so all write their stacks. A factor of 0 watches nothing.
+    Then every thread's Python stack goes to stderr, `on_hang(why)` is called, and the exit code is
+    EXIT_RUN_AGAIN. Every rank has a watchdog: a hang of one rank stops the steps of all, so all
+    write their stacks. A factor of 0 watches nothing.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Watchdog:
         self._durations: collections.deque[float] = collections.deque(maxlen=50)
         self._phases: dict[str, float] = {}  # longest so far
         self._phase, self._images_seen = "start", 0
-        self._last = self._phase_began = time.monotonic()
+        self._last = time.monotonic()
         self._longest_s = 0.0
         self._ended = threading.Event()
 
@@ -50,7 +49,7 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def step(self, images_seen: int) -> None:
-        """A step has ended."""
+        """Note the end of a step."""
         now = time.monotonic()
         if self._phase == "step":
             self._durations.append(now - self._last)
@@ -59,23 +58,23 @@ class Watchdog:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Something else than a step: validation, a checkpoint."""
+        """The body is something other than a step: validation, a checkpoint."""
         outer, self._phase, self._last = self._phase, name, time.monotonic()
-        began = self._last
+        start = self._last
         try:
             yield
         finally:
             now = time.monotonic()
-            self._phases[name] = max(self._phases.get(name, 0.0), now - began)
+            self._phases[name] = max(self._phases.get(name, 0.0), now - start)
             self._phase, self._last = outer, now
 
     @property
     def longest_s(self) -> float:
-        """Seconds that may pass between two looks at the stop signals: the longest step, and the longest of each phase."""
+        """Seconds that may pass between two looks at the stop signals: the longest turn so far."""
         return self._longest_s + sum(self._phases.values())
 
     def _limit_s(self) -> tuple[float, float]:
-        """Seconds of silence that are too many now, and the usual ones."""
+        """(seconds without a step that mean a hang now, usual seconds)."""
         if self._phase == "step":
             usual = statistics.median(self._durations) if self._durations else 0.0
         else:
@@ -87,7 +86,7 @@ class Watchdog:
         while not self._ended.wait(CHECK_S):
             limit_s, usual_s = self._limit_s()
             silent_s = time.monotonic() - self._last
-            # If C code hangs with Python's lock held, this thread cannot run, but the timer set here can.
+            # C code that hangs with the interpreter's lock stops this thread, but not this timer.
             faulthandler.dump_traceback_later(
                 max(limit_s - silent_s, 0) + HARD_KILL_AFTER_S, exit=True
             )
@@ -95,15 +94,16 @@ class Watchdog:
                 self._end(silent_s, usual_s)
 
     def _end(self, silent_s: float, usual_s: float) -> None:
-        usually = f"usually {usual_s:.2g} s" if usual_s else "never seen before"
-        why = f"rank {self.rank} hangs in {self._phase} since {silent_s:.0f} s ({usually}) at {self._images_seen:,} images seen"
-        faulthandler.dump_traceback_later(
-            HARD_KILL_AFTER_S, exit=True
-        )  # should what follows hang as well
+        usual = f"usually {usual_s:.2g} s" if usual_s else "never seen before"
+        why = (
+            f"rank {self.rank} hangs in {self._phase} since {silent_s:.0f} s ({usual}) "
+            f"at {self._images_seen:,} images seen"
+        )
+        # In case what follows hangs as well.
+        faulthandler.dump_traceback_later(HARD_KILL_AFTER_S, exit=True)
         print(f"fer-hpc: {why}; Python stacks of rank {self.rank}:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)
-        threading.Thread(
-            target=self.on_hang, args=(why,), daemon=True
-        ).start()  # storage may be what hangs
+        # In a thread: storage may be what hangs.
+        threading.Thread(target=self.on_hang, args=(why,), daemon=True).start()
         time.sleep(STACK_DUMP_S)
         os._exit(EXIT_RUN_AGAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fer_hpc.config import UserError
 
 
 def read_keras_file(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, NDArray[np.float32]]]]:
-    """A Keras model file (.h5 of `model.save`): its architecture, and each layer's arrays by their names in it.
+    """A Keras model file (.h5 of `model.save`): its architecture, and each layer's arrays by name.
 
     Raises OSError where the file is no HDF5, KeyError where it holds no architecture.
     """
@@ -35,8 +36,7 @@ def read_keras_file(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, NDA
 
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-
-_NORM_NAMES = {
+NORM_NAMES = {
     "weight": "gamma",
     "bias": "beta",
     "running_mean": "moving_mean",
@@ -44,115 +44,127 @@ _NORM_NAMES = {
 }
 
 
-def keras_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    """A Keras file's arrays under the names of `model`.
+@dataclass(frozen=True)
+class KerasGraph:
+    """The layers of a Keras model: names, the layers that each takes its input from, arrays."""
 
-    Convolutions and dense layers are matched by shape in the order of the graph, batch norms by the layer they follow.
-    """
+    names: list[str]
+    inputs: dict[str, set[str]]
+    arrays: dict[str, dict[str, NDArray[np.float32]]]
+
+    def has(self, layer: str, array: str) -> bool:
+        return array in self.arrays.get(layer, {})
+
+    def array(self, layer: str, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[layer][name])
+
+    def in_order(self) -> list[str]:
+        """The layers so that each comes after its inputs."""
+        done: list[str] = []
+        while len(done) < len(self.names):
+            rest = [n for n in self.names if n not in done]
+            done += [n for n in rest if self.inputs.get(n, set()) <= set(done)] or rest
+        return done
+
+    def kernel_before(self, layer: str) -> str | None:
+        """The nearest layer with a kernel before `layer`; None where that is the picture itself."""
+        current, seen = self.inputs.get(layer, set()), {layer}
+        while current:
+            for name in current:
+                if self.has(name, "kernel"):
+                    return name
+            seen |= current
+            current = set().union(*(self.inputs.get(n, set()) for n in current)) - seen
+        return None
+
+
+def read_graph(path: Path) -> KerasGraph:
+    """The layers of a Keras model file; UserError where it is none."""
     try:
         architecture, arrays = read_keras_file(path)
         layers = architecture["config"]["layers"]
         names = [layer["config"]["name"] for layer in layers]
-        sequential = architecture["class_name"] == "Sequential"
+        if architecture["class_name"] == "Sequential":
+            inputs = {name: {previous} for previous, name in zip(names, names[1:], strict=False)}
+        else:
+            inputs = {
+                layer["config"]["name"]: inbound_layers(layer.get("inbound_nodes"), set(names))
+                for layer in layers
+            }
     except (OSError, KeyError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"--init-from {path}: not a Keras model file; wanted the .h5 of model.save(), with its architecture"
+            f"--init-from {path}: not a Keras model file; "
+            "wanted the .h5 of model.save(), with its architecture"
         ) from None
-    if sequential:
-        before = {name: {previous} for previous, name in zip(names, names[1:], strict=False)}
-    else:
-        before = {
-            layer["config"]["name"]: inbound_layers(layer.get("inbound_nodes"), set(names))
-            for layer in layers
-        }
-    kernels = [
-        name for name in topological_order(names, before) if "kernel" in arrays.get(name, {})
-    ]
+    return KerasGraph(names, inputs, arrays)
 
+
+def keras_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """A Keras file's arrays under the names of `model`.
+
+    Convolutions and dense layers are matched by shape in the order of the graph, batch norms by the
+    layer that they follow.
+    """
+    graph = read_graph(path)
+    kernels = [name for name in graph.in_order() if graph.has(name, "kernel")]
     found: dict[str, torch.Tensor] = {}
-    twin: dict[str, str] = {}  # our layer -> theirs
+    matched_layer: dict[str, str] = {}  # our layer -> theirs
     last, channels = "", 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            for theirs in kernels:
-                kernel = torch.from_numpy(arrays[theirs]["kernel"])
-                weight = to_torch_layout(kernel, channels)
-                if weight.shape == module.weight.shape and (module.bias is not None) == (
-                    "bias" in arrays[theirs]
-                ):
+            shape, has_bias = module.weight.shape, module.bias is not None
+            for layer in kernels:
+                weight = to_torch_layout(graph.array(layer, "kernel"), channels)
+                if weight.shape == shape and graph.has(layer, "bias") == has_bias:
                     break
             else:
                 raise UserError(
-                    f"--init-from {path}: no layer there fits {name} {list(module.weight.shape)}; another network"
+                    f"--init-from {path}: no layer there fits {name} {list(shape)}; another network"
                 )
-            kernels.remove(theirs)
-            found[f"{name}.weight"], twin[name], last = weight, theirs, name
-            if module.bias is not None:
-                found[f"{name}.bias"] = torch.from_numpy(arrays[theirs]["bias"])
+            kernels.remove(layer)
+            found[f"{name}.weight"], matched_layer[name], last = weight, layer, name
+            if has_bias:
+                found[f"{name}.bias"] = graph.array(layer, "bias")
             channels = len(weight) if isinstance(module, nn.Conv2d) else 1
         elif isinstance(module, BATCH_NORM):
-            follows = twin.get(last)
-            theirs = next(
-                (
-                    n
-                    for n in names
-                    if "gamma" in arrays.get(n, {}) and _kernel_before(n, before, arrays) == follows
-                ),
-                "",
-            )
-            if not theirs:
+            follows = matched_layer.get(last)
+            norms = (n for n in graph.names if graph.has(n, "gamma"))
+            norm = next((n for n in norms if graph.kernel_before(n) == follows), "")
+            if not norm:
                 raise UserError(
-                    f"--init-from {path}: no batch norm there follows {follows or 'the input'}; another network"
+                    f"--init-from {path}: no batch norm there follows {follows or 'the input'}; "
+                    "another network"
                 )
-            found |= {
-                f"{name}.{own}": torch.from_numpy(arrays[theirs][key])
-                for own, key in _NORM_NAMES.items()
-            }
+            found |= {f"{name}.{own}": graph.array(norm, key) for own, key in NORM_NAMES.items()}
     return found
 
 
 def to_torch_layout(kernel: torch.Tensor, channels: int) -> torch.Tensor:
-    """Keras' [h, w, in, out] as [out, in, h, w]; its dense [in, out] as [out, in], with the inputs of a flattened picture
-    of `channels` channels in our order (channel, row, column) instead of its own (row, column, channel)."""
+    """A kernel of Keras, [h, w, in, out] or dense [in, out], as [out, in, h, w] or [out, in].
+
+    The inputs of a dense layer after a flattened picture of `channels` channels go from Keras'
+    order (row, column, channel) to ours (channel, row, column).
+    """
     if kernel.ndim == 4:
         return kernel.permute(3, 2, 0, 1).contiguous()
     inputs, outputs = kernel.shape
     side = round((inputs / max(channels, 1)) ** 0.5)
     if channels > 1 and side * side * channels == inputs:
-        kernel = (
-            kernel.view(side, side, channels, outputs).permute(2, 0, 1, 3).reshape(inputs, outputs)
-        )
+        picture = kernel.view(side, side, channels, outputs)
+        kernel = picture.permute(2, 0, 1, 3).reshape(inputs, outputs)
     return kernel.T.contiguous()
 
 
 def inbound_layers(value: Any, names: set[str]) -> set[str]:
-    """Layers that a Keras layer's inbound nodes name, in the form of any Keras version: [name, number, number, ...]."""
+    """Layers that a Keras layer's inbound nodes name, in the form of any Keras version.
+
+    Each is a list [name, number, number, ...] somewhere within `value`.
+    """
     if isinstance(value, dict):
-        return set().union(*(inbound_layers(v, names) for v in value.values())) if value else set()
-    if isinstance(value, list):
-        if len(value) >= 3 and value[0] in names and all(isinstance(v, int) for v in value[1:3]):
-            return {value[0]}
-        return set().union(*(inbound_layers(v, names) for v in value)) if value else set()
-    return set()
-
-
-def topological_order(names: list[str], before: dict[str, set[str]]) -> list[str]:
-    """The layers so that each comes after those it takes its inputs from."""
-    done: list[str] = []
-    while len(done) < len(names):
-        ready = [n for n in names if n not in done and before.get(n, set()) <= set(done)]
-        done += ready or [n for n in names if n not in done]
-    return done
-
-
-def _kernel_before(
-    name: str, before: dict[str, set[str]], arrays: dict[str, dict[str, Any]]
-) -> str | None:
-    """The nearest layer with a kernel that a layer's input comes from, None where it is the picture itself."""
-    here = before.get(name, set())
-    while here:
-        with_kernel = [n for n in here if "kernel" in arrays.get(n, {})]
-        if with_kernel:
-            return with_kernel[0]
-        here = set().union(*(before.get(n, set()) for n in here))
-    return None
+        value = list(value.values())
+    if not isinstance(value, list):
+        return set()
+    numbers = len(value) >= 3 and all(isinstance(v, int) for v in value[1:3])
+    if numbers and isinstance(value[0], str) and value[0] in names:
+        return {value[0]}
+    return set().union(*(inbound_layers(v, names) for v in value))
