@@ -39,7 +39,7 @@ def test_fer2013_columns_in_any_order(tmp_path: Path, header: str) -> None:
     source = fer_csv(tmp_path, f"{header}\n{line}\n")
     rows = source.rows()
     assert (rows.split, rows.label.tolist()) == (["val"], [CLASSES.index("Happiness")])
-    assert (source.face(source.rows().where[0]).pixels == 7).all()
+    assert (source.face(source.rows().locators[0]).pixels == 7).all()
 
 
 def test_fer2013_gzip_reads_the_same_and_cleans_up(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_fer2013_gzip_reads_the_same_and_cleans_up(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(f"emotion,pixels,Usage\n0,{GRAY},PrivateTest\n".encode()))
     source = Fer2013Csv(packed, tmp_path / "unpacked")
     assert source.rows().split == ["test"]
-    assert (source.face(source.rows().where[0]).pixels == 7).all()
+    assert (source.face(source.rows().locators[0]).pixels == 7).all()
     source.close()
     assert [p.name for p in tmp_path.iterdir()] == ["fer.csv.gz"]
 
@@ -80,7 +80,7 @@ def test_fer2013_bad_pixels_are_rejected_with_the_reason(
     source = fer_csv(tmp_path, f"emotion,pixels,Usage\n0,{pixels},Training\n")
     source.rows()
     with pytest.raises(Reject, match=reason):
-        source.face(source.rows().where[0])
+        source.face(source.rows().locators[0])
 
 
 def test_a_broken_gzip_is_one_clear_error(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_affectnet_folder_gives_what_was_drawn(affectnet: Path) -> None:
         "train_set/2",
     ]  # in the order of numbers
     assert rows.columns["group"][:7].tolist() == [0, 0, 0, 0, 0, 0, 1]
-    drawn, read = draw_face(17), source.face(source.rows().where[17])
+    drawn, read = draw_face(17), source.face(source.rows().locators[17])
     assert rows.label[17] == drawn.label
     assert read.valence == pytest.approx(drawn.valence, abs=1e-5)
     assert np.allclose(read.landmarks, drawn.landmarks)
@@ -169,3 +169,24 @@ def test_affectnet_val_set_becomes_the_test(broken: Path) -> None:
         (broken / "train_set" / name).mkdir()
     add(broken, "5", np.array(0))
     assert AffectNetFolder(broken).rows().split == ["train", "test"]
+
+
+def test_rows_without_usage_are_counted_and_train(tmp_path: Path) -> None:
+    lines = [f"1,{GRAY},{usage}\n" for usage in ("Training", "", "PublicTest", "")]
+    rows = fer_csv(tmp_path, "emotion,pixels,Usage\n" + "".join(lines)).rows()
+    assert rows.split == ["train", "", "val", ""]
+    assert rows.notes == ["2 rows have an empty Usage: they count as Training"]
+
+
+def test_a_tar_archive_named_csv_gz_is_called_an_archive(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("fer2013/fer2013.csv"))
+    packed = tmp_path / "fer2013.csv.gz"
+    packed.write_bytes(gzip.compress(buffer.getvalue()))
+    with pytest.raises(UserError, match="a tar archive"):
+        Fer2013Csv(packed, tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked").exists()

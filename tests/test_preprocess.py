@@ -73,7 +73,7 @@ def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> 
     split = open_split(read_manifest(made), "train")
     for row in (0, len(split) - 1):
         number = rows.source_id.index(split.columns["source_id"][row].decode())
-        face = source.face(source.rows().where[number])
+        face = source.face(source.rows().locators[number])
         box = faces.landmark_box(face.landmarks)
         reduced = faces.decode_scale(box, 48)
         image, to_crop, _ = faces.crop_and_resize(
@@ -247,7 +247,7 @@ def test_a_shard_that_was_cut_off_is_named_at_open(shards: Path, tmp_path: Path)
     copy = shutil.copytree(shards, tmp_path / "cut")
     path = copy / "train-00000.h5"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"train-00000\.h5 has .* bytes, the manifest says"):
+    with pytest.raises(UserError, match=r"train-00000\.h5 has .* bytes, the manifest states"):
         open_split(read_manifest(copy), "train")
     path.unlink()
     with pytest.raises(UserError, match=r"train-00000\.h5 is missing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -12,16 +13,20 @@ import pytest
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.affectnet import AffectNetCsv
-from fer_hpc.data.annotations import read_columns, resolve_inside
 from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.faces import Reject
 from fer_hpc.data.fer2013 import FER2013_CLASSES
 from fer_hpc.data.folders import ClassFolders
+from fer_hpc.data.pictures import resolve_inside
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.tables import read_columns
 from tests.conftest import Fer
 
 POINTS = [[10 + i, 20 + i / 2] for i in range(68)]
-OWN_HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+OWN_HEADER = (
+    "subDirectory_filePath,face_x,face_y,face_width,face_height,"
+    "facial_landmarks,expression,valence,arousal"
+)
 
 
 def photo(path: Path, value: int = 90) -> Path:
@@ -36,7 +41,7 @@ def table(folder: Path, text: str) -> Path:
     return path
 
 
-# ---- CSV tables ------------------------------------------------------------------------------------------------------
+# ---- CSV tables
 
 
 def test_the_reports_csv(tmp_path: Path) -> None:
@@ -46,7 +51,7 @@ def test_the_reports_csv(tmp_path: Path) -> None:
         table(tmp_path, f"image_path,expression,valence,arousal,landmarks\n{line}\n"), None
     )
     assert source.rows().label.tolist() == [4]
-    face = source.face(source.rows().where[0])
+    face = source.face(source.rows().locators[0])
     assert np.allclose(face.landmarks, POINTS)
     assert face.valence == 0.25
     assert np.isnan(face.arousal)  # AffectNet's -2: none
@@ -65,7 +70,7 @@ def test_affectnets_own_csv(tmp_path: Path) -> None:
     rows = source.rows()
     assert rows.label.tolist() == [7]
     assert rows.rejects == [("12/b.jpg", "label 9 (uncertain)")]
-    assert np.allclose(source.face(source.rows().where[0]).landmarks, POINTS)
+    assert np.allclose(source.face(source.rows().locators[0]).landmarks, POINTS)
 
 
 def test_the_box_csv(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_the_box_csv(tmp_path: Path) -> None:
         None,
     )
     source.rows()
-    assert source.face(source.rows().where[0]).box == (10, 20, 60, 71)
+    assert source.face(source.rows().locators[0]).box == (10, 20, 60, 71)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_bad_landmarks_are_rejected_with_the_reason(
     )
     source.rows()
     with pytest.raises(Reject, match=reason):
-        source.face(source.rows().where[0])
+        source.face(source.rows().locators[0])
 
 
 def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
@@ -158,6 +163,36 @@ def test_a_table_without_its_columns_says_what_was_wanted(
         AffectNetCsv(table(tmp_path, f"{header}\n"), None)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04\x15\x80\n\x00", "a Parquet file"),
+        (b"PK\x03\x04\x14\x00\n", "a ZIP archive"),
+        (b"\x1f\x8b\x08\x00\n", "a gzip file"),
+        (b"a,b\x00\x01\n", "binary data"),
+        ("image_path,expression\n".encode("utf-16"), "UTF-16"),
+        (b"image_path,expression,landmarks\r1.jpg,1,\r", "carriage returns only"),
+    ],
+)
+def test_a_file_that_is_no_csv_is_called_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        AffectNetCsv(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_stray_carriage_return_rejects_its_line_only(tmp_path: Path) -> None:
+    photo(tmp_path / "1.jpg")
+    path = table(tmp_path, "")
+    path.write_bytes(b"image_path,expression,landmarks\n1.jpg,1,\n2\r.jpg,2,\n")
+    rows = AffectNetCsv(path).rows()
+    assert rows.source_id == ["1.jpg"]
+    assert rows.rejects[0][1].startswith("not a line of CSV")
+
+
 def test_landmarks_outside_the_picture_fall_back_to_all_of_it(fer: Fer, tmp_path: Path) -> None:
     lines = ["image_path,expression,landmarks"]
     for i in range(20):
@@ -179,7 +214,7 @@ def test_landmarks_outside_the_picture_fall_back_to_all_of_it(fer: Fer, tmp_path
     assert manifest.content["rejects"]["n"] == 0
 
 
-# ---- class folders ---------------------------------------------------------------------------------------------------
+# ---- class folders
 
 
 def test_class_folders_go_by_name(tmp_path: Path) -> None:
@@ -211,11 +246,62 @@ def test_fer2013_folder_forms(tmp_path: Path, folders: tuple[str, ...], splits: 
     assert bool(rows.notes) == (len(folders) == 2)  # the merged test is noted
 
 
-def test_a_folder_that_is_no_expression_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_expression_is_refused_with_the_flag_to_write(tmp_path: Path) -> None:
     photo(tmp_path / "angry" / "1.jpg")
-    photo(tmp_path / "4" / "1.jpg")
-    with pytest.raises(UserError, match="not named after an expression"):
-        ClassFolders(tmp_path)
+    photo(tmp_path / "smile" / "1.jpg")
+    with pytest.raises(
+        UserError, match=r"'smile': not named after an expression.*--classes angry,smile"
+    ):
+        ClassFolders(tmp_path).rows()
+
+
+def test_numbered_folders_are_refused_with_the_flag_to_write(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        photo(tmp_path / name / "1.jpg")
+    with pytest.raises(UserError, match="--classes NAME_OF_1,NAME_OF_2,NAME_OF_3"):
+        ClassFolders(tmp_path).rows()
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    for path in ("angry/1.jpg", "sad/2.png", "angry/.ipynb_checkpoints/1.jpg", ".cache/3.jpg"):
+        photo(tmp_path / path)
+    for path in ("angry/4.bmp", "angry/5.tiff", "sad/6.webp", "sad/notes.txt", "labels.csv"):
+        (tmp_path / path).write_bytes(b"x")
+    (tmp_path / "sad" / "linked").symlink_to(tmp_path / "angry")
+    rows = ClassFolders(tmp_path).rows()
+    assert sorted(rows.source_id) == ["angry/1.jpg", "sad/2.png"]
+    note = rows.notes[0]
+    for count in ("1 .bmp", "1 .tiff", "1 .webp", "2 hidden", "1 linked folders"):
+        assert count in note
+
+
+@pytest.mark.parametrize("other", ["eval", "dev", "test_set", "holdout"])
+def test_pictures_beside_the_split_folders_are_never_dropped(tmp_path: Path, other: str) -> None:
+    photo(tmp_path / "train" / "angry" / "1.jpg")
+    photo(tmp_path / other / "angry" / "1.jpg")
+    with pytest.raises(UserError, match=f"{other}/ holds pictures beside train/"):
+        ClassFolders(tmp_path).rows()
+
+
+def test_a_file_name_that_is_not_utf8_is_read_under_an_escaped_id(tmp_path: Path) -> None:
+    picture = photo(tmp_path / "angry" / "1.jpg")
+    picture.rename(os.fsdecode(os.fsencode(tmp_path) + b"/angry/caf\xe9.jpg"))
+    photo(tmp_path / "sad" / "2.jpg")
+    source = ClassFolders(tmp_path)
+    rows = source.rows()
+    assert sorted(rows.source_id) == [r"angry/caf\xe9.jpg", "sad/2.jpg"]
+    rows.source_id[0].encode()
+    assert source.face(rows.locators[rows.source_id.index(r"angry/caf\xe9.jpg")]).encoded
+
+
+def test_what_is_no_ordinary_file_is_a_reject_not_a_hang(tmp_path: Path) -> None:
+    photo(tmp_path / "angry" / "1.jpg")
+    photo(tmp_path / "sad" / "1.jpg")
+    os.mkfifo(tmp_path / "angry" / "pipe.png")
+    (tmp_path / "angry" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    reasons = dict(ClassFolders(tmp_path).rows().rejects)
+    assert reasons["angry/pipe.png"] == "not an ordinary file"
+    assert reasons["angry/dangling.jpg"].startswith("unreadable image")
 
 
 def test_mixed_order_keeps_classes_apart_from_shards(tmp_path: Path) -> None:
@@ -225,7 +311,7 @@ def test_mixed_order_keeps_classes_apart_from_shards(tmp_path: Path) -> None:
     assert (np.diff(labels) != 0).sum() > 5
 
 
-# ---- arrays ----------------------------------------------------------------------------------------------------------
+# ---- arrays
 
 
 def arrays(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), n: int = 40) -> Path:
@@ -242,7 +328,7 @@ def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
     assert (rows.split[0], rows.split[40], rows.split[80]) == ("train", "val", "test")
     assert rows.label[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]
     stored = np.load(tmp_path / "X_val.npy")[5, ..., 0]
-    assert (source.face(source.rows().where[45]).pixels / 255 == stored).all()
+    assert (source.face(source.rows().locators[45]).pixels / 255 == stored).all()
 
 
 def test_arrays_are_not_sent_whole_to_a_worker(tmp_path: Path) -> None:
@@ -269,7 +355,7 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     source = Arrays(tmp_path)
     assert source.rows().rejects == [("train/3", "label is not one-hot")]
     with pytest.raises(Reject, match="outside 0 to 1"):
-        source.face(source.rows().where[3])
+        source.face(source.rows().locators[3])
     np.save(tmp_path / "y_train.npy", np.array([{}] * 40, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="never unpickled"):
         Arrays(tmp_path)
@@ -278,7 +364,7 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         Arrays(tmp_path)
 
 
-# ---- a column file ---------------------------------------------------------------------------------------------------
+# ---- a column file
 
 
 def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:

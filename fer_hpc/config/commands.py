@@ -66,8 +66,6 @@ class PreprocessConfig:
             raise UserError(
                 f"--task {self.task} of --tasks {self.tasks}: wanted 0 to {self.tasks - 1}"
             )
-        if self.source != "synthetic" and self.input is None:
-            raise UserError(f"--source {self.source} needs --input PATH")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import shutil
 from pathlib import Path
@@ -9,70 +10,72 @@ from pathlib import Path
 import numpy as np
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.data.annotations import Collector, CsvTable, Face, Rows
+from fer_hpc.data.annotations import Collector, Face, Rows
+from fer_hpc.data.classes import Numbering, StatedClasses, label_key, map_classes
 from fer_hpc.data.faces import Reject
+from fer_hpc.data.tables import CsvTable
 from fer_hpc.files import sha256
 
-ORDER = (
-    "Anger",
-    "Disgust",
-    "Fear",
-    "Happiness",
-    "Sadness",
-    "Surprise",
-    "Neutral",
-)  # Kaggle's numbers
+ORDER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")  # Kaggle's
+NUMBERING = Numbering("FER2013", ORDER, refusal="emotion {label!r}, wanted 0 to {last}")
 USAGE = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 SIZE = 48
 FER2013_CLASSES: tuple[str, ...] = tuple(c for c in CLASSES if c in ORDER)
 
 
 class Fer2013Csv:
-    """Kaggle's `emotion,pixels,Usage` in any order of columns (also icml_face_data.csv), plain or .gz.
+    """Kaggle's `emotion,pixels,Usage` in any order of columns (icml_face_data.csv too), or its .gz.
 
-    A .gz is unpacked beside the output first, since it cannot be read from the middle.
+    A .gz is unpacked to the file `unpacked` first, since it cannot be read from the middle.
     """
 
-    classes = FER2013_CLASSES
-
-    def __init__(self, path: Path, unpacked: Path) -> None:
+    def __init__(self, path: Path, unpacked: Path, stated: StatedClasses | None = None) -> None:
         if not path.is_file():
             raise UserError(
-                f"--input {path}: no such file; wanted FER2013's CSV (emotion, pixels, Usage) or its folders"
+                f"--input {path}: no such file; "
+                "wanted FER2013's CSV (emotion, pixels, Usage) or its folders"
             )
-        self._temporary = path.suffix == ".gz"
-        if self._temporary:
-            try:
-                with gzip.open(path) as packed, unpacked.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain, 1 << 20)
-            except (OSError, EOFError) as error:
-                unpacked.unlink(missing_ok=True)
-                raise UserError(
-                    f"--input {path}: cannot be unpacked ({error}); is the download whole?"
-                ) from None
-        self.path, self.table = path, CsvTable(unpacked if self._temporary else path)
-        self.table.require("emotion", "pixels")
+        self.path, self.stated = path, stated or StatedClasses()
+        self.classes = FER2013_CLASSES
+        self._temporary = unpacked if path.suffix == ".gz" else None
+        try:
+            if self._temporary:
+                _unpack(path, self._temporary)
+            self.table = CsvTable(self._temporary or path, path)
+            self.table.require("emotion", "pixels")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
+        """Remove the unpacked copy."""
         if self._temporary:
-            self.table.path.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
     def rows(self) -> Rows:
+        """List the lines; their numbers are the ids."""
         found = Collector()
+        without_usage = 0
         for number, (offset, line) in enumerate(self.table):
             if isinstance(line, str):
-                found.add(str(number), line)
+                found.add(str(number), Reject(line))
                 continue
             usage = line.get("usage", "")
-            label: int | str = f"emotion {line['emotion'][:20]!r}, wanted 0 to 6"
-            if line["emotion"].isdecimal() and int(line["emotion"]) < len(ORDER):
-                label = self.classes.index(ORDER[int(line["emotion"])])
+            label: str | Reject = label_key(line["emotion"])
             if usage and usage not in USAGE:
-                label = f"Usage {usage[:20]!r}, wanted {', '.join(USAGE)}"
+                label = Reject(f"Usage {usage[:20]!r}, wanted {', '.join(USAGE)}")
+            without_usage += "usage" in line and not usage
             found.add(str(number), label, USAGE.get(usage, ""), offset)
-        return found.rows(self.path, sha256(self.table.path))
+        class_map = map_classes(
+            found.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
+        )
+        self.classes = class_map.classes
+        notes = [f"{without_usage:,} rows have an empty Usage: they count as Training"]
+        identity = sha256(self.table.path)
+        return found.rows(self.path, class_map, identity, notes if without_usage else [])
 
     def face(self, locator: int) -> Face:
+        """Parse the pixels of a line."""
         text = self.table.line(locator)["pixels"]
         try:
             pixels = np.array(text.split(), dtype=np.int64)
@@ -83,3 +86,16 @@ class Fer2013Csv:
         if pixels.min() < 0 or pixels.max() > 255:
             raise Reject("pixel values outside 0 to 255")
         return Face(pixels=pixels.astype(np.uint8).reshape(SIZE, SIZE))
+
+
+def _unpack(packed: Path, target: Path) -> None:
+    try:
+        with gzip.open(packed) as source, target.open("wb") as plain:
+            shutil.copyfileobj(source, plain, 1 << 20)
+    except (OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(target)
+            raise
+        raise UserError(
+            f"--input {packed}: cannot be unpacked ({error}); is the download whole?"
+        ) from None

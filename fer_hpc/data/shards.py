@@ -1,10 +1,10 @@
 """The shard format: contiguous uint8 images in HDF5, memory-mapped. The only user of h5py.
 
-    DIR/manifest.json      shape, classes, splits with their shards, counts and checksums, source, how faces were cut
-    DIR/<split>-00000.h5   images [N, H, W, C] uint8 and one row per face in every other data set
+    DIR/manifest.json      shape, classes, splits with their shards, counts and checksums, source
+    DIR/<split>-00000.h5   images [N, H, W, C] uint8, and one row per face in every other data set
 
-A contiguous, unfiltered data set is one range of bytes in its file, so after `get_offset()` it is mapped with numpy:
-no HDF5 handle stays open, nothing is locked, and processes on a node share the page cache.
+A contiguous, unfiltered data set is one range of bytes in its file, so numpy maps it: no HDF5
+handle stays open, nothing is locked, and the processes on a node share the page cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.files import read_json, sha256, sync_folder, write_json
+from fer_hpc.files import read_json, sha256, write_bytes, write_json
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -40,52 +40,50 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def image_hash(image: NDArray[np.uint8]) -> bytes:
+    """BLAKE2b-128 of the pixels, 32 hexadecimal digits."""
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).hexdigest().encode()
 
 
 def write_shard(
     path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]
 ) -> dict[str, Any]:
-    """Write one shard under a temporary name, sync, rename; gives its manifest entry {file, n, bytes, sha256}.
+    """Write one shard, whole or not at all; gives its manifest entry {file, n, bytes, sha256}.
 
-    `columns` holds images, source_id (str) and everything in COLUMNS; `extra` goes to columns/<name>.
-    The bytes depend on the content alone.
+    `columns` holds images, source_id (str) and everything in COLUMNS; `extra` goes to
+    columns/<name>. The bytes depend on the content alone. Raises OSError with the file's name.
     """
-    n = len(columns["images"])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w", libver=("earliest", "v110")) as f:
-            for name, values in {
-                **columns,
-                **{f"columns/{k}": v for k, v in extra.items()},
-            }.items():
-                if len(values) != n:
-                    raise ValueError(f"{path.name}: {name} has {len(values)} rows, images {n}")
-                if values.dtype.kind in "OU":
-                    encoded = [str(v).encode() for v in values]
-                    utf8 = h5py.string_dtype(
-                        "utf-8", max((len(e) for e in encoded), default=0) or 1
-                    )
-                    values = np.array(encoded, dtype=utf8)
-                f.create_dataset(name, data=values, track_times=False)
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        entry = {
-            "file": path.name,
-            "n": n,
-            "bytes": temporary.stat().st_size,
-            "sha256": sha256(temporary),
-        }
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return entry
+    # HDF5 builds the file in memory and Python writes it: no lock is needed (some file systems
+    # refuse them), and a full disk is an ordinary error instead of a half-open HDF5 file.
+    with h5py.File(
+        path.name, "w", driver="core", backing_store=False, libver=("earliest", "v110")
+    ) as f:
+        for name, values in {**columns, **{f"columns/{k}": v for k, v in extra.items()}}.items():
+            if len(values) != len(columns["images"]):
+                n = len(columns["images"])
+                raise ValueError(f"{path.name}: {name} has {len(values)} rows, images {n}")
+            f.create_dataset(name, data=_storable(values), track_times=False)
+        f.flush()
+        data = f.id.get_file_image()
+    write_bytes(path, data)
+    return {
+        "file": path.name,
+        "n": len(columns["images"]),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _storable(values: NDArray[Any]) -> NDArray[Any]:
+    """Text as UTF-8 of a fixed length, everything else as it is."""
+    if values.dtype.kind not in "OU":
+        return values
+    encoded = [str(v).encode() for v in values]
+    longest = max(map(len, encoded), default=0) or 1
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", longest))
 
 
 def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """A shard's data sets in memory, and those under columns/; as `write_shard` takes them."""
+    """A shard's data sets in memory, and those below columns/: the arguments of write_shard."""
     with h5py.File(path, "r", locking=False) as f:
         columns = {name: f[name][()] for name in ("images", *COLUMNS, "source_id")}
         extra = {name: f["columns"][name][()] for name in f["columns"]} if "columns" in f else {}
@@ -93,7 +91,7 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """Identity of the data, free of paths and file names: what the images, labels and splits are."""
+    """Identity of the images, labels and splits, 16 hexadecimal digits; independent of paths."""
     shards = {
         split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()
     }
@@ -104,37 +102,38 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json with the data's fingerprint."""
     write_json(folder / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """A folder of shards: what its manifest.json contains."""
+
     folder: Path
     image_shape: tuple[int, int, int]  # H, W, C
     classes: tuple[str, ...]
     fingerprint: str
-    content: dict[str, Any]
+    content: dict[str, Any]  # the whole file
 
     def n(self, split: str) -> int:
+        """Faces of a split; 0 where there is no such split."""
         return int(self.content["splits"][split]["n"]) if split in self.content["splits"] else 0
 
     def class_counts(self, split: str) -> list[int]:
+        """Faces of each class in a split."""
         return [int(self.content["splits"][split]["class_counts"][c]) for c in self.classes]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of shards; UserError where there is none or its format is not ours."""
+    """The manifest of a folder of shards; UserError where there is none or it cannot be read."""
     content = read_json(folder / "manifest.json")
     if content is None:
-        what = (
-            "has no manifest.json"
-            if folder.is_dir()
-            else "is a file"
-            if folder.exists()
-            else "does not exist"
-        )
+        absent = "is a file" if folder.exists() else "does not exist"
         raise UserError(
-            f"{folder}: not a folder of shards, it {what}; make one with python -m fer_hpc.preprocess"
+            f"{folder}: not a folder of shards: it "
+            f"{'has no manifest.json' if folder.is_dir() else absent}; "
+            "make one with python -m fer_hpc.preprocess"
         )
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
@@ -143,62 +142,61 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         height, width, channels = content["image_shape"]
-        manifest = Manifest(
-            folder,
-            (height, width, channels),
-            tuple(content["classes"]),
-            content["fingerprint"],
-            content,
-        )
+        shape, classes = (height, width, channels), tuple(content["classes"])
+        manifest = Manifest(folder, shape, classes, content["fingerprint"], content)
         for split in content["splits"]:
             manifest.n(split), manifest.class_counts(split), content["splits"][split]["shards"]
         return manifest
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'manifest.json'} is no manifest of shards ({error!r}); preprocess again"
+            f"{folder / 'manifest.json'} is not a manifest of shards ({error!r}); preprocess again"
         ) from None
 
 
 def staged(manifest: Manifest, folder: Path) -> Manifest:
-    """A copy of the data under `folder`/<fingerprint>, made and verified at the first use; gives its manifest.
+    """A verified copy of the data in `folder`/<fingerprint>, made at the first use.
 
-    Any number of processes may do this at once: each file appears whole, by a rename.
+    Gives the copy's manifest. Any number of processes may do this at once: each file appears whole.
     """
-    here = folder / manifest.fingerprint
+    copy = folder / manifest.fingerprint
     entries = [entry for split in manifest.content["splits"].values() for entry in split["shards"]]
-    todo = [
-        e
-        for e in entries
-        if not (here / e["file"]).exists() or (here / e["file"]).stat().st_size != e["bytes"]
-    ]
-    need = sum(e["bytes"] for e in todo)
     try:
-        here.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(here).free
+        copy.mkdir(parents=True, exist_ok=True)
+        missing = [e for e in entries if _size(copy / e["file"]) != e["bytes"]]
+        need, free = sum(e["bytes"] for e in missing), shutil.disk_usage(copy).free
         if need > free:
             raise UserError(
-                f"--stage {folder}: {need / 1e9:.1f} GB to copy, {free / 1e9:.1f} GB free; give another folder or none"
+                f"--stage {folder}: {need / 1e9:.1f} GB to copy, {free / 1e9:.1f} GB free; "
+                "give another folder or none"
             )
-        for entry in todo:
-            temporary = here / f".{entry['file']}.{os.getpid()}.tmp"
+        for entry in missing:
+            temporary = copy / f".{entry['file']}.{os.getpid()}.tmp"
             shutil.copyfile(manifest.folder / entry["file"], temporary)
             if sha256(temporary) != entry["sha256"]:
                 temporary.unlink()
                 raise UserError(
-                    f"shard {manifest.folder / entry['file']} has not the checksum of the manifest; copy or make it again"
+                    f"shard {manifest.folder / entry['file']} does not have the checksum in the "
+                    "manifest; copy or make it again"
                 )
-            temporary.replace(here / entry["file"])
+            temporary.replace(copy / entry["file"])
+        write_json(copy / "manifest.json", manifest.content)
     except OSError as error:
         raise UserError(
             f"--stage {folder}: {error.strerror or error}; give another folder or none"
         ) from None
-    write_json(here / "manifest.json", manifest.content)
-    return read_manifest(here)
+    return read_manifest(copy)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    return path.stat().st_size if path.exists() else -1
 
 
 class Columns(dict[str, NDArray[Any]]):
-    """A split's columns by name, over all its shards, each read when it is first asked for: training needs the labels,
-    not the 544 bytes of landmarks a face."""
+    """A split's columns by name, over all its shards, each read at its first use.
+
+    Training needs the labels, but not the 544 bytes of landmarks of each face.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         super().__init__()
@@ -215,7 +213,7 @@ class Columns(dict[str, NDArray[Any]]):
 
 @dataclass(frozen=True)
 class Split:
-    """One split: images memory-mapped shard by shard, the columns read when they are asked for."""
+    """One split: images memory-mapped shard by shard, columns read at their first use."""
 
     name: str
     images: list[NDArray[np.uint8]]  # per shard [n, H, W, C], private mappings of the file
@@ -226,47 +224,52 @@ class Split:
         return int(self.starts[-1])
 
     def describe_row(self, row: int) -> str:
-        """A row in words, for messages: shard-local place and source id."""
+        """A row as text, for messages."""
         return f"row {row} (source_id {self.columns['source_id'][row].decode()!r})"
 
 
 def open_split(manifest: Manifest, split: str) -> Split:
-    """Map a split's shards. UserError for an absent split, or a shard that is missing or not as long as it should be."""
+    """Map a split's shards.
+
+    Raises UserError for an absent split and for a shard that is missing, damaged, of another size
+    than the manifest states, or not one contiguous block of bytes.
+    """
     if not manifest.n(split):
-        have = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
+        present = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
         raise UserError(
-            f"{manifest.folder} has no {split} split (it has {have}); give a data folder that holds one"
+            f"{manifest.folder} has no {split} split (it has {present}); "
+            "give a data folder that holds one"
         )
-    mapped, paths = [], []
-    for entry in manifest.content["splits"][split]["shards"]:
-        path = manifest.folder / entry["file"]
-        size = path.stat().st_size if path.exists() else -1
-        if size != entry["bytes"]:
-            got = (
-                "is missing"
-                if size < 0
-                else f"has {size:,} bytes, the manifest says {entry['bytes']:,}"
-            )
-            raise UserError(f"shard {path} {got}; copy it again, or delete it and preprocess again")
-        try:
-            with h5py.File(path, "r", locking=False) as f:
-                images = f["images"]
-                offset = images.id.get_offset()  # None for an empty data set
-                shape = images.shape
-        except (OSError, KeyError) as error:
-            raise UserError(
-                f"shard {path} is damaged ({error}); copy it again, or delete it and preprocess again"
-            ) from None
-        paths.append(path)
-        mapped.append(
-            np.zeros(shape, np.uint8)
-            if offset is None
-            else np.memmap(path, np.uint8, "c", offset, shape)
-        )
+    entries = manifest.content["splits"][split]["shards"]
+    paths = [manifest.folder / entry["file"] for entry in entries]
+    mapped = [_map_images(path, entry) for path, entry in zip(paths, entries, strict=True)]
     starts = np.cumsum([0, *(len(m) for m in mapped)])
     return Split(split, mapped, starts, Columns(paths))
 
 
+def _map_images(path: Path, entry: dict[str, Any]) -> NDArray[np.uint8]:
+    """A private mapping of a shard's images [n, H, W, C]."""
+    again = "copy it again, or delete it and preprocess again"
+    size = _size(path)
+    if size != entry["bytes"]:
+        difference = f"has {size:,} bytes, the manifest states {entry['bytes']:,}"
+        raise UserError(f"shard {path} {'is missing' if size < 0 else difference}; {again}")
+    try:
+        with h5py.File(path, "r", locking=False) as f:
+            images = f["images"]
+            offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
+    except (OSError, KeyError) as error:
+        raise UserError(f"shard {path} is damaged ({error}); {again}") from None
+    if not shape[0]:
+        return np.zeros(shape, np.uint8)  # an empty data set has no place in the file
+    if offset is None or dtype != np.uint8:
+        raise UserError(
+            f"shard {path}: its images are {dtype}, chunked, compressed or in another file; "
+            "wanted one contiguous block of uint8; preprocess again"
+        )
+    return np.memmap(path, np.uint8, "c", offset, shape)
+
+
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
-    """Without h5py's note on the text encoding in the dtype, which numpy's own formats cannot keep."""
+    """Without h5py's remark on the text encoding in the dtype, which .npy files cannot keep."""
     return values.view(np.dtype(values.dtype.str))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import cv2
@@ -18,78 +21,123 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.plugins import describe, error_line, load_plugins
 from fer_hpc.data import faces, shards
-from fer_hpc.data.annotations import Source
+from fer_hpc.data.annotations import Face, Source
+from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import end_with_parent, keep_freed_memory
 
 NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
+BLOCKS_AHEAD = 24  # of the one that is gathered
 
-
-# ---- in the worker processes -----------------------------------------------------------------------------------------
-
+# Of this worker process.
 _source: Source
-
 _config: PreprocessConfig
+_plugin: str  # the file that registered the source, or ""
 
 
 @contextmanager
-def face_workers(config: PreprocessConfig, source: Source) -> Iterator[ProcessPoolExecutor]:
-    """Processes that read faces. They start at once, unless there may be nothing to do: listing a source takes a while."""
+def face_workers(
+    config: PreprocessConfig, spec: SourceSpec, source: Source
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes that read faces of a source, which must be one that `rows` was not called on.
+
+    They start at once, while the source is listed, unless there may be nothing to do.
+    """
     workers = config.workers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (source, config))
+    packed = _packed(spec, source)
+    origin = spec.origin.path if spec.origin else ""
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _start_worker, (packed, config, origin)
+    )
     try:
         for _ in range(0 if (config.out / "manifest.json").exists() else workers):
             pool.submit(os.getpid)
         yield pool
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; run the same command again with fewer "
-            f"--workers (now {workers}): finished shards are kept"
+            "a worker process ended, most likely because memory ran out; run the same command "
+            f"again with fewer --workers (now {workers}): finished shards are kept"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(source: Source, config: PreprocessConfig) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends the pool
+def _packed(spec: SourceSpec, source: Source) -> bytes:
+    """The source as the bytes that a worker unpacks once it has imported the plugins."""
+    try:
+        return bytes(ForkingPickler.dumps(source))
+    except Exception as error:
+        raise UserError(
+            f"--source {spec.name}: it cannot be sent to other processes ({describe(error)}); "
+            "open files in face(), not in __init__()"
+        ) from error
+
+
+def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the pool
     end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    global _source, _config
-    _source, _config = source, config
+    load_plugins(config.plugin)
+    global _source, _config, _plugin
+    _source, _config, _plugin = ForkingPickler.loads(packed), config, plugin
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a shard, read: columns of the good ones, and why the others are none."""
+    """Some rows of a shard, read: columns of the good ones, and why the others have none."""
 
     columns: dict[str, NDArray[Any]]
     reasons: list[str | None]  # per row of the block; None: good
 
 
-def read_block(places: list[Any]) -> Block:
-    found: list[dict[str, Any]] = []
+def read_blocks(pool: ProcessPoolExecutor, blocks: Iterator[list[Any]]) -> Iterator[Block]:
+    """The faces of each block of locators, in order; BLOCKS_AHEAD are read in advance."""
+    pending = collections.deque(
+        pool.submit(read_block, block) for block in itertools.islice(blocks, BLOCKS_AHEAD)
+    )
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(read_block, block) for block in itertools.islice(blocks, 1))
+        yield result
+
+
+def read_block(locators: list[Any]) -> Block:
+    """Read faces in a worker process."""
+    rows: list[dict[str, Any]] = []
     reasons: list[str | None] = []
-    for locator in places:
+    for locator in locators:
         try:
-            found.append(_read(locator))
+            rows.append(_cut(_face(locator)))
             reasons.append(None)
         except faces.Reject as reject:
             reasons.append(str(reject))
-    columns = {name: np.stack([f[name] for f in found]) for name in found[0]} if found else {}
-    if (
-        found
-    ):  # into crop pixels all at once: a face's own few numbers would take longer than its hash
-        to_crop = columns.pop("to_crop")[:, None]
-        columns["landmarks"] = columns["landmarks"] * to_crop[..., :2] + to_crop[..., 2:]
+    if not rows:
+        return Block({}, reasons)
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    # into crop pixels all at once: for each face alone it would take longer than its hash
+    to_crop = columns.pop("to_crop")[:, None]
+    columns["landmarks"] = columns["landmarks"] * to_crop[..., :2] + to_crop[..., 2:]
     return Block(columns, reasons)
 
 
-def _read(locator: Any) -> dict[str, Any]:
-    face = _source.face(locator)
+def _face(locator: Any) -> Face:
+    """A face of the source; a mistake in a plugin is a UserError with its line."""
+    try:
+        return _source.face(locator)
+    except (faces.Reject, UserError):
+        raise
+    except Exception as error:
+        if not _plugin:
+            raise
+        line = error_line(error, _plugin)
+        raise UserError(f"{_plugin}: {line}face({locator!r}): {describe(error)}") from None
+
+
+def _cut(face: Face) -> dict[str, Any]:
+    """A face cropped and resized, with its other columns."""
     box = None if face.box is None else faces.add_margin(face.box)
     if face.landmarks is not None:
         box = faces.landmark_box(face.landmarks)
@@ -97,9 +145,10 @@ def _read(locator: Any) -> dict[str, Any]:
     if face.encoded is not None:
         reduced = faces.decode_scale(box, _config.size)
         picture = faces.decode(face.encoded, _config.channels, reduced)
-    else:
-        assert face.pixels is not None
+    elif face.pixels is not None:
         picture = faces.with_channels(face.pixels, _config.channels)
+    else:
+        raise faces.Reject("the source gives neither encoded nor pixels")
     image, to_crop, empty_box = faces.crop_and_resize(picture, box, _config.size, reduced)
     return {
         "images": image,

@@ -1,0 +1,203 @@
+"""What preprocess will make of a source: classes, splits, and the rows of every shard.
+
+The plan is the same in every task of an array job, and whatever has been written already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import UserError
+from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.data import faces, shards, splits
+from fer_hpc.data.annotations import Rows, Source
+from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
+from fer_hpc.data.sources import SourceSpec
+from fer_hpc.data.tables import read_columns
+from fer_hpc.files import read_json, sha256
+
+SHARD_BYTES = 128 << 20  # a shard is built in memory
+SHARD_ROWS = 16_384
+BLOCK_ROWS = 128  # at most, per call of a worker process
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: the source rows that go into it, fixed before any picture is read."""
+
+    split: str
+    number: int
+    rows: NDArray[np.int64]
+    block_rows: int  # per call of a worker process
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+    def blocks(self) -> list[NDArray[np.int64]]:
+        """The rows in pieces for one worker call each."""
+        return [
+            self.rows[i : i + self.block_rows] for i in range(0, len(self.rows), self.block_rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows, classes, splits and shards, and the identity of all that they will hold."""
+
+    rows: Rows
+    classes: tuple[str, ...]
+    split_rule: str  # as text
+    notes: list[str]
+    shards: list[Shard]
+    hash: str  # 16 hexadecimal digits
+
+
+def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Plan:
+    """List a source and divide its rows; raises UserError for data or options that do not fit."""
+    rows = source.rows()
+    classes = tuple(source.classes)
+    if not spec.reads_classes:
+        rows, classes = _checked(spec, rows, classes, read_stated(config.classes))
+    if config.columns is not None:
+        rows.columns.update(read_columns(config.columns, rows.source_id))
+    rule = splits.resolve_rule(rows, config.split)
+    split, rule_text, notes = splits.divide(rows, rule)
+    return Plan(
+        rows,
+        classes,
+        rule_text,
+        [*rows.notes, *notes],
+        _shards(config, split),
+        _hash(config, spec, rows, classes, rule),
+    )
+
+
+def _shards(config: PreprocessConfig, split: NDArray[np.str_]) -> list[Shard]:
+    """Every shard, over all splits; task I of K makes those at I, I + K, ..."""
+    face_bytes = config.size**2 * config.channels
+    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // face_bytes))
+    per_block = max(1, min(BLOCK_ROWS, BLOCK_BYTES // face_bytes))
+    return [
+        Shard(name, k, members[first : first + per_shard], per_block)
+        for name in shards.SPLITS
+        for members in [np.flatnonzero(split == name)]
+        for k, first in enumerate(range(0, len(members), per_shard))
+    ]
+
+
+def _hash(
+    config: PreprocessConfig, spec: SourceSpec, rows: Rows, classes: tuple[str, ...], rule: str
+) -> str:
+    columns = repr([(k, v.tolist()) for k, v in sorted(rows.columns.items())])
+    identity: list[Any] = [
+        shards.FORMAT,
+        config.source,
+        rows.fingerprint,
+        hashlib.sha256(columns.encode()).hexdigest(),
+        rule,
+        config.size,
+        config.channels,
+        faces.RECIPE,
+    ]
+    if config.classes:
+        identity.append([list(classes), rows.class_map.class_of if rows.class_map else {}])
+    if spec.origin:
+        identity.append(spec.origin.sha256)
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _checked(
+    spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
+) -> tuple[Rows, tuple[str, ...]]:
+    """The rows of a source that is not ours, complete and with --classes applied."""
+    n = len(rows.source_id)
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"--source {spec.name}: {what}")
+
+    lengths = {"label": len(rows.label), "split": len(rows.split)}
+    lengths |= {f"columns[{k!r}]": len(v) for k, v in rows.columns.items()}
+    lengths |= {"locators": len(rows.locators)} if len(rows.locators) else {}
+    for name, length in lengths.items():
+        if length != n:
+            raise refuse(f"{length:,} entries of {name} for {n:,} of source_id")
+    if not n:
+        raise refuse("rows() gives no face")
+    labels = np.asarray(rows.label)
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+        raise refuse(f"labels must be whole numbers from 0 to {len(classes) - 1} ({classes})")
+    if len(set(rows.source_id)) < n:
+        raise refuse("a source_id occurs twice")
+    unknown = set(rows.split) - {"", *shards.SPLITS}
+    if unknown:
+        raise refuse(f"split {min(unknown)!r}, wanted train, val, test or '' (none stated)")
+    identity = repr((rows.source_id, labels.tolist(), rows.split, rows.rejects))
+    rows = dataclasses.replace(
+        rows,
+        label=labels.astype(np.int64),
+        fingerprint=rows.fingerprint or hashlib.sha256(identity.encode()).hexdigest(),
+        locators=rows.locators if len(rows.locators) else rows.source_id,
+    )
+    return _renamed(spec, rows, classes, stated) if stated else (rows, classes)
+
+
+def _renamed(
+    spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
+) -> tuple[Rows, tuple[str, ...]]:
+    """--classes applied to a source that has its own class names: new names in their order."""
+    if stated.names and len(stated.names) != len(classes):
+        raise UserError(
+            f"--classes: {len(stated.names)} names; --source {spec.name} has {len(classes)} "
+            f"classes: {', '.join(classes)}"
+        )
+    own = (name.lower() for name in classes)
+    table = dict(zip(own, stated.names, strict=True)) if stated.names else stated.table
+    counts = np.bincount(rows.label, minlength=len(classes)).tolist()
+    occurring = {c: n for c, n in zip(classes, counts, strict=True) if n}
+    found = map_classes(occurring, StatedClasses(table=table), f"--source {spec.name}")
+    index = [found.classes.index(found.class_of[c]) if c in occurring else 0 for c in classes]
+    label = np.array(index)[rows.label]
+    class_map = ClassMap(found.classes, found.class_of, source="--classes")
+    return dataclasses.replace(rows, label=label, class_map=class_map), found.classes
+
+
+def check_same_plan(out: Path, plan: Plan) -> None:
+    """UserError where a folder holds shards of another plan."""
+    stored = [read_json(out / "manifest.json")]
+    stored += [read_json(p) for p in sorted((out / "parts").glob("*.json"))]
+    if any(entry is not None and entry.get("plan") != plan.hash for entry in stored):
+        raise UserError(
+            f"--out {out} holds shards of another source or other options (size, channels, split, "
+            "labels, classes, plugin); give another --out, or delete that folder"
+        )
+
+
+def all_verified(out: Path) -> bool:
+    """Whether there is a manifest, and every shard in it has the bytes that it states."""
+    manifest = read_json(out / "manifest.json")
+    splits = manifest["splits"].values() if manifest else []
+    entries = [entry for split in splits for entry in split["shards"]]
+    return bool(entries) and all(
+        (out / e["file"]).exists() and sha256(out / e["file"]) == e["sha256"] for e in entries
+    )
+
+
+def is_done(out: Path, shard: Shard, plan: Plan) -> bool:
+    """Whether a shard's part file and its verified bytes are there."""
+    part, path = read_json(out / "parts" / f"{shard.name}.json"), out / f"{shard.name}.h5"
+    return (
+        bool(part)
+        and part["plan"] == plan.hash
+        and path.exists()
+        and sha256(path) == part["entry"]["sha256"]
+    )

@@ -1,0 +1,152 @@
+"""CSV files: the source's own table, and further columns joined by source_id."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import UserError
+
+csv.field_size_limit(1 << 24)
+
+# The first bytes of files that are sometimes given in place of a CSV.
+_MAGIC = {
+    b"PAR1": "a Parquet file; write it as CSV first (pandas.read_parquet, then to_csv)",
+    b"PK\x03\x04": "a ZIP archive (or an Excel sheet); unpack it, or export the sheet as CSV",
+    b"\x1f\x8b": "a gzip file; unpack it with gunzip (FER2013: its name must end in .gz)",
+    b"BZh": "a bzip2 file; unpack it with bunzip2",
+    b"\xfd7zXZ": "an xz file; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file; unpack it with unzstd",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\xd0\xcf\x11\xe0": "an old Excel sheet; export it as CSV",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+
+
+class CsvTable:
+    """A CSV file of any size, read line by line, and again from the offset of any line.
+
+    A line break within quotes is not supported. `given` is the path to show in messages, where
+    `path` is an unpacked copy of it.
+    """
+
+    def __init__(self, path: Path, given: Path | None = None) -> None:
+        self.path, self.given = path, given or path
+        with path.open("rb") as f:
+            header = f.readline(1 << 20)
+            self._start = f.tell()
+            f.seek(0)
+            self._refuse_other_files(f.read(1 << 16))
+        try:
+            self.names = [n.lower() for n in _cells(header.removeprefix(b"\xef\xbb\xbf"))]
+        except csv.Error as error:
+            raise UserError(f"--input {self.given}: its first line is not CSV ({error})") from None
+        self.empty = not header.strip()
+
+    def _refuse_other_files(self, data: bytes) -> None:
+        """UserError for the start of a file that is not a CSV with one line a row."""
+        for magic, what in _MAGIC.items():
+            if data.startswith(magic):
+                raise UserError(f"--input {self.given}: wanted a CSV file, this is {what}")
+        if data[257:262] == b"ustar":
+            raise UserError(f"--input {self.given}: wanted a CSV file, this is a tar archive")
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(
+                f"--input {self.given}: UTF-16 text; write it as UTF-8 (iconv -t utf-8)"
+            )
+        if b"\0" in data:
+            raise UserError(f"--input {self.given}: wanted a CSV file, this is binary data")
+        if b"\r" in data and b"\n" not in data:
+            raise UserError(
+                f"--input {self.given}: its lines end with carriage returns only (CSV of an old "
+                r"Mac); convert it: tr '\r' '\n' < old.csv > new.csv"
+            )
+
+    def require(self, *names: str) -> None:
+        """UserError where a column is missing."""
+        missing = [n for n in names if n.lower() not in self.names]
+        if missing:
+            header = "".join(c if c.isprintable() else "?" for c in ", ".join(self.names)[:60])
+            content = "the file is empty" if self.empty else f"its first line has {header}"
+            raise UserError(
+                f"--input {self.given}: no column {missing[0]!r}: {content}; "
+                f"wanted {', '.join(names)}"
+            )
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:
+        """(offset in bytes, cells by column name) of every line that is not blank.
+
+        Instead of the cells, a text tells what is wrong with the line.
+        """
+        with self.path.open("rb") as f:
+            f.seek(self._start)
+            offset = self._start
+            for line in f:
+                if line.strip():
+                    yield offset, self._row(line)
+                offset += len(line)
+
+    def _row(self, line: bytes) -> dict[str, str] | str:
+        try:
+            cells = _cells(line)
+        except csv.Error as error:
+            return f"not a line of CSV: {error}"
+        if len(cells) != len(self.names):
+            return f"{len(cells)} columns, wanted {len(self.names)}"
+        return dict(zip(self.names, cells, strict=True))
+
+    def line(self, offset: int) -> dict[str, str]:
+        """The cells of the line at an offset that the iterator gave."""
+        with self.path.open("rb") as f:
+            f.seek(offset)
+            return dict(zip(self.names, _cells(f.readline()), strict=True))
+
+
+def _cells(line: bytes) -> list[str]:
+    text = line.decode("utf-8", "replace")
+    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
+
+
+def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
+    """Columns of a CSV file, joined to `ids` by its source_id.
+
+    Each is int64 (absent: -1), float32 (absent: NaN) or text (absent: "").
+    """
+    if not path.is_file():
+        raise UserError(f"--columns {path}: no such file; wanted a CSV with a column source_id")
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        table = csv.DictReader(f)
+        try:
+            names = [n for n in table.fieldnames or [] if n != "source_id"]
+            if "source_id" not in (table.fieldnames or []):
+                header = ", ".join(names)[:120]
+                raise UserError(f"--columns {path}: no column source_id in its header ({header})")
+            by_id = {line["source_id"]: line for line in table}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"--columns {path}: not a CSV file in UTF-8 ({error})") from None
+    if not any(i in by_id for i in ids):
+        raise UserError(
+            f"--columns {path}: none of its source_id values is one of this source's; "
+            f"these look like {ids[0]!r}"
+        )
+    return {
+        name: _typed([(by_id[i][name] or "") if i in by_id else "" for i in ids]) for name in names
+    }
+
+
+def _typed(texts: list[str]) -> NDArray[Any]:
+    for dtype, absent in ((np.int64, "-1"), (np.float32, "nan")):
+        try:
+            return np.array([t or absent for t in texts]).astype(dtype)
+        except (ValueError, OverflowError):
+            continue
+    return np.array(texts, dtype=object)
