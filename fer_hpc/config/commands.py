@@ -77,6 +77,9 @@ class DoctorConfig:
     fix: Path | None = option(
         None, "folder for a clean copy, with dropped.csv that lists what is missing and why"
     )
+    sheet: Path | None = option(
+        None, "PNG to write: the faces of each duplicate or leak side by side"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -32,16 +32,14 @@ DRAWS = 16  # random numbers per position
     MIX_PARTNER,
 ) = range(15)
 
-ERASED_AREA, ERASED_ASPECT = (
-    (0.02, 0.2),
-    (0.3, 3.3),
-)  # Zhong et al. 2020, with half their largest area
+# Zhong et al. 2020, with half their largest area
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.2), (0.3, 3.3)
 GRAY = 0.5
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image; zero is off. The fields' meanings stand in TrainConfig."""
+    """What is done to a training image; zero is off. TrainConfig describes the fields."""
 
     flip: bool = False
     rotate: float = 0.0
@@ -66,24 +64,16 @@ def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
 def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
     """Mirror, rotate, scale and shift in one bilinear sampling; images [B, C, H, W], the border repeats outside."""
     angle = np.radians(a.rotate) * (2 * u[:, ROTATE] - 1)
-    zoom = 1 / (
-        1 + a.scale * (2 * u[:, SCALE] - 1)
-    )  # from output to input coordinates, hence the inverse
+    # from output to input coordinates, hence the inverse
+    zoom = 1 / (1 + a.scale * (2 * u[:, SCALE] - 1))
     side = np.where(mirrored(a, u), -1.0, 1.0)
+    shift_x, shift_y = (2 * a.shift * (2 * u[:, k] - 1) for k in (SHIFT_X, SHIFT_Y))
+    cos, sin = np.cos(angle), np.sin(angle)
     theta = np.empty((len(u), 2, 3), np.float32)
-    theta[:, 0] = np.stack(
-        [side * zoom * np.cos(angle), -zoom * np.sin(angle), 2 * a.shift * (2 * u[:, SHIFT_X] - 1)],
-        1,
-    )
-    theta[:, 1] = np.stack(
-        [side * zoom * np.sin(angle), zoom * np.cos(angle), 2 * a.shift * (2 * u[:, SHIFT_Y] - 1)],
-        1,
-    )
-    grid = functional.affine_grid(
-        torch.from_numpy(theta).to(images.device, non_blocking=True),
-        list(images.shape),
-        align_corners=False,
-    )
+    theta[:, 0] = np.stack([side * zoom * cos, -zoom * sin, shift_x], 1)
+    theta[:, 1] = np.stack([side * zoom * sin, zoom * cos, shift_y], 1)
+    on_device = torch.from_numpy(theta).to(images.device, non_blocking=True)
+    grid = functional.affine_grid(on_device, list(images.shape), align_corners=False)
     warped = functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -94,11 +84,8 @@ def relight(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> to
     """Gamma, then contrast around mid-gray and brightness, in place; images in [0, 1]."""
 
     def column(values: NDArray[np.float64]) -> torch.Tensor:
-        return (
-            torch.from_numpy(values.astype(np.float32))
-            .to(images.device, non_blocking=True)
-            .view(-1, 1, 1, 1)
-        )
+        on_device = torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
+        return on_device.view(-1, 1, 1, 1)
 
     if a.gamma:
         images.pow_(column((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)))
@@ -113,36 +100,29 @@ def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torc
     """Gray out a rectangle in a share of the images, in place."""
     height, width = images.shape[2:]
     area = ERASED_AREA[0] + u[:, ERASE_AREA] * (ERASED_AREA[1] - ERASED_AREA[0])
-    aspect = np.exp(
-        np.log(ERASED_ASPECT[0]) + u[:, ERASE_ASPECT] * np.log(ERASED_ASPECT[1] / ERASED_ASPECT[0])
-    )
+    narrow, wide = ERASED_ASPECT
+    aspect = np.exp(np.log(narrow) + u[:, ERASE_ASPECT] * np.log(wide / narrow))
     h = np.minimum(np.round(height * np.sqrt(area * aspect)), height)
     w = np.minimum(np.round(width * np.sqrt(area / aspect)), width)
-    top, left = (
-        np.floor(u[:, ERASE_Y] * (height - h + 1)),
-        np.floor(u[:, ERASE_X] * (width - w + 1)),
-    )
+    top = np.floor(u[:, ERASE_Y] * (height - h + 1))
+    left = np.floor(u[:, ERASE_X] * (width - w + 1))
     y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     top, left, h, w = (v[:, None, None] for v in (top, left, h, w))
-    inside = (
-        (y >= top)
-        & (y < top + h)
-        & (x >= left)
-        & (x < left + w)
-        & (u[:, ERASE] < a.erase)[:, None, None]
-    )
-    return images.masked_fill_(
-        torch.from_numpy(inside).to(images.device, non_blocking=True)[:, None], GRAY
-    )
+    inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
+    erased = torch.from_numpy(inside & (u[:, ERASE] < a.erase)[:, None, None])
+    return images.masked_fill_(erased.to(images.device, non_blocking=True)[:, None], GRAY)
 
 
 def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:
-    """How much of each image stays when it is mixed with its partner: Beta(mixup, mixup) (Zhang et al. 2018)."""
+    """Each image's share in the mix with its partner: Beta(mixup, mixup) (Zhang et al. 2018)."""
     from scipy.special import betaincinv  # a tenth of a training's start, and only mixup needs it
 
     return betaincinv(a.mixup, a.mixup, u[:, MIX_WEIGHT]).astype(np.float32)
 
 
 def partner_offset(u_first: NDArray[np.float64], batch_size: int) -> int:
-    """Image j of a global batch is mixed with image (j + offset) mod batch_size; drawn with the batch's first position."""
+    """The offset of a batch: its image j is mixed with image (j + offset) mod batch_size.
+
+    It is drawn with the batch's first position, `u_first` [DRAWS].
+    """
     return 1 + int(u_first[MIX_PARTNER] * (batch_size - 1)) if batch_size > 1 else 0

@@ -9,20 +9,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-MARGIN = 0.15  # the face's box is widened by this share of its width and height on each side
+MARGIN = 0.15  # of the box's width and height, added on each side
 
-# Copied into the manifest and from there into checkpoints: a photo given at inference is cut in the same way.
+# Copied into the manifest and from there into checkpoints: at inference, photos are cut likewise.
+# The text is a part of the plan's hash: another text makes old folders of shards unusable.
 RECIPE = {
     "box": "tight around 68 landmarks or as the table says, else the whole image",
     "margin": MARGIN,
     "shape": "resized to a square, aspect not kept",
-    "resampler": "area average when shrinking (JPEG: the decoder halves first where both sides allow), bilinear when enlarging",
+    "resampler": "area average when shrinking (JPEG: the decoder halves first where both sides "
+    "allow), bilinear when enlarging",
     "color": "RGB; gray is ITU-R BT.601 luma; upright by EXIF",
 }
 
-Box = tuple[
-    float, float, float, float
-]  # left, top, right, bottom in pixels; right and bottom are outside
+# left, top, right, bottom in pixels; right and bottom are outside
+Box = tuple[float, float, float, float]
 
 _REDUCED = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
@@ -48,22 +49,22 @@ def add_margin(box: Box) -> Box:
 
 
 def landmark_box(landmarks: NDArray[np.float32]) -> Box:
-    """The tight box of landmarks [68, 2], widened."""
-    (left, top), (right, bottom) = (
-        np.minimum.reduce(landmarks).tolist(),
-        np.maximum.reduce(landmarks).tolist(),
-    )
+    """The tight box of landmarks [68, 2], with the margin."""
+    left, top = np.minimum.reduce(landmarks).tolist()
+    right, bottom = np.maximum.reduce(landmarks).tolist()
     return add_margin((left, top, right, bottom))
 
 
 def find_face(image: NDArray[np.uint8]) -> Box | None:
-    """The box of the largest face in [H, W] luma or [H, W, 3] RGB, by OpenCV's bundled cascade (Viola and Jones 2001)."""
+    """The box of the largest face in [H, W] luma or [H, W, 3] RGB; None where there is none.
+
+    By the cascade that comes with OpenCV (Viola and Jones 2001).
+    """
     folder = Path(cv2.__file__).parent / "data"
     cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     least = max(24, min(image.shape[:2]) // 8)
-    found = np.asarray(
-        cascade.detectMultiScale(with_channels(image, 1), 1.1, 5, minSize=(least, least))
-    )
+    gray = with_channels(image, 1)
+    found = np.asarray(cascade.detectMultiScale(gray, 1.1, 5, minSize=(least, least)))
     if not len(found):
         return None
     left, top, width, height = found[found[:, 2].argmax()].tolist()
@@ -71,54 +72,67 @@ def find_face(image: NDArray[np.uint8]) -> Box | None:
 
 
 def decode_scale(box: Box | None, size: int) -> int:
-    """1, 2, 4 or 8: by how much a decoder may shrink the picture so that the box still has `size` pixels a side."""
+    """1, 2, 4 or 8: the most that a decoder may shrink a picture and leave `size` pixels a side."""
     side = 0.0 if box is None else min(box[2] - box[0], box[3] - box[1])
     return next((f for f in (8, 4, 2) if side >= f * size), 1)
 
 
 def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG file's bytes to [H, W] luma or [H, W, 3] RGB, upright by its EXIF orientation, each side
-    divided by `reduced`.
+    """Decode a JPEG or PNG file's bytes to [H, W] luma or [H, W, 3] RGB.
 
+    The picture is upright by its EXIF orientation, each side divided by `reduced`.
     Raises Reject for anything that is not a whole picture.
     """
     if not data:
         raise Reject("empty file")
-    if (
-        data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" not in data[-64:]
-    ):  # the decoder would fill the rest with gray
+    # of a picture without its end, the decoder would fill the rest with gray
+    if data[:3] == b"\xff\xd8\xff" and not _has_jpeg_end(data):
         raise Reject("truncated JPEG")
-    if data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]:
+    if data[:4] == b"\x89PNG" and b"IEND" not in data:
         raise Reject("truncated PNG")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduced, channels])
     except cv2.error as error:
-        raise Reject(
-            "picture too large" if "IO_MAX_IMAGE" in str(error) else f"not decodable: {error.err}"
-        ) from None
+        too_large = "IO_MAX_IMAGE" in str(error)
+        why = "picture too large" if too_large else f"not decodable: {error.err}"
+        raise Reject(why) from None
     if image is None:
         raise Reject("not an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
 
 
+def _has_jpeg_end(data: bytes) -> bool:
+    """Whether a JPEG's end marker comes after its first scan; other bytes may follow it.
+
+    Thumbnails in the segments before the scan have end markers too.
+    """
+    if b"\xff\xd9" in data[-64:]:
+        return True
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xDA:  # start of scan
+            return data.find(b"\xff\xd9", at) >= 0
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
 def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """Pixels [H, W] or [H, W, 3] RGB as [H, W] luma or [H, W, 3] RGB."""
+    if channels == 1 and pixels.ndim == 3:
+        return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
     if channels == 1:
-        return (
-            pixels
-            if pixels.ndim == 2
-            else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-        )
+        return pixels
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
 def crop_and_resize(
     image: NDArray[np.uint8], box: Box | None, size: int, reduced: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], bool]:
-    """Crop `box` (in pixels before the reduction, clipped to the image; None: all) and resize to [size, size, C].
+    """Crop `box`, clipped to the image (None: all of it), and resize to [size, size, C].
 
-    Gives the face, the map from unreduced image to face pixels as (scale x, scale y, shift x, shift y), and whether an
-    empty box fell back to the whole image.
+    The box is in pixels before the decoder's reduction. Gives the face, the map from unreduced
+    image to face pixels as (scale x, scale y, shift x, shift y), and whether the box was empty, so
+    that the whole image was taken.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = 0, 0, width, height
@@ -132,11 +146,8 @@ def crop_and_resize(
     part = image[top:bottom, left:right]
     scale = size / (right - left), size / (bottom - top)
     if part.shape[:2] != (size, size):
-        part = cv2.resize(
-            part,
-            (size, size),
-            interpolation=cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR,
-        )
+        method = cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR
+        part = cv2.resize(part, (size, size), interpolation=method)
     # pixel centres stay pixel centres, through the decoder's reduction as through the crop
     shift = (0.5 / reduced - left) * scale[0] - 0.5, (0.5 / reduced - top) * scale[1] - 0.5
     to_crop = np.array([scale[0] / reduced, scale[1] / reduced, *shift])

@@ -1,0 +1,163 @@
+"""What in the faces themselves makes a score look better than it is, or a label meaningless."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.data.shards import Manifest, Split
+
+PAIRS = 24  # kept of each finding
+
+
+@dataclass(frozen=True)
+class Place:
+    """One face, as a message or a sheet names it."""
+
+    split: str
+    row: int  # of the split
+    source_id: str
+    file: str
+    file_row: int
+    label: str  # class name
+
+    def __str__(self) -> str:
+        return f"{self.split} {self.source_id} ({self.label}, {self.file} row {self.file_row})"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble."""
+
+    what: str
+    count: int
+    rows: list[tuple[str, int]]  # (split, row) that --fix drops because of it
+    places: list[Place] = field(default_factory=list)  # the first of them, where they have no pair
+    pairs: list[tuple[Place, Place]] = field(default_factory=list)  # the first ones, both sides
+
+    def examples(self, most: int) -> list[str]:
+        """The first ones as text, with both sides of a pair."""
+        pairs = [f"{a} = {b}" for a, b in self.pairs[:most]]
+        return pairs or [str(place) for place in self.places[:most]]
+
+
+class _Faces:
+    """The rows of all splits behind each other."""
+
+    def __init__(self, manifest: Manifest, splits: dict[str, Split]) -> None:
+        self.manifest, self.splits, self.names = manifest, splits, list(splits)
+        lengths = [len(split) for split in splits.values()]
+        self.part = np.repeat(np.arange(len(lengths)), lengths)  # in the order train, val, test
+        self.row = np.concatenate([np.arange(n) for n in lengths])
+        self.columns = {
+            name: np.concatenate([s.columns[name] for s in splits.values()])
+            for name in ("image_hash", "labels", "group", "source_id")
+        }
+        # equal pictures have equal numbers
+        _, self.image = np.unique(self.columns["image_hash"], return_inverse=True)
+
+    def place(self, i: int) -> Place:
+        name, row = self.names[self.part[i]], int(self.row[i])
+        starts = self.splits[name].starts
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        return Place(
+            name,
+            row,
+            self.columns["source_id"][i].decode("utf-8", "replace"),
+            self.manifest.content["splits"][name]["shards"][shard]["file"],
+            row - int(starts[shard]),
+            self.manifest.classes[self.columns["labels"][i]],
+        )
+
+    def finding(
+        self,
+        what: str,
+        dropped: NDArray[np.bool_],
+        partner: NDArray[np.int64] | None = None,
+        count: int | None = None,
+    ) -> Finding:
+        """A finding that drops some rows; `partner` [n] is the other side of each, or -1."""
+        found = np.flatnonzero(dropped)
+        rows = [(self.names[self.part[i]], int(self.row[i])) for i in found]
+        number = len(found) if count is None else count
+        if partner is None:
+            return Finding(what, number, rows, [self.place(int(i)) for i in found[:PAIRS]])
+        sides = [(int(i), int(partner[i])) for i in found if partner[i] >= 0][:PAIRS]
+        pairs = [(self.place(a), self.place(b)) for a, b in sides]
+        return Finding(what, number, rows, [], pairs)
+
+
+def audit(manifest: Manifest, splits: dict[str, Split]) -> list[Finding]:
+    """Every kind of trouble, also those of which there is none."""
+    faces = _Faces(manifest, splits)
+    blank = np.concatenate([_blank(split) for split in splits.values()])
+    found = [faces.finding("blank images (all pixels alike)", blank), _conflicts(faces)]
+    everything = np.ones(len(faces.part), bool)
+    for i, name in enumerate(faces.names):
+        mine = faces.part == i
+        first = _first_with(faces.image, faces.image, mine)
+        repeats = mine & (first != np.arange(len(first)))
+        what = f"{name} images that repeat an earlier one of {name}"
+        found.append(faces.finding(what, repeats, first))
+    found += _shared(faces, faces.image, everything, "images")
+    known = faces.columns["group"] >= 0
+    if not known.any():  # no finding, rather than a reassuring 0
+        return found
+    return found + _shared(faces, faces.columns["group"], known, "people")
+
+
+def _conflicts(faces: _Faces) -> Finding:
+    """Equal images with different labels; all of them are dropped."""
+    labels, image = faces.columns["labels"], faces.image
+    low = np.full(image.max() + 1, np.iinfo(np.int64).max)
+    high = np.full(image.max() + 1, -1)
+    np.minimum.at(low, image, labels)
+    np.maximum.at(high, image, labels)
+    conflicting = low != high  # per picture
+    first = _first_with(image, image, np.ones(len(image), bool))
+    other = labels != labels[first]
+    partner = np.where(other, first, -1)
+    what = "groups of equal images with different labels"
+    return faces.finding(what, conflicting[image], partner, int(conflicting.sum()))
+
+
+def _shared(
+    faces: _Faces, key: NDArray[np.int64], known: NDArray[np.bool_], what: str
+) -> list[Finding]:
+    """Keys that two splits share. The earlier split loses its rows: what is scored stays."""
+    found = []
+    for i, early in enumerate(faces.names):
+        for j, late in list(enumerate(faces.names))[i + 1 :]:
+            one, other = (faces.part == i) & known, (faces.part == j) & known
+            common = np.intersect1d(key[one], key[other])
+            dropped = one & np.isin(key, common)
+            if what == "images":
+                count = int((other & np.isin(key, common)).sum())
+                text = f"{late} images that are also in {early}"
+            else:
+                count, text = len(common), f"people in both {early} and {late}"
+            found.append(faces.finding(text, dropped, _first_with(key, key, other), count))
+    return found
+
+
+def _first_with(
+    wanted: NDArray[np.int64], key: NDArray[np.int64], among: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """For each of `wanted` [n], the first place `among` [n] with that key, or -1."""
+    places = np.flatnonzero(among)
+    keys, first = np.unique(key[places], return_index=True)
+    if not len(keys):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, places[first[at]], -1)
+
+
+def _blank(split: Split) -> NDArray[np.bool_]:
+    return np.concatenate(
+        [
+            part.reshape(len(part), -1).min(1) == part.reshape(len(part), -1).max(1)
+            for part in split.images
+        ]
+    )
