@@ -4,16 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from fer_hpc.data.doctor import FACE_SIDE, SHEET_COLUMNS, TITLE
 from fer_hpc.data.shards import open_split, read_manifest
 from tests.conftest import Fer
 
 
 @pytest.fixture(scope="module")
 def troubled(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FER2013 rows with one of each trouble: pictures are numbered, `a:3` is picture a with label 3."""
+    """FER2013 rows with one of each trouble; the pictures are numbered."""
     folder = tmp_path_factory.mktemp("doctor")
     rng = np.random.default_rng(0)
     pictures = {k: " ".join(map(str, rng.integers(0, 256, 2304))) for k in range(60)}
@@ -55,6 +57,41 @@ def test_every_trouble_is_found_and_counted(fer: Fer, troubled: Path) -> None:
     }
 
 
+def test_both_sides_of_a_leak_are_named_and_shown(fer: Fer, troubled: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "pairs.png"
+    done = fer("doctor", troubled, "--json", "--sheet", sheet)
+    assert done.returncode == 3, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    (train, val), (_, second) = findings["val images that are also in train"]["pairs"]
+    assert (train["split"], train["source_id"], train["file"]) == ("train", "38", "train-00000.h5")
+    assert (val["split"], val["source_id"], val["file"]) == ("val", "44", "val-00000.h5")
+    assert (train["file_row"], val["file_row"], second["source_id"]) == (38, 0, "45")
+    conflict = findings["groups of equal images with different labels"]["examples"]
+    assert conflict == [
+        "train 42 (Surprise, train-00000.h5 row 42) = train 4 (Sadness, train-00000.h5 row 4)"
+    ]
+    repeats = findings["train images that repeat an earlier one of train"]["pairs"]
+    assert [(b["source_id"], a["source_id"]) for a, b in repeats] == [
+        ("3", "40"),
+        ("3", "41"),
+        ("4", "42"),
+    ]
+    picture = cv2.imread(str(sheet))
+    assert picture.shape[1] == SHEET_COLUMNS * (2 * FACE_SIDE + TITLE)
+    shown = [f for f in findings.values() if f["pairs"]]
+    rows = sum(-(-len(f["pairs"]) // SHEET_COLUMNS) for f in shown)
+    assert picture.shape[0] == rows * (FACE_SIDE + 2 * TITLE) + len(shown) * TITLE
+    plain = fer("doctor", troubled)
+    assert "train 38 (Happiness" in plain.stdout
+    assert "= val 44 (Happiness, val-00000.h5 row 0)" in plain.stdout
+
+
+def test_a_sheet_is_a_png(fer: Fer, troubled: Path, tmp_path: Path) -> None:
+    done = fer("doctor", troubled, "--sheet", tmp_path / "pairs.jpg")
+    assert done.returncode == 2
+    assert "--sheet" in done.stderr
+
+
 def test_the_clean_copy_is_clean_and_says_what_it_lacks(
     fer: Fer, troubled: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +101,8 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(
     assert again.returncode == 0, again.stdout
     assert counts(again.stdout) == {}
     manifest = read_manifest(tmp_path / "clean")
-    # train: 44 - blank - both of the conflict - two repeats - two shared with val; val: 12 - one shared with test
+    # train: 44 - blank - both of the conflict - two repeats - two shared with val
+    # val: 12 - one shared with test
     assert [manifest.n(s) for s in ("train", "val", "test")] == [37, 11, 11]
     dropped = (tmp_path / "clean" / "dropped.csv").read_text().splitlines()
     assert len(dropped) == 1 + 7 + 1
@@ -135,4 +173,4 @@ def test_damage_is_named(fer: Fer, shards: Path, tmp_path: Path, damage: str) ->
 def test_clean_data_is_called_clean(fer: Fer, shards: Path) -> None:
     done = fer("doctor", shards)
     assert done.returncode == 0, done.stdout
-    assert "every shard is as its checksum says" in done.stdout
+    assert "every shard has the checksum in the manifest" in done.stdout

@@ -10,7 +10,6 @@ from fer_hpc.cli.verbs import VERBS
 from fer_hpc.config import PRESETS, TrainConfig, UserError, unknown_name_error
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import (
-    SOURCES,
     JobConfig,
     PipelineConfig,
     PreprocessConfig,
@@ -129,7 +128,7 @@ def configure_pipeline(args: list[str]) -> tuple[Given, JobConfig, PipelineConfi
 
 def check_source(source: str, plugins: tuple[Path, ...]) -> None:
     """A UserError unless `source` is built in or registered by a plugin."""
-    if source in SOURCES:
-        return
+    from fer_hpc.data.sources import source_spec
+
     load_plugins(plugins)
-    raise unknown_name_error("--source", source, list(SOURCES))
+    source_spec(source)

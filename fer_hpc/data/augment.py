@@ -1,7 +1,7 @@
 """Augmentation of whole batches, with parameters drawn per image.
 
-Everything about an image at position p of the order is a function of the 16 random numbers that belong to p, one
-column each, so switching one augmentation on leaves the others' draws as they were.
+Everything about an image at position p of the order is a function of the 16 random numbers of p,
+one column each: to switch one augmentation on does not change the draws of the others.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
-    """Mirror, rotate, scale and shift in one bilinear sampling; images [B, C, H, W], the border repeats outside."""
+    """Mirror, rotate, scale and shift images [B, C, H, W] in one bilinear sampling.
+
+    Outside of the image its border repeats.
+    """
     angle = np.radians(a.rotate) * (2 * u[:, ROTATE] - 1)
     # from output to input coordinates, hence the inverse
     zoom = 1 / (1 + a.scale * (2 * u[:, SCALE] - 1))
