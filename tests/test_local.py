@@ -1,0 +1,156 @@
+"""`--procs N`: several ranks on this machine without torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
+from fer_hpc.parallel.local import take_procs
+from fer_hpc.run.folder import read_environment, read_status
+from tests.test_ranks import finish, start_ranks
+from tests.test_train import assert_same_outcome, until_training
+
+FLAGS = ("--epochs", "3", "--batch-size", "36", "--threads", "1", "--no-tensorboard", "--flip")
+
+
+def call(shards: Path, run: Path, *flags: object) -> list[str]:
+    return ["cnn_baseline", "--data", str(shards), "--run", str(run), *FLAGS, *map(str, flags)]
+
+
+def start(verb: str, *args: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fer_hpc", verb, *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ})
+
+
+def children(pid: int) -> list[int]:
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def until_gone(pids: list[int], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}/stat").exists() and state(pid) != "Z" for pid in pids):
+        assert time.monotonic() < end, "a rank is still alive"
+        time.sleep(0.1)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks with torchrun's variables."""
+    run = tmp_path_factory.mktemp("ranks") / "undisturbed"
+    assert finish(start_ranks(2, "train", *call(shards, run))) == [0, 0]
+    return run
+
+
+def test_stopped_and_started_again_it_ends_as_two_ranks_of_torchrun(
+    shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = start("train", *call(shards, run, "--checkpoint-every-s", 1000), "--procs", 2)
+    until_training(run, 1)
+    ranks = children(first.pid)
+    assert len(ranks) == 2
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == EXIT_RUN_AGAIN, err
+    assert "stopped by SIGTERM" in out
+    assert out.count("the same command") == 1, "rank 0 alone reports"
+    until_gone(ranks)
+    again = start("train", "--procs=2", *call(shards, run))
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err
+    assert out.count("finished") == 1
+    assert "on 2 x cpu" in err
+    assert read_environment(run)["world_size"] == 2
+    assert_same_outcome(run, undisturbed)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_killed_rank_ends_all_and_the_run_may_continue(
+    shards: Path, tmp_path: Path, rank: int
+) -> None:
+    run = tmp_path / "run"
+    parent = start("train", *call(shards, run, "--epochs", 500), "--procs", 2)
+    until_training(run, 1)
+    ranks = children(parent.pid)
+    os.kill(ranks[rank], signal.SIGKILL)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == EXIT_RUN_AGAIN, err
+    assert f"rank {rank} was ended by SIGKILL" in err
+    assert "Traceback" not in err
+    until_gone(ranks)
+    assert read_status(run)["state"] == "interrupted"
+
+
+def test_ranks_die_with_the_process_that_started_them(shards: Path, tmp_path: Path) -> None:
+    parent = start("train", *call(shards, tmp_path / "run", "--epochs", 500), "--procs", 2)
+    until_training(tmp_path / "run", 1)
+    ranks = children(parent.pid)
+    parent.kill()
+    parent.communicate()
+    until_gone(ranks)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--device", "cuda"), "--device cuda: torch sees no CUDA device"),
+        (("--epochs", "many"), "many"),
+        (("--data", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    shards: Path, tmp_path: Path, flags: tuple[object, ...], message: str
+) -> None:
+    parent = start("train", *call(shards, tmp_path / "run", *flags), "--procs", 2)
+    _, err = parent.communicate(timeout=120)
+    assert parent.returncode == EXIT_USER_ERROR
+    assert err.count(message) == 1, err
+    assert "Traceback" not in err
+
+
+def test_evaluate_runs_in_several_processes(
+    shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    parent = start("evaluate", finished_run, "--split", "test", "--procs", 2)
+    out, err = parent.communicate(timeout=120)
+    assert parent.returncode == 0, err
+    assert out.count("accuracy") >= 1
+    assert (finished_run / "eval-test.json").exists()
+
+
+def test_ranks_that_torchrun_started_start_no_others(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    parent = start("train", *call(shards, tmp_path / "run"), "--procs", 2)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == EXIT_USER_ERROR
+    assert "leave it out under torchrun" in err
+
+
+@pytest.mark.parametrize("value", ["", "0", "two", "-1", "1e9"])
+def test_a_wrong_number_of_processes_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match="--procs"):
+        take_procs(["cnn_baseline", f"--procs={value}"])
+
+
+def test_the_flag_is_taken_out_wherever_it_stands() -> None:
+    assert take_procs(["a", "--procs", "3", "b"]) == (3, ["a", "b"])
+    assert take_procs(["--procs=2", "a"]) == (2, ["a"])
+    assert take_procs(["a", "--lr", "0.1"]) == (1, ["a", "--lr", "0.1"])
