@@ -24,6 +24,7 @@ from fer_hpc.config import (
     UserError,
     unknown_name_error,
 )
+from fer_hpc.parallel.local import LOCAL_VERBS, run_ranks, take_procs
 
 INTERNAL = {"begin": jobs.begin, "end": jobs.end}  # asked by slurm/launch.sh
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
@@ -45,7 +46,14 @@ def main(args: list[str] | None = None, verb: str | None = None) -> int:
         return run_command(name, lambda: INTERNAL[name](rest))
     if name not in VERBS:
         return _refuse("", str(unknown_name_error("verb", name, list(VERBS))))
-    return run_command(name, lambda: VERBS[name].run(configure(name, rest)))
+    return run_command(name, lambda: _run_verb(name, rest))
+
+
+def _run_verb(name: str, args: list[str]) -> int:
+    """Run a verb in this process or, with --procs N, as N ranks of this machine."""
+    procs, args = take_procs(args) if name in LOCAL_VERBS else (1, args)
+    config = configure(name, args)
+    return run_ranks(procs, name, args) if procs > 1 else VERBS[name].run(config)
 
 
 def _help() -> int:

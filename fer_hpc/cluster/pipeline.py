@@ -9,7 +9,7 @@ from typing import Any
 
 from fer_hpc.cluster.records import JobCommand
 from fer_hpc.cluster.submit import dry_run, layout, submit
-from fer_hpc.config import TrainConfig, UserError, changed_fields, flag_name
+from fer_hpc.config import TrainConfig, UserError, changed_fields, flag_arguments
 from fer_hpc.config.commands import JobConfig, PipelineConfig, SweepConfig
 from fer_hpc.config.plugins import load_plugins
 from fer_hpc.files import write_json
@@ -160,12 +160,5 @@ def sweep_array(
 def _train_args(preset: str, config: TrainConfig) -> list[str]:
     """The flags with which `train PRESET` gives `config`."""
     values = {name: getattr(config, name) for name in ("data", "run", "batch_size", "lr", "seed")}
-    args: list[str] = []
-    for name, value in {**values, **changed_fields(preset, config)}.items():
-        if isinstance(value, bool):
-            args.append(flag_name(name if value else f"no_{name}"))
-        elif isinstance(value, tuple):
-            args += [flag_name(name), *map(str, value)]
-        else:
-            args += [flag_name(name), str(value)]
-    return args
+    values |= changed_fields(preset, config)
+    return [arg for name, value in values.items() for arg in flag_arguments(name, value)]

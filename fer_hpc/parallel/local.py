@@ -24,7 +24,7 @@ from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USE
 from fer_hpc.parallel.process import end_with_parent
 from fer_hpc.parallel.world import World, free_port, has_ranks
 
-VERBS = ("train", "train_gan", "evaluate")  # the commands that may run in several processes
+LOCAL_VERBS = ("train", "train_gan", "evaluate")  # the commands that take --procs
 GRACE_S = 20.0  # for the other ranks to notice that one is gone, and to end by themselves
 MISTAKE_GRACE_S = 3.0  # after a user's mistake, which all ranks find at about the same time
 MAX_OUTPUT = 20_000  # bytes of a failed rank's output that are shown, from its end
