@@ -2,18 +2,18 @@
 PYTHON ?= python3
 FER = .venv/bin/python -m fer_hpc
 
-.PHONY: demo test test-long lint flags clean-demo
+.PHONY: demo test test-fast test-gpu test-long lint flags clean-demo
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# Faces -> shards -> a training run that is killed and goes on -> scores -> one page. Everything is under demo/.
+# Faces, shards, a training that is killed and continued, scores, one page. All of it is under demo/.
 demo: .venv/.installed
 	$(FER).data.synthetic --out demo/faces --count 6000
 	$(FER).preprocess --source affectnet --input demo/faces --out demo/shards
-	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 25 s, on purpose; the same command then goes on'
+	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 25 s on purpose; the same command then continues it'
 	@test -e demo/runs/cnn_improved/final.pt || timeout --signal=KILL 25 $(FER).train $(DEMO_RUN) || test $$? -eq 137
 	$(FER).train $(DEMO_RUN)
 	$(FER).evaluate demo/runs/cnn_improved --split test
@@ -28,20 +28,27 @@ demo: .venv/.installed
 
 DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 
-test: .venv/.installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/python -m pytest -m 'not long' --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest
+PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: lint # everything but the long drills: under 10 minutes on 2 cores
+	$(PYTEST) -m 'not long and not gpu' $(PARALLEL)
+
+test-fast: .venv/.installed # no training, no daemons, no browser: under 90 s on 2 cores
+	$(PYTEST) -m 'not slow and not long and not gpu' $(PARALLEL)
+
+test-gpu: .venv/.installed # on a machine with a CUDA device
+	$(PYTEST) -m gpu
 
 test-long: .venv/.installed
-	.venv/bin/python -m pytest
+	$(PYTEST) -m 'not gpu'
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-flags: .venv/.installed # docs/flags.md, from the definitions of the fields
+flags: .venv/.installed # writes docs/flags.md from the definitions of the fields
 	.venv/bin/python docs/make_flags.py
 
 clean-demo:

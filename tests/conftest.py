@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,17 +13,29 @@ import pytest
 from tests.helpers import processes
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
-TRAIN_SPEED = [
-    "--epochs",
-    "3",
-    "--batch-size",
-    "30",
-    "--checkpoint-every-s",
-    "0.2",
-    "--no-tensorboard",
-    "--threads",
-    "1",
-]
+TRAIN_SPEED = (
+    "--epochs 3 --batch-size 30 --checkpoint-every-s 0.2 --no-tensorboard --threads 1"
+).split()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compare bits and start ranks, so they train on the CPU; `-m gpu` asks for the others."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+# Files of tests that train, start daemons or look at pages: left out of `make test-fast`.
+SLOW = set(
+    "test_api.py test_evaluate.py test_extending.py test_gan.py test_load.py test_local.py "
+    "test_memory.py test_plugins.py test_ranks.py test_report.py test_slurm.py test_timm.py "
+    "test_train.py test_tune.py test_watchdog.py".split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def command(verb: str, *args: object) -> list[str]:
@@ -31,7 +44,10 @@ def command(verb: str, *args: object) -> list[str]:
 
 @pytest.fixture(scope="session")
 def fer() -> Fer:
-    """Runs `python -m fer_hpc.VERB ARGS` (forked where torch would be loaded); gives exit code, stdout and stderr."""
+    """Runs `python -m fer_hpc.VERB ARGS`; gives exit code, stdout and stderr.
+
+    Commands that load torch are forked from a process that has it loaded.
+    """
 
     def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         if verb in ("train", "train_gan", "evaluate", "generate", "transfer"):

@@ -41,9 +41,8 @@ from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_rows, read_status
 from fer_hpc.run.state import TrainState
 from tests.conftest import Fer
-from tests.helpers.processes import Started, start_ranks
-from tests.test_ranks import finish
-from tests.test_train import until_training
+from tests.helpers.processes import Started, finish, start_ranks
+from tests.helpers.runs import until_training
 
 CPU = torch.device("cpu")
 QUICK = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.8, "--no-tensorboard")

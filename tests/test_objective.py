@@ -47,7 +47,7 @@ def test_class_weights_are_capped_and_even_out_the_classes() -> None:
 
 
 def test_weighted_parts_add_up_to_the_global_batchs_mean() -> None:
-    """Ranks and accumulation: gradients of the parts, normalised by the global weight, sum to the whole batch's."""
+    """Gradients of parts, divided by the global weight, add up to those of the whole batch."""
     weights = class_weights([40, 30, 20, 9, 1], cap=10.0)
     batch, logits = batch_of(12), logits_of(12)
     objective = Objective(K, 0.1, torch.from_numpy(weights), weights)

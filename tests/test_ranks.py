@@ -1,4 +1,4 @@
-"""Training in several processes: the same batches, the same end after kills, and nobody left waiting."""
+"""Training in several processes: the same batches, the same end after kills, no rank left waiting."""
 
 from __future__ import annotations
 
@@ -15,58 +15,20 @@ import pytest
 
 from fer_hpc.run.folder import list_checkpoints, read_environment, read_rows, read_status
 from tests.conftest import Fer
-from tests.helpers.processes import Started, start_ranks
-from tests.test_train import assert_same_outcome, until_training
+from tests.helpers.processes import finish, start_ranks
+from tests.helpers.runs import assert_same_outcome, until_training
 
-COMMON = ["--checkpoint-every-s", "0.3", "--no-tensorboard", "--threads", "1"]
+COMMON = "--checkpoint-every-s 0.3 --no-tensorboard --threads 1".split()
 # Each family with a schedule and the features that keep state of their own.
 CASES = {
-    "cnn_plateau_mixup": (
-        "cnn_baseline",
-        "--batch-size",
-        "36",
-        "--epochs",
-        "3",
-        "--mixup",
-        "0.3",
-        "--flip",
-    ),
-    "resnet_cosine_ema": (
-        "resnet_baseline",
-        "--batch-size",
-        "36",
-        "--epochs",
-        "3",
-        "--schedule",
-        "cosine",
-        "--warmup-epochs",
-        "1",
-        "--ema",
-        "0.9",
-        "--mixup",
-        "0.3",
-        "--accumulate",
-        "3",
-        "--clip",
-        "1",
-    ),
+    "cnn_plateau_mixup": "cnn_baseline --batch-size 36 --epochs 3 --mixup 0.3 --flip",
+    "resnet_cosine_ema": "resnet_baseline --batch-size 36 --epochs 3 --schedule cosine"
+    " --warmup-epochs 1 --ema 0.9 --mixup 0.3 --accumulate 3 --clip 1",
 }
 
 
-def finish(ranks: list[Started], seconds: float = 240) -> list[int]:
-    try:
-        texts = [rank.communicate(timeout=seconds)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        print("\n".join(texts))
-    return codes
-
-
 def arguments(case: str, shards: Path, run: Path) -> tuple[object, ...]:
-    preset, *flags = CASES[case]
+    preset, *flags = CASES[case].split()
     return (preset, "--data", shards, "--run", run, *COMMON, *flags)
 
 
@@ -132,9 +94,9 @@ def rgb_shards(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_large_networks_end_bit_identical(
     shards: Path, rgb_shards: Path, tmp_path: Path, preset: str
 ) -> None:
-    """Their checkpoints are hundreds of megabytes, so the interval is longer and the kills are few."""
+    """Their checkpoints have hundreds of megabytes: the interval is longer, the kills are few."""
     faces = rgb_shards if preset == "resnet_improved" else shards
-    CASES[preset] = (preset, "--batch-size", "12", "--epochs", "3", "--checkpoint-every-s", "2")
+    CASES[preset] = f"{preset} --batch-size 12 --epochs 3 --checkpoint-every-s 2"
     kill_and_finish(2, preset, faces, tmp_path, kills=3, rng=random.Random(5))
 
 
@@ -148,7 +110,7 @@ def losses(run: Path) -> list[float]:
 def test_losses_agree_at_any_world_size(
     shards: Path, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
-    """Over more than 50 steps, without dropout and with frozen batch norm: nothing else may depend on the ranks."""
+    """Over 50 steps, without dropout and with frozen batch norm: nothing else depends on ranks."""
     flags = (
         "--batch-size",
         12,
@@ -195,7 +157,7 @@ def test_losses_agree_at_any_world_size(
 
 
 def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path) -> None:
-    preset, *flags = CASES["cnn_plateau_mixup"]
+    preset, *flags = CASES["cnn_plateau_mixup"].split()
     flags[flags.index("--epochs") + 1] = "500"
     ranks = start_ranks(
         2, "train", preset, "--data", shards, "--run", tmp_path / "run", *flags, *COMMON
@@ -212,7 +174,7 @@ def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path
 
 def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
     """Preempted on two ranks, then finished on one: the order of images goes on."""
-    preset, *flags = CASES["cnn_plateau_mixup"]
+    preset, *flags = CASES["cnn_plateau_mixup"].split()
     run = tmp_path / "run"
     call = (preset, "--data", shards, "--run", run, *flags, *COMMON, "--checkpoint-every-s", "1000")
     ranks = start_ranks(2, "train", *call)
@@ -230,7 +192,7 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
-    preset, *flags = CASES["resnet_cosine_ema"]
+    preset, *flags = CASES["resnet_cosine_ema"].split()
     torchrun = [
         sys.executable,
         "-m",

@@ -19,7 +19,6 @@ from fer_hpc.files import sha256
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import (
     attempt_numbers,
-    attempt_path,
     list_checkpoints,
     outcome_file,
     read_rows,
@@ -28,34 +27,11 @@ from fer_hpc.run.folder import (
 from tests.conftest import TRAIN_SPEED, Fer, command
 from tests.helpers.processes import Started
 from tests.helpers.processes import run as run_command
-
-SECONDS = 120
+from tests.helpers.runs import SECONDS, assert_same_outcome, until_training
 
 
 def start(shards: Path, run: Path, *flags: object) -> Started:
     return Started("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
-
-
-def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
-    """Wait until an attempt trains and, if asked for, has a checkpoint at or after `images_seen`."""
-    folder, deadline = attempt_path(run, attempt), time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        saved = [int(p.stem) for p in folder.glob("0*.pt")]
-        if (folder / "environment.json").exists() and (
-            not images_seen or max(saved, default=0) >= images_seen
-        ):
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"attempt {attempt} did not begin")
-
-
-def assert_same_outcome(run: Path, other: Path) -> None:
-    """Metrics, weights, and with the last checkpoint the optimiser and all else that a continuation needs."""
-    for name in ("metrics.jsonl", "final.pt", "best.pt"):
-        assert (run / name).read_bytes() == (other / name).read_bytes(), name
-    last, others = (list_checkpoints(each)[0][2] for each in (run, other))
-    assert last.name == others.name
-    assert last.read_bytes() == others.read_bytes()
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(
@@ -494,7 +470,7 @@ class Stranger:
 def test_weights_to_begin_with_are_not_forgotten(
     fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """A file that does not fit leaves the run folder free; a start that saved nothing asks for the file again."""
+    """A file that does not fit leaves the folder free; a start that saved nothing asks again."""
     call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED)
     (tmp_path / "text.pt").write_text("no weights")
     refused = fer(*call, "--init-from", tmp_path / "text.pt")

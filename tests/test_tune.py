@@ -21,7 +21,7 @@ from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
 from tests.conftest import Fer, command
 from tests.helpers.browser import page_text, tensorboard
-from tests.test_train import assert_same_outcome
+from tests.helpers.runs import assert_same_outcome
 
 SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-every-s", "0.3")
 

@@ -1,4 +1,4 @@
-"""Runs that end by themselves: before their job's end, when they hang, and when starting again helps nothing."""
+"""Runs that end by themselves: before their job ends, when they hang, when a restart is useless."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from fer_hpc.run.folder import read_status
 from fer_hpc.run.saver import MARGIN_S
+from tests.helpers.processes import finish, start_ranks
 from tests.helpers.processes import run as run_command
-from tests.helpers.processes import start_ranks
+from tests.helpers.runs import assert_same_outcome, until_training
 from tests.test_cluster import made
-from tests.test_ranks import COMMON, finish
-from tests.test_train import assert_same_outcome, until_training
 
+COMMON = "--checkpoint-every-s 0.3 --no-tensorboard --threads 1".split()
 ENDLESS = ("cnn_baseline", "--batch-size", "36", "--epochs", "500")
 
 
@@ -44,7 +44,7 @@ def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(
 
 
 def test_code_that_holds_the_interpreter_is_ended_too(tmp_path: Path) -> None:
-    """A hang inside C code that never lets another thread run: the timer below Python ends the process."""
+    """C code hangs and lets no thread run: the timer in C ends the process."""
     script = (
         "import time, re, fer_hpc.run.watchdog as w\n"
         "w.CHECK_S, w.HARD_KILL_AFTER_S = 0.1, 1.0\n"
@@ -89,7 +89,7 @@ def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(
 
 
 def test_three_restarts_without_a_gained_image_are_enough(shards: Path, tmp_path: Path) -> None:
-    """A time limit below the start-up time: the scheduler's fourth start says so; a person's start is let through."""
+    """A time limit below the start-up time: the fourth start by the scheduler is refused."""
     run = made(tmp_path / "run", *[(0, "interrupted", 0)] * 3)
     flags = (
         "--batch-size",

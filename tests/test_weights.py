@@ -1,4 +1,4 @@
-"""A Keras model file as weights to begin with. The layout written here is that of Keras 2 and 3's own files."""
+"""A Keras model file as initial weights. The layout written here is that of Keras 2 and 3."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Layer = tuple[str, str, list[str], nn.Module | None]  # name, class, inputs, our
 
 
 def resnet_layers(model: nn.Sequential) -> list[Layer]:
-    """The small ResNet as a Keras graph, its shortcuts written before the second convolutions of their blocks."""
+    """The small ResNet as a Keras graph, shortcuts before the second convolutions of blocks."""
     layers: list[Layer] = [
         ("input", "InputLayer", [], None),
         ("stem", "Conv2D", ["input"], model[0]),
@@ -174,7 +174,7 @@ def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_pa
 
 
 def test_stride_two_looks_where_keras_looks() -> None:
-    """Keras pads an even picture at its right and bottom only: the first output sees rows and columns 0 to 2."""
+    """Keras pads an even picture at right and bottom only: the first output sees rows 0 to 2."""
     block = next(
         m
         for m in MODELS["resnet_baseline"].build(8, 1, 48).modules()

@@ -16,10 +16,9 @@ import pytest
 
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_rows
-from tests.helpers.processes import Started, start_ranks
+from tests.helpers.processes import Started, finish, start_ranks
+from tests.helpers.runs import assert_same_outcome
 from tests.helpers.slurm import Cluster, until
-from tests.test_ranks import finish
-from tests.test_train import assert_same_outcome
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)

@@ -96,3 +96,16 @@ def start_ranks(size: int, verb: str, *args: object) -> list[Started]:
         for r in range(size)
     ]
     return [Started(verb, *args, env=environment) for environment in environments]
+
+
+def finish(ranks: list[Started], seconds: float = 240) -> list[int]:
+    """The exit codes of all ranks, once they have ended; kills what is left after `seconds`."""
+    try:
+        texts = [rank.communicate(timeout=seconds)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        print("\n".join(texts))
+    return codes

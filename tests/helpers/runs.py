@@ -1,0 +1,32 @@
+"""Run folders in tests: wait for one, compare two."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fer_hpc.run.folder import attempt_path, list_checkpoints
+
+SECONDS = 120  # for anything that a test waits for
+
+
+def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
+    """Wait until an attempt trains and has a checkpoint at or after `images_seen` (0: none)."""
+    folder, deadline = attempt_path(run, attempt), time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        saved = [int(p.stem) for p in folder.glob("0*.pt")]
+        if (folder / "environment.json").exists() and (
+            not images_seen or max(saved, default=0) >= images_seen
+        ):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"attempt {attempt} did not begin")
+
+
+def assert_same_outcome(run: Path, other: Path) -> None:
+    """Equal bytes: metrics, weights, and the last checkpoint with all that a continuation needs."""
+    for name in ("metrics.jsonl", "final.pt", "best.pt"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    last, others = (list_checkpoints(each)[0][2] for each in (run, other))
+    assert last.name == others.name
+    assert last.read_bytes() == others.read_bytes()
