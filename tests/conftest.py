@@ -19,7 +19,7 @@ TRAIN_SPEED = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests compare bits and start ranks, so they train on the CPU; `-m gpu` asks for the others."""
+    """Tests compare bits and start ranks, so they train on the CPU; only `-m gpu` uses a GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -1,4 +1,4 @@
-"""The structure of the package: imports point down, a heavy library has one user, files are short."""
+"""The structure: imports point down, a heavy library has one user, files are short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training in several processes: the same batches, the same end after kills, no rank left waiting."""
+"""Training in several processes: the same batches, the same end after kills, no rank waits."""
 
 from __future__ import annotations
 
