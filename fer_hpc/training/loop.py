@@ -40,7 +40,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
     goes on. Raises UserError for what the user can change, Superseded where another start has
     taken the run over, PeerLost where another rank has died.
     """
-    load_run_plugins(config.run, config.plugin)
+    load_run_plugins(config.run, config.plugin)  # on every rank
     manifest = read_manifest(config.data)
     with start_run(config, world, partial(resolve_config, manifest=manifest)) as run:
         # Data.

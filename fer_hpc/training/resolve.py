@@ -27,7 +27,7 @@ from fer_hpc.models.gan import SIDES
 from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
-from fer_hpc.run.plugins import plugin_entries, plugin_hash
+from fer_hpc.run.plugins import load_run_plugins, plugin_entries, plugin_hash
 from fer_hpc.training import weights
 from fer_hpc.training.losses import loss_spec
 
@@ -58,6 +58,7 @@ def resolve_config(
     else:
         _check_same_run(config, manifest, stored)
     if isinstance(config, TrainConfig):
+        load_run_plugins(config.run, config.plugin)
         _check_classifier(config, manifest, device, world)
         hashes = _file_hashes(config, manifest, stored)
         config = dataclasses.replace(config, **hashes)  # type: ignore[arg-type]
