@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fer_hpc.api import train as train
     from fer_hpc.config import TrainConfig as TrainConfig
     from fer_hpc.config import UserError as UserError
+    from fer_hpc.data.sources import register_source as register_source
     from fer_hpc.evaluation.load import Predictor as Predictor
     from fer_hpc.evaluation.load import load as load
     from fer_hpc.models.registry import register_model as register_model
@@ -36,6 +37,7 @@ API = {
     "TrainConfig": "fer_hpc.config",
     "UserError": "fer_hpc.config",
     "register_model": "fer_hpc.models.registry",
+    "register_source": "fer_hpc.data.sources",
     "register_loss": "fer_hpc.training.losses",
 }
 

@@ -85,8 +85,13 @@ def _training(given: Given) -> TrainConfig:
         from fer_hpc.sweep.tables import best_of
 
         best = best_of(folder)
-        science = {k: v for k, v in current_science(best["science"]).items() if k != "init_hash"}
-        return given.build(TrainConfig, data=Path(best["data"]), **science)
+        filled_in = ("init_hash", "plugin_hash")
+        science = {k: v for k, v in current_science(best["science"]).items() if k not in filled_in}
+        files = best.get("runtime", {})
+        needed: dict[str, Any] = {"plugin": tuple(map(Path, files.get("plugin", ())))}
+        if "init_from" in files:
+            needed["init_from"] = Path(files["init_from"])
+        return given.build(TrainConfig, data=Path(best["data"]), **science, **needed)
     if given.preset is None and "model" in given.values[TrainConfig]:
         return given.build(TrainConfig)
     if given.preset is None:

@@ -117,7 +117,7 @@ def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> 
         )
 
 
-def origin_of_caller(_registered: object = None) -> Origin | None:
+def origin_of_caller() -> Origin | None:
     """The file that calls a register_… function of ours; None where that is our own code.
 
     That is a plugin, or the user's own program or notebook.
