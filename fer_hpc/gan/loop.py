@@ -129,8 +129,6 @@ def results(
     networks: Networks, state: TrainState
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What a finished run leaves: the generator's file, and the last epoch's values."""
-    final = {name: tensor.cpu() for name, tensor in networks.scored.state_dict().items()}
-    files = {"final.pt": {"images_seen": state.images_seen, "model": final}}
     row = read_rows(networks.config.run)[-1]
     kept = ("epoch", "val_expression", "val_reconstruction", "train_g_loss", "train_d_correct")
-    return files, {name: row[name] for name in kept}
+    return {"final.pt": state.final_weights(networks.scored)}, {name: row[name] for name in kept}

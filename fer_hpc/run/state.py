@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from fer_hpc.parallel.collectives import sum_over_ranks
 from fer_hpc.parallel.world import World
@@ -127,3 +128,8 @@ class TrainState:
             part.load_state_dict(saved[name])
         self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))
         self.images_seen, self.best = saved["images_seen"], saved.get("best", {})
+
+    def final_weights(self, network: nn.Module) -> dict[str, Any]:
+        """The content of final.pt: the weights of `network` on the CPU, and the clock."""
+        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        return {"images_seen": self.images_seen, "model": weights}

@@ -25,9 +25,10 @@ from fer_hpc.run.session import start_run
 from fer_hpc.run.signals import STOP_HALTED
 from fer_hpc.run.state import UNIT, Clock, EpochTimer, TrainState, step_seed
 from fer_hpc.training.batches import stage_data, train_loader, weights_context
-from fer_hpc.training.learner import Learner, load_initial_weights, make_learner, warm_up_ddp
+from fer_hpc.training.learner import Learner
 from fer_hpc.training.optim import cosine_lr, set_lr
 from fer_hpc.training.resolve import resolve_config
+from fer_hpc.training.setup import load_initial_weights, make_learner, warm_up_ddp
 from fer_hpc.training.step import SUMS, step
 from fer_hpc.training.validate import is_stalled, keep_best, train_metrics, validate
 
@@ -145,6 +146,5 @@ def results(
     learner: Learner, state: TrainState
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What a finished run leaves: the files of weights, and the best epoch's values."""
-    final = {name: tensor.cpu() for name, tensor in learner.scored.state_dict().items()}
-    files = {"final.pt": {"images_seen": state.images_seen, "model": final}, "best.pt": state.best}
+    files = {"final.pt": state.final_weights(learner.scored), "best.pt": state.best}
     return files, {name: value for name, value in state.best.items() if name != "model"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,11 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fer_hpc.data.store import Batch
 from fer_hpc.parallel.device import autocast
 from fer_hpc.run.state import UNIT, TrainState
+from fer_hpc.training.learner import Learner
 from fer_hpc.training.losses import LossNormalizer
 from fer_hpc.training.optim import set_mode
-
-if TYPE_CHECKING:
-    from fer_hpc.training.learner import Learner
 
 MAX_MEAN_LOSS = 1024  # a larger mean counts as this: sums over 2 million images stay within 64 bits
 SUMS = 4  # images, correct, plain loss, recipe's loss; losses in units of 1 / UNIT
