@@ -1,8 +1,12 @@
-"""What label smoothing, mirrored faces and even classes each bring: python bench/ablation.py --data SHARDS --out DIR
+"""The effect of label smoothing, horizontal flips and class balancing on val scores.
 
-All eight combinations x --seeds, as many at a time as there are cores; run again, it goes on. The learning rate falls along a
-cosine, so that a small budget ends settled. An effect is the mean difference with and without, over the other two, seed by
-seed; its interval is Student's t over the seeds. Chosen and scored on val.
+    python bench/ablation.py --data SHARDS --out DIR
+
+Trains all eight combinations with each seed, as many at a time as there are cores. The same command
+continues an interrupted ablation. The learning rate follows a cosine, so that a short training also
+ends at a low rate. An effect is the mean difference between the runs with and without a factor,
+averaged over the other two factors, for each seed; its interval is Student's t over the seeds. The
+epoch is chosen and scored on val.
 """
 
 from __future__ import annotations
@@ -32,26 +36,26 @@ FACTORS: dict[str, dict[str, Any]] = {
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
-def scores_of(chosen: TrainConfig) -> dict[str, float]:
-    """Train a run, or go on with it, and score its best weights on val."""
+def train_and_score(config: TrainConfig) -> dict[str, float]:
+    """Train a run, or continue it, and score its best weights on val."""
     from fer_hpc.evaluation.score import evaluate
     from fer_hpc.training.loop import train
 
-    train(chosen, World())
-    scored = evaluate(EvaluateConfig(chosen.run))
-    return {name: scored[name] for name in SCORES}
+    train(config, World())
+    values = evaluate(EvaluateConfig(config.run))
+    return {name: values[name] for name in SCORES}
 
 
 def all_scores(runs: dict[Any, TrainConfig]) -> dict[Any, dict[str, float]]:
-    """The scores of runs by their keys, trained beside each other."""
+    """The scores of runs by their keys; the runs are trained in parallel."""
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"), end_with_parent
     ) as pool:
-        return dict(zip(runs, pool.map(scores_of, runs.values()), strict=True))
+        return dict(zip(runs, pool.map(train_and_score, runs.values()), strict=True))
 
 
-def said(name: str, differences: Iterable[float]) -> str:
-    """A mean difference in points, its interval, and whether that leaves the sign open."""
+def format_effect(name: str, differences: Iterable[float]) -> str:
+    """A mean difference in points, its 95 % interval, and whether that contains zero."""
     values = [100 * d for d in differences]
     low, high = mean_interval(values) or (-np.inf, np.inf)
     verdict = "not distinguishable" if low <= 0 <= high else ("better" if low > 0 else "worse")
@@ -66,13 +70,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
-        "--lr", type=float, help="instead of the preset's, which may be too slow for few epochs"
+        "--lr", type=float, help="default: the preset's, which may be too low for few epochs"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    rate = {} if given.lr is None else {"lr": given.lr}
+    args = parser.parse_args()
+    rate = {} if args.lr is None else {"lr": args.lr}
     runs = {}
-    for *used, seed in itertools.product(*[(False, True)] * len(FACTORS), range(given.seeds)):
+    for *used, seed in itertools.product(*[(False, True)] * len(FACTORS), range(args.seeds)):
         fields = {
             k: v
             for on, factor in zip(used, FACTORS.values(), strict=True)
@@ -86,11 +90,11 @@ def main() -> None:
             ]
         )
         runs[*used, seed] = preset(
-            given.preset,
-            data=given.data,
-            run=given.out / name,
-            epochs=given.epochs,
-            batch_size=given.batch_size,
+            args.preset,
+            data=args.data,
+            run=args.out / name,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
             seed=seed,
             schedule="cosine",
             threads=1,
@@ -99,28 +103,27 @@ def main() -> None:
             **rate,
             **fields,
         )
-    found = all_scores(runs)
-    print(f"{given.preset}, {given.epochs} epochs, {given.seeds} seeds, {given.data}")
-    for score in SCORES:
-        print(f"{score}, points")
+    scores = all_scores(runs)
+    print(f"{args.preset}, {args.epochs} epochs, {args.seeds} seeds, {args.data}")
+    for metric in SCORES:
+        print(f"{metric}, points")
         for used in itertools.product(*[(False, True)] * len(FACTORS)):
-            values = [100 * found[*used, seed][score] for seed in range(given.seeds)]
-            print(
-                f"  {' + '.join(n for n, on in zip(FACTORS, used, strict=True) if on) or 'none':<56}{np.mean(values):6.2f}"
-            )
+            values = [100 * scores[*used, seed][metric] for seed in range(args.seeds)]
+            label = " + ".join(n for n, on in zip(FACTORS, used, strict=True) if on) or "none"
+            print(f"  {label:<56}{np.mean(values):6.2f}")
         for k, name in enumerate(FACTORS):
             with_it = [key for key in runs if key[k]]
             differences = [
                 np.mean(
                     [
-                        found[key][score] - found[*key[:k], False, *key[k + 1 :]][score]
+                        scores[key][metric] - scores[*key[:k], False, *key[k + 1 :]][metric]
                         for key in with_it
                         if key[-1] == seed
                     ]
                 )
-                for seed in range(given.seeds)
+                for seed in range(args.seeds)
             ]
-            print(said(name, map(float, differences)))
+            print(format_effect(name, map(float, differences)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Whether a GAN's faces of rare classes help a classifier: python bench/made_faces.py --data SHARDS --more SHARDS --out DIR
+"""Whether generated faces of rare classes help a classifier.
 
-`--more` is what fer_hpc.generate made of `--data`. The same preset with balanced classes on both, seed by seed, as many at a
-time as there are cores; run again, it goes on. The learning rate falls along a cosine. Chosen and scored on val; the interval
-is Student's t over the seeds.
+    python bench/made_faces.py --data SHARDS --more SHARDS --out DIR
+
+`--more` is the output of fer_hpc.generate for `--data`. Trains the same preset with class balancing
+on both, with each seed, as many at a time as there are cores. The same command continues an
+interrupted comparison. The learning rate follows a cosine. The epoch is chosen and scored on val;
+the interval is Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from ablation import SCORES, all_scores, said
+from ablation import SCORES, all_scores, format_effect
 
 from fer_hpc.config import preset
 
@@ -25,15 +28,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, help="default: the preset's")
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    rate = {} if given.lr is None else {"lr": given.lr}
+    args = parser.parse_args()
+    rate = {} if args.lr is None else {"lr": args.lr}
     runs = {
         (name, seed): preset(
-            given.preset,
+            args.preset,
             data=folder,
-            run=given.out / f"{name}-seed{seed}",
-            epochs=given.epochs,
-            batch_size=given.batch_size,
+            run=args.out / f"{name}-seed{seed}",
+            epochs=args.epochs,
+            batch_size=args.batch_size,
             seed=seed,
             schedule="cosine",
             threads=1,
@@ -43,21 +46,19 @@ def main() -> None:
             hang_factor=0.0,
             **rate,
         )
-        for name, folder in (("plain", given.data), ("more", given.more))
-        for seed in range(given.seeds)
+        for name, folder in (("plain", args.data), ("more", args.more))
+        for seed in range(args.seeds)
     }
-    found = all_scores(runs)
-    print(
-        f"{given.preset}, balanced classes, {given.epochs} epochs, {given.seeds} seeds: {given.more} against {given.data}"
-    )
-    for score in SCORES:
+    scores = all_scores(runs)
+    print(f"{args.preset}, balanced classes, {args.epochs} epochs, {args.seeds} seeds")
+    print(f"{args.more} compared with {args.data}")
+    for metric in SCORES:
         plain, more = (
-            [found[name, seed][score] for seed in range(given.seeds)] for name in ("plain", "more")
+            [scores[name, seed][metric] for seed in range(args.seeds)] for name in ("plain", "more")
         )
-        print(
-            f"{score}, points: plain {100 * np.mean(plain):.2f}, with made faces {100 * np.mean(more):.2f}"
-        )
-        print(said("difference", (b - a for a, b in zip(plain, more, strict=True))))
+        means = f"plain {100 * np.mean(plain):.2f}, with generated faces {100 * np.mean(more):.2f}"
+        print(f"{metric}, points: {means}")
+        print(format_effect("difference", (b - a for a, b in zip(plain, more, strict=True))))
 
 
 if __name__ == "__main__":
