@@ -33,10 +33,10 @@ def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
     return command("tune", *SHORT, "--data", shards, "--out", out, *flags)
 
 
-def done(call: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+def done(call: list[str], cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     marked = {**os.environ, "FER_TEST": MARK, **env}
     return subprocess.run(
-        call, capture_output=True, text=True, timeout=240, check=False, env=marked
+        call, capture_output=True, text=True, timeout=240, check=False, env=marked, cwd=cwd
     )
 
 
@@ -176,6 +176,44 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
     assert "Number of matching session groups: 6" in text
     for name in (path.name for path in (out / "trials").iterdir()):
         assert text.count(f"trials/{name}/tb") == 1
+
+
+PLUGIN = """
+from torch import nn
+from fer_hpc import register_model
+
+@register_model("mine", sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    inputs = channels * (side // 4) ** 2
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
+"""
+
+
+def test_a_grid_over_networks_of_which_one_is_a_plugins(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    """Ray's workers, the report and --from-sweep find the plugin; it is given as a relative path."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    out = tmp_path / "out"
+    flags = ("--grid", "model=mine,cnn_baseline", "--plugin", "mine.py", "--epochs", 1)
+    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, *flags)
+    ended = done(call, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "model" in ended.stdout
+    mine = trial(out, "b36-lr0.01-model=mine-seed0")
+    stored = json.loads((mine / "config.json").read_text())
+    assert stored["science"]["model"] == "mine"
+    assert stored["science"]["plugin_hash"]
+    assert read_status(trial(out, "b36-lr0.01-model=cnn_baseline-seed0"))["state"] == "finished"
+    page = fer("report", out, "--out", tmp_path / "report")
+    assert page.returncode == 0, page.stderr
+    assert "<td>mine</td>" in (tmp_path / "report" / "index.html").read_text()
+    best = json.loads((out / "best.json").read_text())
+    best["science"]["model"] = "mine"  # as if it had won
+    (out / "best.json").write_text(json.dumps(best))
+    again = fer("train", "--from-sweep", out, "--run", tmp_path / "run", "--no-tensorboard")
+    assert again.returncode == 0, again.stderr
+    assert_same_outcome(tmp_path / "run", mine)
 
 
 def test_a_mistake_is_said_once_before_ray_starts(shards: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fer_hpc.report.tables import (
     result_tables,
     results_csv,
 )
+from fer_hpc.sweep.grid import format_value
 
 
 def report(config: ReportConfig) -> Path:
@@ -83,10 +84,11 @@ def _percent(share: float | None, digits: int = 2) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
-def _settings(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The swept fields of a configuration; older sweeps have these two only."""
+def _settings(configuration: dict[str, Any]) -> dict[str, str]:
+    """The swept fields of a configuration as text; older sweeps have these two only."""
     two = {name: configuration[name] for name in ("batch_size", "lr")}
-    return dict(configuration.get("settings") or two)
+    settings = configuration.get("settings") or two
+    return {name: format_value(value) for name, value in settings.items()}
 
 
 def _duration(seconds: float) -> str:

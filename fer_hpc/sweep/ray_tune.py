@@ -65,11 +65,13 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
 
 def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:
     """A UserError where a new trial could not start, so that it appears once, before Ray starts."""
+    from fer_hpc.config.plugins import load_plugins
     from fer_hpc.data.shards import read_manifest
     from fer_hpc.parallel.device import pick_device
     from fer_hpc.parallel.world import World
     from fer_hpc.training.resolve import resolve_config
 
+    load_plugins(trials[0].config.plugin)
     manifest, world = read_manifest(sweep.data), World(size=sweep.workers_per_trial)
     for trial in trials:
         if not (trial.config.run / "config.json").exists():
