@@ -349,7 +349,7 @@ def test_a_mistake_in_grid_is_one_message(
 def test_a_sweep_over_further_fields(shards: Path, tmp_path: Path) -> None:
     """Names, identity, ranking, the best configuration as a training, and an extension."""
     flags = ["--batch-sizes", "64", "--lrs", "0.1", "0.2", "--seeds", "0", "1", "2"]
-    grid = ["--grid", "weight_decay=0,0.0005", "model=cnn_baseline,cnn_improved"]
+    grid = ["--grid", "weight_decay=0,0.0005", "--grid", "model=cnn_baseline,cnn_improved"]
     config, trials = trials_of(shards, tmp_path, *flags, *grid)
     classic = trials_of(shards, tmp_path, *flags)[1]
     assert len(trials) == 24

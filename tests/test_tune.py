@@ -192,7 +192,7 @@ def build(outputs, channels, side):
 def test_a_grid_over_networks_of_which_one_is_a_plugins(
     fer: Fer, shards: Path, tmp_path: Path
 ) -> None:
-    """Ray's workers, the report and --from-sweep find the plugin; it is given as a relative path."""
+    """Ray's workers, the report and --from-sweep find the plugin, whose path is relative."""
     (tmp_path / "mine.py").write_text(PLUGIN)
     out = tmp_path / "out"
     flags = ("--grid", "model=mine,cnn_baseline", "--plugin", "mine.py", "--epochs", 1)

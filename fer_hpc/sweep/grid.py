@@ -22,6 +22,7 @@ from fer_hpc.config import (
     format_flag,
     science_hash,
 )
+from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.files import read_json, write_json
 from fer_hpc.parallel.world import array_task
@@ -161,8 +162,9 @@ def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
 def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, stored value, present value) of the shared fields that decide the numbers."""
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    science = current_science(stored["science"])
     pairs = [  # a field younger than the sweep had its default
-        (field, stored["science"].get(field, defaults[field]), value)
+        (field, science.get(field, defaults[field]), value)
         for field, value in shared["science"].items()
     ]
     if "runtime" in stored:
@@ -194,8 +196,7 @@ def trial_of_array(out: Path, listed: Path) -> TrainConfig:
     return TrainConfig(
         data=Path(stored["data"]),
         run=out / "trials" / name,
-        **stored["science"],
-        **stored["trials"][name],
+        **current_science(stored["science"] | stored["trials"][name]),
         **with_paths(stored.get("runtime", {})),
     )
 
