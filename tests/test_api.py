@@ -84,6 +84,7 @@ def test_train_and_evaluate_give_what_the_commands_write(
     again = train("cnn_baseline", data=str(shards), run=str(tmp_path / "b"), **SMALL)
     assert again["state"] == "finished"
     assert again["best"] == status["best"]
+    assert [p.name for p in (tmp_path / "b" / "attempts").iterdir()] == ["0001"]
 
 
 def test_a_configuration_trains_as_it_is(shards: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_configuration_trains_as_it_is(shards: Path, tmp_path: Path) -> None:
     [
         ({"epoch": 3}, ("epoch", "epochs")),
         ({"optimizer": "adam"}, ("--optimizer", "adamw")),
-        ({"epochs": "three"}, ("--epochs", "'three'", "int")),
+        ({"epochs": "three"}, ("--epochs", "'three'", "whole number")),
         ({"epochs": 0}, ("--epochs", "at least 1")),
         ({"flip": "no"}, ("--flip", "bool")),
         ({"data": 3}, ("--data", "Path")),

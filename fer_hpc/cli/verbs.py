@@ -43,6 +43,7 @@ from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import read_json, sha256
 from fer_hpc.parallel.local import LOCAL_VERBS
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
+from fer_hpc.run.plugins import has_other_plugins
 
 
 def synthetic(config: SyntheticConfig) -> int:
@@ -73,7 +74,7 @@ def sheet(config: TrainConfig) -> int:
 
 
 def train(config: TrainConfig) -> int:
-    if _is_finished(config):
+    if is_finished(config):
         print(f"{config.run}: finished, nothing to do (fer-hpc evaluate {config.run} scores it)")
         return EXIT_FINISHED
     status = _training("train", config)
@@ -86,7 +87,7 @@ def train(config: TrainConfig) -> int:
 
 
 def train_gan(config: GanConfig) -> int:
-    if _is_finished(config):
+    if is_finished(config):
         use = f"fer-hpc transfer NEUTRAL EXPRESSION --run {config.run} --out PNG"
         print(f"{config.run}: finished, nothing to do ({use} uses it)")
         return EXIT_FINISHED
@@ -97,7 +98,7 @@ def train_gan(config: GanConfig) -> int:
     return EXIT_FINISHED
 
 
-def _is_finished(config: RunConfig) -> bool:
+def is_finished(config: RunConfig) -> bool:
     """Whether the run folder already holds the end of exactly this run."""
     stored = read_json(config.run / "config.json")
     manifest = read_json(config.data / "manifest.json")
@@ -108,6 +109,8 @@ def _is_finished(config: RunConfig) -> bool:
         return False
     if stored["data"]["fingerprint"] != manifest["fingerprint"]:
         return False
+    if isinstance(config, TrainConfig) and has_other_plugins(stored, config.plugin):
+        return False  # the training refuses it
     return merge_for_resume(config, stored["science"]).epochs == int(stored["science"]["epochs"])
 
 

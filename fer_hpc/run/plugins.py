@@ -14,7 +14,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.plugins import Origin, load_plugin, load_plugins
-from fer_hpc.files import read_json
+from fer_hpc.files import read_json, sha256
 
 HOW = "with --plugin FILE, in Python plugin=FILE"
 
@@ -51,6 +51,17 @@ def load_run_plugins(
             f"({path} had SHA-256 {entry['sha256'][:12]})"
         )
     return changed
+
+
+def has_other_plugins(stored: Mapping[str, Any], plugins: Sequence[Path] = ()) -> bool:
+    """Whether the files of a run's plugins (`stored`: its config.json) have another content now.
+
+    `plugins`, where there are some, stand for them. Imports nothing.
+    """
+    entries = [entry for entry in stored.get("plugins", {}).values() if entry["is_plugin"]]
+    paths = plugins or [Path(entry["path"]) for entry in entries]
+    now = {sha256(path) for path in paths if path.is_file()}
+    return bool(now) and any(entry["sha256"] not in now for entry in entries)
 
 
 def plugin_hash(origins: Iterable[Origin | None]) -> str:
