@@ -46,6 +46,23 @@ def test_what_is_no_whole_picture_is_rejected(data: bytes, reason: str) -> None:
         faces.decode(data, 1)
 
 
+def test_bytes_after_the_end_of_a_picture_do_not_make_it_truncated() -> None:
+    jpeg = encoded(picture(300, 300), ".jpg")
+    for data in (jpeg, encoded(picture())):
+        for trailer in (b"\0" * 64, b"\xff\xda more \xff\xda" * 20):
+            assert (faces.decode(data + trailer, 3) == faces.decode(data, 3)).all()
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture() -> None:
+    jpeg = encoded(picture(300, 300), ".jpg")
+    thumbnail = encoded(picture(16, 16), ".jpg")
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    whole = jpeg[:2] + segment + jpeg[2:]
+    assert faces.decode(whole, 1).shape == (300, 300)
+    with pytest.raises(Reject, match="truncated JPEG"):
+        faces.decode(whole[:-2000], 1)
+
+
 def test_landmark_box_is_tight_plus_15_percent_and_clipped() -> None:
     points = np.full((68, 2), 30, np.float32)
     points[0], points[1] = (20, 10), (40, 30)

@@ -14,7 +14,7 @@ import pytest
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.affectnet import AffectNetCsv
 from fer_hpc.data.arrays import Arrays
-from fer_hpc.data.faces import Reject
+from fer_hpc.data.faces import Reject, decode
 from fer_hpc.data.fer2013 import FER2013_CLASSES
 from fer_hpc.data.folders import ClassFolders
 from fer_hpc.data.pictures import resolve_inside
@@ -265,14 +265,26 @@ def test_numbered_folders_are_refused_with_the_flag_to_write(tmp_path: Path) -> 
 def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
     for path in ("angry/1.jpg", "sad/2.png", "angry/.ipynb_checkpoints/1.jpg", ".cache/3.jpg"):
         photo(tmp_path / path)
-    for path in ("angry/4.bmp", "angry/5.tiff", "sad/6.webp", "sad/notes.txt", "labels.csv"):
+    for path in ("angry/4.heic", "angry/5.heic", "sad/6.mp4", "sad/notes.txt", "labels.csv"):
         (tmp_path / path).write_bytes(b"x")
     (tmp_path / "sad" / "linked").symlink_to(tmp_path / "angry")
     rows = ClassFolders(tmp_path).rows()
     assert sorted(rows.source_id) == ["angry/1.jpg", "sad/2.png"]
     note = rows.notes[0]
-    for count in ("1 .bmp", "1 .tiff", "1 .webp", "2 hidden", "1 linked folders"):
+    for count in ("2 .heic", "1 .mp4", "1 .txt", "1 .csv", "2 hidden", "1 linked folders"):
         assert count in note
+
+
+def test_class_folders_take_what_the_decoder_reads(tmp_path: Path) -> None:
+    for suffix in ("jpg", "png", "bmp", "tif", "tiff", "webp", "PNG"):
+        photo(tmp_path / "angry" / f"{suffix}.{suffix}")
+    photo(tmp_path / "sad" / "1.png")
+    source = ClassFolders(tmp_path)
+    rows = source.rows()
+    assert len(rows.source_id) == 8
+    assert not rows.notes
+    for locator in rows.locators:
+        assert decode(source.face(locator).encoded, 1).shape == (120, 100)
 
 
 @pytest.mark.parametrize("other", ["eval", "dev", "test_set", "holdout"])

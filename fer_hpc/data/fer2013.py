@@ -18,7 +18,7 @@ from fer_hpc.files import sha256
 
 ORDER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")  # Kaggle's
 NUMBERING = Numbering("FER2013", ORDER, refusal="emotion {label!r}, wanted 0 to {last}")
-USAGE = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
+USAGE = {"training": "train", "publictest": "val", "privatetest": "test"}
 SIZE = 48
 FER2013_CLASSES: tuple[str, ...] = tuple(c for c in CLASSES if c in ORDER)
 
@@ -62,10 +62,11 @@ class Fer2013Csv:
                 continue
             usage = line.get("usage", "")
             label: str | Reject = label_key(line["emotion"])
-            if usage and usage not in USAGE:
-                label = Reject(f"Usage {usage[:20]!r}, wanted {', '.join(USAGE)}")
+            if usage and usage.lower() not in USAGE:
+                wanted = "Training, PublicTest, PrivateTest"
+                label = Reject(f"Usage {usage[:20]!r}, wanted {wanted}")
             without_usage += "usage" in line and not usage
-            found.add(str(number), label, USAGE.get(usage, ""), offset)
+            found.add(str(number), label, USAGE.get(usage.lower(), ""), offset)
         class_map = map_classes(
             found.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
         )

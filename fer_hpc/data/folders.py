@@ -29,6 +29,8 @@ SPLIT_NAMES = {
     "privatetest": "test",
     "testprivate": "test",
 }
+# Further forms that the decoder reads; GIF only from OpenCV 4.11 on, else they are rejects.
+READABLE = (*PICTURES, ".bmp", ".tif", ".tiff", ".webp", ".gif")
 MERGED_TEST = "test merges FER2013's PublicTest and PrivateTest: it is not the challenge's test"
 
 
@@ -124,7 +126,7 @@ class ClassFolders:
                 is_folder = name in folders
                 if name.startswith(".") or (is_folder and Path(path).is_symlink()):
                     self._left_out.append(path)
-                elif not is_folder and name.lower().endswith(PICTURES):
+                elif not is_folder and name.lower().endswith(READABLE):
                     yield path
                 elif not is_folder:
                     self._left_out.append(path)
