@@ -1,10 +1,11 @@
-"""Shuffled, flipped, normalised batches of 256: ours beside what others use, all in one run on this machine.
+"""Shuffled, flipped, normalised batches of 256: ours and other loaders, in one run.
 
-    python bench/loader.py [--size 48 --channels 1 --count 20000] [--size 224 --channels 3 --count 2000]
+    python bench/loader.py [--size 48 --channels 1 --count 20000]
+    python bench/loader.py --size 224 --channels 3 --count 2000
 
-Every loader gets the same pictures in the form it likes best, two worker processes where it has workers, one unmeasured
-pass (page cache, processes, caches) and then `--seconds` of measured passes, in two interleaved rounds; the better
-round counts.
+Every loader gets the same pictures in the form that suits it best, two worker processes where it
+has workers, one unmeasured pass (page cache, processes, caches) and then `--seconds` of measured
+passes, in two interleaved rounds; the better round counts.
 Peers that are not installed are left out (pip install -e '.[bench]').
 """
 
@@ -77,7 +78,7 @@ def ours(folder: Path) -> Passes:
 
 
 def bare_loop(pixels: np.ndarray) -> Passes:
-    """index_select + flip + normalise on a tensor in memory, with reused buffers: the bound for the whole task."""
+    """index_select, flip, normalise on a tensor in memory: the bound for the whole task."""
     data = torch.from_numpy(pixels)
     shape = (BATCH, *data.shape[1:])
     taken, floats = (
@@ -286,9 +287,9 @@ def rate(passes: Passes, seconds: float) -> float:
 
 
 def memcpy_rate(pixels: np.ndarray, images: ImageStore, seconds: float) -> tuple[float, float]:
-    """uint8 delivery (shuffled select from the mapping) and a plain copy of as many contiguous bytes, images/s.
+    """Images/s of a shuffled select from the mapping, and of a plain copy of as many bytes.
 
-    Timed in turn, batch by batch: the bandwidth that other programs leave changes from second to second.
+    Timed in turn, batch by batch: the bandwidth that other programs leave changes by the second.
     """
     source, target = (
         torch.from_numpy(pixels),
@@ -355,12 +356,14 @@ def main() -> None:
             args.seconds,
         )
     print(
-        f"{args.size}x{args.size}x{args.channels}, batches of {BATCH}, {torch.get_num_threads()} cores, float32 images/s"
+        f"{args.size}x{args.size}x{args.channels}, batches of {BATCH}, "
+        f"{torch.get_num_threads()} cores, float32 images/s"
     )
     for name, value in rates.items():
         print(f"  {name:<22}{value:>12,.0f}   ours is {rates['ours'] / value:6.2f} times that")
     print(
-        f"  uint8 delivery        {delivered:>12,.0f}   {delivered / copied:.2f} of memcpy ({copied:,.0f})"
+        f"  uint8 delivery        {delivered:>12,.0f}   "
+        f"{delivered / copied:.2f} of memcpy ({copied:,.0f})"
     )
 
 

@@ -1,10 +1,11 @@
-"""Faces per second of `fer_hpc.preprocess`, beside the bare decoder and a plain single-process loop, in one run.
+"""Faces per second of `fer_hpc.preprocess`, the bare decoder and a plain loop, in one run.
 
     python bench/preprocess.py [--count 100000] [--size 224 --channels 3]
 
-The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 62 kB each), cut to 48x48 gray or as asked. The decoder alone
-decodes the same bytes from memory on every core at once, as ours does, at full size and at the reduction that ours uses;
-`plain loop` is what one writes first: cv2.imread, crop by the landmarks, gray, resize. The medians of --rounds.
+The pictures are noisy 425x425 JPEGs in AffectNet's layout (about 62 kB each), cut to 48x48 gray or
+to --size and --channels. The decoder alone decodes the same bytes from memory on all cores, as ours
+does, at full size and at the reduction that ours uses. `plain loop` is a single process with
+cv2.imread, crop by the landmarks, gray, resize. Printed are the medians of --rounds.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def plain_loop(root: Path, count: int, size: int, channels: int) -> float:
 
 
 def bare_decoder(root: Path, count: int, channels: int, size: int) -> float:
-    """Faces/s inside the decoder alone, at the reduction that a face of `size` pixels allows, or at full size (0)."""
+    """Faces/s in the decoder alone, reduced as a face of `size` pixels allows; 0: full size."""
     cv2.setNumThreads(1)
     spent = 0.0
     for i in range(count):
@@ -159,18 +160,17 @@ def main() -> None:
 
     to = f"to {given.size}x{given.size}x{given.channels}"
     print(
-        f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, faces/s, all of ours included"
+        f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, "
+        "faces/s, all of ours included"
     )
-    print(
-        f"  plain cv2.imread loop, 1 core      {np.median(plain):8,.0f}   ours is {ratio(mine, plain)} times that"
+    rows = (
+        ("plain cv2.imread loop, 1 core", plain, f"ours is {ratio(mine, plain)} times that"),
+        ("the decoder alone, per core", full, f"ours per core is {ratio(mine / cores, full)}"),
+        ("the same, reduced", reduced, f"ours per core is {ratio(mine / cores, reduced)}"),
+        (f"ours, {cores} cores", mine, ""),
     )
-    print(
-        f"  the decoder alone, per core        {np.median(full):8,.0f}   ours per core is {ratio(mine / cores, full)}"
-    )
-    print(
-        f"  the same at our reduction          {np.median(reduced):8,.0f}   ours per core is {ratio(mine / cores, reduced)}"
-    )
-    print(f"  ours, {cores} cores                      {np.median(mine):8,.0f}")
+    for name, rate, comparison in rows:
+        print(f"  {name:<33}{np.median(rate):8,.0f}   {comparison}")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,8 @@ GOLDEN = ((48, 1, "35b163127fe1"), (224, 3, "d6df9dd53881"))
 def test_golden_faces() -> None:
     """The bytes that one drawn photo becomes: 48x48x1 and 224x224x3.
 
-    A change here means that shards made by an older version differ: raise the shard format, or find out why.
+    A change here means that shards of an older version differ: raise the shard format, or find out
+    why.
     """
     y, x = np.mgrid[:300, :320]
     photo = np.stack([(x * 3 + y) % 256, (x + y * 2) % 256, (x * y) // 400 % 256], 2).astype(

@@ -29,7 +29,8 @@ total = 0
 for seen in range(0, len(split), 64):
     batch = loader.batch(seen)
     total += len(set(batch.rows.tolist()))
-    assert torch.equal((batch.images[:, 0, 0, 0] * 255).round().long(), torch.from_numpy(batch.rows) % 251)
+    first = (batch.images[:, 0, 0, 0] * 255).round().long()
+    assert torch.equal(first, torch.from_numpy(batch.rows) % 251)
 print(total)
 """
 

@@ -63,7 +63,8 @@ def test_affectnets_own_csv(tmp_path: Path) -> None:
     source = AffectNetCsv(
         table(
             tmp_path,
-            f"{OWN_HEADER}\n12/a.jpg,1,2,50,60,{points},7,0.1,0.9\n12/b.jpg,1,2,5,6,{points},9,0,0\n",
+            f"{OWN_HEADER}\n12/a.jpg,1,2,50,60,{points},7,0.1,0.9\n"
+            f"12/b.jpg,1,2,5,6,{points},9,0,0\n",
         ),
         None,
     )
@@ -335,7 +336,8 @@ def arrays(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), n: 
 
 
 def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
-    source = pickle.loads(pickle.dumps(Arrays(arrays(tmp_path))))  # noqa: S301  as it reaches a worker process
+    sent = pickle.dumps(Arrays(arrays(tmp_path)))  # to a worker process
+    source = pickle.loads(sent)  # noqa: S301
     rows = source.rows()
     assert (rows.split[0], rows.split[40], rows.split[80]) == ("train", "val", "test")
     assert rows.label[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0]

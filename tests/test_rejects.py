@@ -1,4 +1,7 @@
-"""Every mishap at once, through the whole command: each face that cannot be used is listed with its reason, the rest go on."""
+"""Every kind of bad face at once, through the whole command.
+
+Each is listed with its reason, and the others are kept.
+"""
 
 from __future__ import annotations
 
