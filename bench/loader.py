@@ -81,17 +81,17 @@ def bare_loop(pixels: np.ndarray) -> Passes:
     """index_select, flip, normalise on a tensor in memory: the bound for the whole task."""
     data = torch.from_numpy(pixels)
     shape = (BATCH, *data.shape[1:])
-    taken, floats = (
+    chosen, floats = (
         torch.from_numpy(np.empty(shape, np.uint8)),
         torch.from_numpy(np.empty(shape, np.float32)),
     )
 
     def run() -> Iterator[int]:
         for rows in torch.randperm(len(data)).split(BATCH)[:-1]:
-            torch.index_select(data, 0, rows, out=taken)
+            torch.index_select(data, 0, rows, out=chosen)
             flip = (torch.rand(BATCH) < 0.5).nonzero()[:, 0]
-            taken[flip] = taken[flip].flip(2)
-            floats.copy_(taken).mul_(1 / 255)
+            chosen[flip] = chosen[flip].flip(2)
+            floats.copy_(chosen).mul_(1 / 255)
             yield BATCH
 
     return run

@@ -121,8 +121,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--channels", type=int, default=1)
-    given = parser.parse_args()
-    count, few, form = given.count, min(given.count, 3000), (given.size, given.channels)
+    args = parser.parse_args()
+    count, few, form = args.count, min(args.count, 3000), (args.size, args.channels)
     cv2.setNumThreads(1)
     cores = len(os.sched_getaffinity(0))
     with (
@@ -140,7 +140,7 @@ def main() -> None:
 
         def per_core(size: int) -> float:
             calls = [
-                pool.submit(bare_decoder, root, few, given.channels, size) for _ in range(cores)
+                pool.submit(bare_decoder, root, few, args.channels, size) for _ in range(cores)
             ]
             return float(np.mean([call.result() for call in calls]))
 
@@ -148,17 +148,17 @@ def main() -> None:
             (
                 plain_loop(root, few, *form),
                 per_core(0),
-                per_core(given.size),
+                per_core(args.size),
                 ours(root, out, count, *form),
             )
-            for _ in range(given.rounds)
+            for _ in range(args.rounds)
         ]
     plain, full, reduced, mine = np.array(rounds).T
 
     def ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
         return f"{np.median(a / b):.2f} ({min(a / b):.2f} to {max(a / b):.2f})"
 
-    to = f"to {given.size}x{given.size}x{given.channels}"
+    to = f"to {args.size}x{args.size}x{args.channels}"
     print(
         f"{count:,} JPEGs of {SIDE}x{SIDE}, {size / 1000:.0f} kB each, {to}, {cores} cores, "
         "faces/s, all of ours included"

@@ -48,11 +48,17 @@ def test_labels_that_the_classes_do_not_mention_are_named() -> None:
 
 def test_a_csv_file_maps_names_and_numbers_and_merges_classes(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
-    for header in ("", "label,class\n"):
+    for header in ("", "label,class\n", "Name in the data, class name\n"):
         path.write_text(f"{header}1,calm\n2, calm\nbig laugh,joy\n")
         found = map_classes({"Big Laugh": 3, "2": 1}, read_stated(str(path)), "x")
         assert found.classes == ("calm", "joy")
         assert found.class_of == {"Big Laugh": "joy", "2": "calm"}
+
+
+def test_a_header_of_any_words_above_numbers_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text("what,meaning\n1,calm\n2,joy\n")
+    assert read_stated(str(path)).table == {"1": "calm", "2": "joy"}
 
 
 def test_known_names_keep_their_spelling_and_order() -> None:

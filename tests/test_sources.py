@@ -107,13 +107,13 @@ class Own:
     """A source whose rows a test chooses."""
 
     classes = ("a", "b", "c")
-    given: Rows
+    listed: Rows
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.closed = False
 
     def rows(self) -> Rows:
-        return self.given
+        return self.listed
 
     def face(self, locator: str) -> Face:
         raise NotImplementedError
@@ -124,7 +124,7 @@ class Own:
 
 def plan_of(tmp_path: Path, rows: Rows, **options: object):  # type: ignore[no-untyped-def]
     source = Own(PreprocessConfig("own", tmp_path))
-    source.given = rows
+    source.listed = rows
     config = PreprocessConfig("own", tmp_path, **options)  # type: ignore[arg-type]
     return make_plan(config, SourceSpec("own", Own), source)
 
@@ -158,6 +158,17 @@ def test_an_own_source_may_leave_fingerprint_and_locators_out(tmp_path: Path) ->
     assert list(plan.rows.locators) == plan.rows.source_id
     other = plan_of(tmp_path, rows_of(label=np.arange(30)[::-1] % 3))
     assert plan.hash != other.hash
+
+
+def test_people_may_have_names(tmp_path: Path) -> None:
+    people = np.array([f"S{i % 7:03d}" for i in range(30)], dtype=object)
+    plan = plan_of(tmp_path, rows_of(columns={"group": people}))
+    assert plan.rows.columns["group"].tolist() == [i % 7 for i in range(30)]
+    assert "by person" in plan.split_rule
+    people[3] = ""
+    plan = plan_of(tmp_path, rows_of(columns={"group": people}))
+    assert plan.rows.columns["group"][3] == -1
+    assert "by person" not in plan.split_rule
 
 
 def test_the_classes_flag_renames_the_classes_of_an_own_source(tmp_path: Path) -> None:

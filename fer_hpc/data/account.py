@@ -109,5 +109,5 @@ def summary(out: Path) -> str:
     return (
         f"{counts} faces (split {manifest.content['split_rule']})"
         + (f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else "")
-        + (f", {whole:,} with an empty box: all of the picture taken" if whole else "")
+        + (f", {whole:,} with an empty box: cut from the whole picture" if whole else "")
     )

@@ -66,7 +66,7 @@ class Source(Protocol):
         ...
 
     def face(self, locator: Any) -> Face:
-        """Read one face, given its entry of `Rows.locators`; raises Reject with the reason.
+        """Read the face of one entry of `Rows.locators`; raises Reject with the reason.
 
         Called in other processes, on a copy of the source that was made before `rows`.
         """

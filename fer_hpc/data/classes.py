@@ -22,8 +22,8 @@ ALIASES = {
     "angry": "Anger",
     **{name.lower(): name for name in CLASSES},
 }
-_HEADER_WORDS = {"", "label", "number", "name", "key", "id", "index", "folder", "value", "class"}
-_HEADER_WORDS |= {"expression", "emotion", "data", "name in the data", "number in the data"}
+# Words of a header above the labels in a CSV file of classes.
+_HEADER = re.compile(r"label|number|name|key|^id$|index|code|folder|value|class|expression|emotion")
 _SHOWN = 8  # labels in a message
 
 
@@ -107,7 +107,8 @@ def read_stated(text: str) -> StatedClasses:
             lines = [line for line in csv.reader(f, skipinitialspace=True) if any(line)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: not a CSV file in UTF-8 ({error})") from None
-    if lines and lines[0][0].strip().lower() in _HEADER_WORDS:
+    first, *others = [label_key(line[0]).lower() for line in lines] or [""]
+    if _HEADER.search(first) or (not _is_number(first) and others and all(map(_is_number, others))):
         del lines[0]
     wrong = [line for line in lines if len(line) != 2]
     if wrong or not lines:

@@ -132,7 +132,7 @@ def crop_and_resize(
 
     The box is in pixels before the decoder's reduction. Gives the face, the map from unreduced
     image to face pixels as (scale x, scale y, shift x, shift y), and whether the box was empty, so
-    that the whole image was taken.
+    that the face is the whole image.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = 0, 0, width, height

@@ -39,7 +39,7 @@ class ClassFolders:
 
     A class folder carries an expression's name, in any case, maybe after a number (`2 fear`), or
     what --classes names. `classes` fixes those of FER2013. Rows come in a fixed mixed order, so
-    that no shard holds one class only. Whatever else lies in the folder is counted in the notes.
+    that no shard holds one class only. All else in the folder is counted in the notes.
     """
 
     def __init__(

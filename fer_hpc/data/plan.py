@@ -1,6 +1,6 @@
 """What preprocess will make of a source: classes, splits, and the rows of every shard.
 
-The plan is the same in every task of an array job, and whatever has been written already.
+The plan is the same in every task of an array job, before and after shards are written.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
         rows, classes = _checked(spec, rows, classes, read_stated(config.classes))
     if config.columns is not None:
         rows.columns.update(read_columns(config.columns, rows.source_id))
+    if "group" in rows.columns:
+        rows.columns["group"] = _numbered(rows.columns["group"])
     rule = splits.resolve_rule(rows, config.split)
     split, rule_text, notes = splits.divide(rows, rule)
     return Plan(
@@ -169,6 +171,18 @@ def _renamed(
     label = np.array(index)[rows.label]
     class_map = ClassMap(found.classes, found.class_of, source="--classes")
     return dataclasses.replace(rows, label=label, class_map=class_map), found.classes
+
+
+def _numbered(people: NDArray[Any]) -> NDArray[np.int64]:
+    """People as numbers: names ("S010") in alphabetical order, -1 for an empty name or NaN."""
+    if people.dtype.kind in "iu":
+        return people.astype(np.int64)
+    if people.dtype.kind == "f":
+        return np.where(np.isfinite(people), np.nan_to_num(people), -1).astype(np.int64)
+    names = np.array([str(name) for name in people])
+    known = sorted(set(names.tolist()) - {""})
+    number = {name: i for i, name in enumerate(known)} | {"": -1}
+    return np.array([number[name] for name in names.tolist()], np.int64)
 
 
 def check_same_plan(out: Path, plan: Plan) -> None:

@@ -33,7 +33,7 @@ READ_COLUMNS = ("valence", "arousal", "landmarks", "image_hash")
 def preprocess(config: PreprocessConfig) -> None:
     """Write shards and their manifest to `config.out`; raises UserError for bad input or options.
 
-    Finished shards are kept, whatever happens.
+    Finished shards are kept if it fails.
     """
     start = time.monotonic()
     keep_freed_memory()

@@ -34,6 +34,7 @@ class Synthetic:
         self.count, self.seed = count, seed
 
     def rows(self) -> Rows:
+        """List the faces; six of them are of one person."""
         numbers = np.arange(self.count)
         label = np.array([label_of(i, self.seed) for i in range(self.count)])
         columns: dict[str, NDArray[Any]] = {
@@ -47,6 +48,7 @@ class Synthetic:
         )
 
     def face(self, locator: int) -> Face:
+        """Draw one face."""
         face = draw_face(locator, self.seed)
         return Face(
             pixels=face.image, landmarks=face.landmarks, valence=face.valence, arousal=face.arousal
