@@ -50,6 +50,15 @@ def test_scored_again_it_says_so(fer: Fer, scored: Path) -> None:
     assert (scored / "eval-test.json").stat().st_mtime_ns == before
 
 
+def test_a_damaged_result_is_computed_again(fer: Fer, scored: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(scored, tmp_path / "run")
+    for damage in ('{"split": "te', '["another", "form"]', '{"data": 1}'):
+        (run / "eval-test.json").write_text(damage)
+        done = fer("evaluate", run, "--split", "test")
+        assert done.returncode == 0, done.stderr
+        assert (run / "eval-test.json").read_bytes() == (scored / "eval-test.json").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def five_chunks(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A test split of 1,100 noise pictures: four whole chunks and a part of one."""

@@ -15,19 +15,23 @@ from matplotlib.figure import Figure
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation import metrics, plots
+from fer_hpc.evaluation.shapes import check_shape
 from fer_hpc.report.read import unique_labels
 from fer_hpc.report.report import report
-from fer_hpc.report.shapes import check_shape
 from tests.conftest import Fer
 from tests.helpers.browser import scroll_width
 
 
 @pytest.fixture(scope="module")
-def scored(fer: Fer, finished_run: Path) -> Path:
+def scored(fer: Fer, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with scores on val and test, and no others."""
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("report") / "undisturbed")
+    for file in run.glob("eval-*.json"):
+        file.unlink()
     for split in ("val", "test"):
-        done = fer("evaluate", finished_run, "--split", split)
+        done = fer("evaluate", run, "--split", split)
         assert done.returncode == 0, done.stderr
-    return finished_run
+    return run
 
 
 def edit_json(path: Path, **changes: Any) -> None:

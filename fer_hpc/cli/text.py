@@ -32,16 +32,16 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
     lines.append(f"  balanced accuracy {_with_interval(scores, 'balanced_accuracy')}")
     lines.append(f"  macro-F1          {_with_interval(scores, 'macro_f1')}")
     lines.append(f"  loss              {scores['loss']:.4f}")
-    for name, found in scores["classes"].items():
+    for class_name, found in scores["classes"].items():
         recall = f"{found['recall']:.4f}  of {found['n']:,}" if found["n"] else "-       no face"
-        lines.append(f"  recall {name:<10} {recall}")
+        lines.append(f"  recall {class_name:<10} {recall}")
     for pair in scores["pairs"]:
         classes = " or ".join(pair["classes"])
         lines.append(f"  {classes:<22} {_with_interval(pair, 'accuracy')}  of {pair['n']:,}")
-    for name in ("valence", "arousal"):
-        if f"{name}_rmse" in scores:
-            rmse, ccc, sign = (scores[f"{name}_{key}"] for key in ("rmse", "ccc", "sign"))
-            lines.append(f"  {name:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
+    for dimension in ("valence", "arousal"):
+        if f"{dimension}_rmse" in scores:
+            rmse, ccc, sign = (scores[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
+            lines.append(f"  {dimension:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
     files = [path.name for path in result_files(config.run, name).values() if path.exists()]
     lines.append(f"  written: {config.run}/{', '.join(files)}")
     return "\n".join(lines)

@@ -39,7 +39,7 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
-from fer_hpc.evaluation.results import result_name
+from fer_hpc.evaluation.results import read_scores, result_files, result_name
 from fer_hpc.files import read_json, sha256
 from fer_hpc.parallel.local import LOCAL_VERBS
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
@@ -169,9 +169,9 @@ def _leave(ranks: int, code: int, message: str) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     stored = read_run_config(config.run)  # raises the error before torch is loaded
-    if stored.get("kind") == "GAN":
-        return _evaluate_gan(config)
     name = result_name(config, stored["data"]["fingerprint"])
+    if stored.get("kind") == "GAN":
+        return _evaluate_gan(config, name)
     scores = _stored_scores(config, name)
     if scores:
         print(f"{config.run}: {config.split} was scored with these weights before, nothing to do")
@@ -187,7 +187,7 @@ def evaluate(config: EvaluateConfig) -> int:
     return EXIT_FINISHED
 
 
-def _evaluate_gan(config: EvaluateConfig) -> int:
+def _evaluate_gan(config: EvaluateConfig, name: str) -> int:
     if config.tta != "none":
         raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
     from fer_hpc.gan.evaluate import Interrupted, evaluate_gan, format_gan_scores
@@ -197,6 +197,7 @@ def _evaluate_gan(config: EvaluateConfig) -> int:
         return EXIT_FINISHED  # one process evaluates
     try:
         print(format_gan_scores(config.run, evaluate_gan(config)))
+        print(f"  written: {config.run}/eval-{name}.json, grid-{name}.png, curves.png")
     except Interrupted as error:
         print(error)
         return EXIT_RUN_AGAIN
@@ -205,14 +206,17 @@ def _evaluate_gan(config: EvaluateConfig) -> int:
 
 def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
     """The scores of this split if they are stored already, from the same weights and data."""
-    found = read_json(config.run / f"eval-{name}.json")
+    try:
+        found = read_scores(result_files(config.run, name)["scores"])
+    except UserError:  # absent or damaged: it is computed again
+        return None
     weights = outcome_file(config.run, "best.pt")
-    if not found or not weights or read_status(config.run)["state"] != "finished":
+    if not weights or read_status(config.run)["state"] != "finished":
         return None
     manifest = read_json((config.data or data_folder(config.run)) / "manifest.json")
     if not manifest or found["data"] != manifest["fingerprint"]:
         return None
-    return dict(found) if "pairs" in found and found["weights"] == sha256(weights) else None
+    return found if "pairs" in found and found["weights"] == sha256(weights) else None
 
 
 def tune(sweep: tuple[SweepConfig, str, TrainConfig]) -> int:

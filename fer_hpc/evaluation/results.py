@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.evaluation.shapes import SCORES, check_shape
 from fer_hpc.files import read_json
 
 
@@ -30,3 +33,15 @@ def result_files(run: Path, name: str) -> dict[str, Path]:
         "predictions": run / f"predictions-{name}.npz",
         "confusion": run / f"confusion-{name}.png",
     }
+
+
+def read_scores(path: Path, wanted: Any = SCORES) -> dict[str, Any]:
+    """The content of eval-NAME.json; a UserError where it is damaged or of another form.
+
+    `wanted` are its fields, by default those of a classifier's scores.
+    """
+    scores = read_json(path)
+    if scores is None:
+        raise UserError(f"{path.name} is no JSON: it is cut off, or another file")
+    check_shape(scores, wanted, path.name)
+    return dict(scores)

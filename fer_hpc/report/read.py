@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
 from fer_hpc.data.shards import SPLITS
+from fer_hpc.evaluation.results import read_scores
+from fer_hpc.evaluation.shapes import SCORES, check_shape
 from fer_hpc.files import read_json
 from fer_hpc.report import shapes
-from fer_hpc.report.shapes import check_shape
 from fer_hpc.run.folder import (
     find_runs,
     read_environment,
@@ -149,11 +150,8 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
     scores = {}
     for file in path.glob("eval-*.json"):
         try:
-            content = read_json(file)
-            if content is None:
-                raise UserError("it is no JSON: cut off, or another file")
-            check_shape(content, shapes.GAN_SCORES if gan else shapes.SCORES, file.name)
-            scores[file.stem.removeprefix("eval-")] = content
+            wanted = shapes.GAN_SCORES if gan else SCORES
+            scores[file.stem.removeprefix("eval-")] = read_scores(file, wanted)
         except DAMAGE as why:
             damaged.append((file, _reason(why)))
     return Run(
