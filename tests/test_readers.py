@@ -100,6 +100,32 @@ def test_paths_of_another_machine_go_by_their_longest_suffix(tmp_path: Path, pat
     assert resolve_inside(tmp_path, path) == expected
 
 
+def test_a_path_in_val_set_finds_no_picture_of_train_set(tmp_path: Path) -> None:
+    root = photo(tmp_path / "train_set" / "images" / "1.jpg").parent
+    with pytest.raises(Reject, match="path is in val_set, the image root in train_set"):
+        resolve_inside(root, "/home/me/affectnet/val_set/images/1.jpg")
+    assert resolve_inside(root, "/home/me/affectnet/train_set/images/1.jpg").is_file()
+
+
+def test_boxes_in_shares_of_the_picture_are_rejected(tmp_path: Path) -> None:
+    photo(tmp_path / "1.jpg")
+    head = "image_path,x_min,y_min,x_max,y_max,expression"
+    source = AffectNetCsv(table(tmp_path, f"{head}\n1.jpg,0.1,0.1,0.9,0.9,0\n"))
+    with pytest.raises(Reject, match="shares of the picture, wanted pixels"):
+        source.face(source.rows().locators[0])
+
+
+def test_boxes_given_as_width_and_height_stop_at_the_limit(fer: Fer, tmp_path: Path) -> None:
+    lines = ["image_path,x_min,y_min,x_max,y_max,expression"]
+    for i in range(20):
+        photo(tmp_path / f"{i}.png", 10 * i)
+        lines.append(f"{i}.png,60,60,30,30,{i % 2}")
+    source = ("--source", "affectnet_csv", "--input", table(tmp_path, "\n".join(lines)))
+    done = fer("preprocess", *source, "--workers", 1, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "20 of 20 faces have a box or landmarks outside their picture" in done.stderr
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -30,7 +30,8 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
     rejects += [(s.split, *r) for s in plan.shards for r in parts[s.name]["rejects"]]
     reasons = dict(collections.Counter(reason for *_, reason in rejects))
     _write_rejects(config.out / "rejects.csv", rejects)
-    _check_share(config, plan, reasons)
+    empty_boxes = sum(part["empty_boxes"] for part in parts.values())
+    _check_shares(config, plan, reasons, empty_boxes)
     entries = {}
     for name in shards.SPLITS:
         members = [parts[s.name] for s in plan.shards if s.split == name]
@@ -53,7 +54,7 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
         "notes": plan.notes,
         "source": source,
         "faces": faces.RECIPE,
-        "empty_boxes": sum(part["empty_boxes"] for part in parts.values()),
+        "empty_boxes": empty_boxes,
         "rejects": {"n": len(rejects), "reasons": reasons},
     }
     if plan.rows.class_map:
@@ -82,8 +83,10 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
     write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _check_share(config: PreprocessConfig, plan: Plan, reasons: Mapping[str, int]) -> None:
-    """UserError where more faces than --max-rejects are unusable.
+def _check_shares(
+    config: PreprocessConfig, plan: Plan, reasons: Mapping[str, int], empty_boxes: int
+) -> None:
+    """UserError where more faces than --max-rejects are unusable or have an empty box.
 
     Labels that the form itself calls no class, as AffectNet's "none", do not count.
     """
@@ -97,6 +100,12 @@ def _check_share(config: PreprocessConfig, plan: Plan, reasons: Mapping[str, int
             f"{bad:,} of {total:,} faces are unusable, over --max-rejects {config.max_rejects}; "
             f"most often: {worst!r}; {config.out / 'rejects.csv'} lists them all: repair or "
             "remove them, or raise --max-rejects"
+        )
+    if empty_boxes > config.max_rejects * total:
+        raise UserError(
+            f"{empty_boxes:,} of {total:,} faces have a box or landmarks outside their picture, "
+            f"over --max-rejects {config.max_rejects}: the whole picture would be taken for the "
+            "face; give x_min, y_min, x_max, y_max in pixels, or raise --max-rejects"
         )
 
 

@@ -262,5 +262,7 @@ def _box(line: dict[str, str]) -> Box:
     sides = [_number(line[n], n) for n in ("x_min", "y_min", "x_max", "y_max")]
     if not np.isfinite(sides).all():
         raise Reject("box is not finite")
+    if max(sides) <= 1:
+        raise Reject("box is in shares of the picture, wanted pixels")
     left, top, right, bottom = sides
     return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))

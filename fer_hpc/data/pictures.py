@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fer_hpc.data.faces import Reject
 
 PICTURES = (".jpg", ".jpeg", ".png")
+_SET_NAME = re.compile(r"(train|val|test)_set")  # AffectNet's folders
 
 
 def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
@@ -26,7 +28,8 @@ def resolve_inside(root: Path, text: str) -> Path:
 
     A path of another machine (absolute, either separator, also with a drive letter) is resolved by
     its longest suffix that exists below the root. The file must lie inside the root, links
-    followed.
+    followed. A path through `val_set` is not resolved in a root in `train_set`: equal file names
+    in the two are other people's pictures.
     """
     parts = [p for p in re.split(r"[/\\]+", text.strip()) if p not in ("", ".")]
     if not parts or ".." in parts:
@@ -36,8 +39,16 @@ def resolve_inside(root: Path, text: str) -> Path:
         if candidate.exists():
             if not candidate.resolve().is_relative_to(root.resolve()):
                 raise Reject("path leaves the image root")
+            named, present = _set_name(parts[:first]), _set_name(root.absolute().parts)
+            if named and present and named != present:
+                raise Reject(f"path is in {named}, the image root in {present}")
             return candidate
     raise Reject("missing image")
+
+
+def _set_name(parts: Sequence[str]) -> str:
+    """The last of a path's folders that names a part of a data set, or ""."""
+    return next((p for p in reversed(parts) if _SET_NAME.fullmatch(p)), "")
 
 
 def read_file(path: Path | str, limit: int = 1 << 40) -> bytes:
