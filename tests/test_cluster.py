@@ -108,7 +108,7 @@ exec {command} -- {program}
         (("--nodes", "0"), "--nodes 0: wanted at least 1"),
     ],
 )
-def test_mistakes_are_said_before_submission(
+def test_mistakes_are_refused_before_submission(
     shards: Path, tmp_path: Path, args: tuple[str, ...], message: str
 ) -> None:
     done = run_job(
@@ -127,7 +127,7 @@ def test_mistakes_are_said_before_submission(
     assert "Traceback" not in done.stderr
 
 
-def test_without_slurm_it_says_where_to_go(shards: Path, tmp_path: Path) -> None:
+def test_without_slurm_the_message_names_where_to_go(shards: Path, tmp_path: Path) -> None:
     done = run_job(
         "train", "cnn_improved", "--data", shards, "--run", tmp_path / "run", PATH=str(tmp_path)
     )
@@ -195,12 +195,12 @@ def made(run: Path, *starts: tuple[int, str, int]) -> Path:
     ("starts", "code", "again"),
     [
         ([(0, "interrupted", 36)], 75, True),
-        ([(0, "interrupted", 36)], 0, True),  # srun said 0 though a node had died
-        ([(0, "running", 36)], 137, True),  # killed before it could say anything
+        ([(0, "interrupted", 36)], 0, True),  # srun gave 0 though a node had died
+        ([(0, "running", 36)], 137, True),  # killed before it could write its end
         ([(0, "finished", 36)], 0, False),
         ([(0, "failed", 36)], 1, False),
         ([(0, "superseded", 36)], 4, False),
-        ([(0, "interrupted", 36)], 2, False),  # a mistake to mend
+        ([(0, "interrupted", 36)], 2, False),  # a mistake of the user
         ([(0, "interrupted", 36), (36, "interrupted", 36), (36, "interrupted", 36)], 75, True),
         ([(0, "interrupted", 36), *[(36, "interrupted", 36)] * 3], 75, False),
         ([*[(0, "interrupted", 0)] * 3], 75, False),

@@ -349,7 +349,7 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
 ) -> None:
     run, endless = site / "runs" / "submitted", site / "runs" / "endless"
     began = time.monotonic()
-    said = fer(
+    output = fer(
         cluster,
         ROOT / "jobs" / "train.py",
         "cnn_baseline",
@@ -362,7 +362,7 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
         2,
     )
     assert time.monotonic() - began < 20, "submitting does not wait"
-    job = said.split("\njob ")[1].split()[0]
+    job = output.split("\njob ")[1].split()[0]
     fer(
         cluster,
         ROOT / "jobs" / "train.py",
@@ -399,7 +399,7 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
 
 def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     out = site / "study"
-    said = fer(
+    output = fer(
         cluster,
         ROOT / "jobs" / "pipeline.py",
         "cnn_baseline",
@@ -418,7 +418,7 @@ def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
         *TINY,
     )
     page = out / "report" / "index.html"
-    until(page.exists, 180, f"the pipeline's page\n{said}\n{logs(site)}")
+    until(page.exists, 180, f"the pipeline's page\n{output}\n{logs(site)}")
     (run,) = (out / "runs").iterdir()
     assert run.name == "cnn_baseline-seed0"
     assert (run / "eval-val.json").exists()
@@ -476,12 +476,12 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
     )
     until(lambda: not of_jobs(cluster), 20, lambda: f"the end of {of_jobs(cluster)}")
 
-    said = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
-    assert "2 trials, 1 finished" in said
+    output = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
+    assert "2 trials, 1 finished" in output
     until(
         lambda: "2 of 2 trials finished" in "".join(p.read_text() for p in out.glob("jobs/*.out")),
         120,
-        said,
+        output,
     )
     assert len(json.loads((out / "best.json").read_text())["values"]) == 2
 
@@ -497,7 +497,7 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
         ),
     ],
 )
-def test_what_cannot_be_scheduled_is_said_at_submission(
+def test_what_cannot_be_scheduled_is_refused_at_submission(
     cluster: Cluster, site: Path, shards: Path, flags: tuple[str, ...], message: str
 ) -> None:
     run = site / "run"
@@ -514,7 +514,7 @@ def test_what_cannot_be_scheduled_is_said_at_submission(
     )
 
 
-def test_what_is_missing_on_the_node_is_said_at_the_head_of_the_log(
+def test_what_is_missing_on_the_node_stands_at_the_head_of_the_log(
     cluster: Cluster, site: Path
 ) -> None:
     job = cluster.sbatch(
