@@ -265,7 +265,8 @@ def report(config: ReportConfig) -> int:
 def status(config: StatusConfig) -> int:
     from fer_hpc.cluster.status import format_status, job_status, to_json
 
-    rows = job_status(config.paths or (Path(os.environ.get("FER_RUNS") or "runs"),))
+    default = Path(os.environ.get("FER_RUNS") or "runs")  # the first job makes it
+    rows = job_status(config.paths or ((default,) if default.is_dir() else ()))
     print(to_json(rows) if config.json else format_status(rows))
     return EXIT_FINISHED
 

@@ -104,8 +104,10 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, str]]:
     One call of squeue for the living ones and one of sacct for the others.
     """
     states: dict[str, tuple[str, str]] = {}
-    selected = ["-j", ",".join(jobs)] if jobs else []
-    for line in _output_lines("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", *selected):
+    if not jobs:
+        return states
+    fields = ("-o", "%i|%T|%r", "-j", ",".join(jobs))
+    for line in _output_lines("squeue", "-h", "-r", "-t", "all", *fields):
         name, state, reason = line.split("|", 2)
         states[name] = state, "" if reason == "None" else reason
     others = [job for job in jobs if job not in states]

@@ -26,9 +26,7 @@ def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
     folders = _folders(paths)
     jobs_of = {folder: [record["job"] for record in read_records(folder)] for folder in folders}
     known = {job for jobs in jobs_of.values() for job in jobs}
-    states = job_states(
-        [job for jobs in jobs_of.values() for job in jobs if not job.startswith("local")]
-    )
+    states = job_states([job for job in known if not job.startswith("local")])
     rows = [_row_of_folder(folder, jobs_of[folder], states) for folder in folders]
     for job, name, reason in waiting_jobs():
         if name.startswith("fer-") and job not in known:

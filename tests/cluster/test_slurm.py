@@ -461,8 +461,8 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
     )
     until(
         lambda: list(out.glob("trials/*/attempts/0001/0*.pt")) or cluster.state(job) == "FAILED",
-        120,
-        "a checkpoint",
+        240,
+        lambda: f"a checkpoint\n{logs(site)}",
     )
     assert cluster.state(job) == "RUNNING", logs(site)
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
