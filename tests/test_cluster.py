@@ -316,3 +316,12 @@ def test_a_mistake_in_a_later_stage_of_a_pipeline_submits_nothing(tmp_path: Path
 def test_status_as_json_is_empty_where_nothing_ran(fer: Fer, tmp_path: Path) -> None:
     assert json.loads(fer("cli", "status", tmp_path, "--json").stdout) == []
     assert fer("cli", "status", tmp_path / "nowhere").returncode == 2
+
+
+def test_status_before_the_first_run_is_no_mistake(tmp_path: Path) -> None:
+    """As after the first sbatch: the folder of the runs is made when a job starts."""
+    call = [sys.executable, "-m", "fer_hpc", "status"]
+    env = {**os.environ, "FER_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(call, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
