@@ -12,7 +12,7 @@ import pytest
 from fer_hpc.cli import jobs
 from fer_hpc.cli.main import VERBS, job, main, run_command
 from fer_hpc.cli.parse import configure, configure_job
-from fer_hpc.config import EXIT_USER_ERROR, PRESETS, TrainConfig, UserError
+from fer_hpc.config import EXIT_CRASHED, EXIT_USER_ERROR, PRESETS, TrainConfig, UserError
 from fer_hpc.config.commands import JobConfig
 
 ROOT = Path(__file__).parents[1]
@@ -284,10 +284,20 @@ def test_a_full_disk_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     def named() -> int:
         raise OSError(13, "Permission denied", "some/file")
 
+    def hdf5() -> int:
+        raise OSError("Can't write data (errno = 28, error message = 'No space left on device')")
+
+    def network() -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
     assert run_command("preprocess", full) == EXIT_USER_ERROR
     assert "full" in capsys.readouterr().err
     assert run_command("preprocess", named) == EXIT_USER_ERROR
     assert "Permission denied: some/file" in capsys.readouterr().err
+    assert run_command("preprocess", hdf5) == EXIT_USER_ERROR
+    assert "full" in capsys.readouterr().err
+    assert run_command("tune", network) == EXIT_CRASHED  # a scheduler starts it again
+    assert "Connection reset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["status", "--help"])

@@ -18,6 +18,7 @@ from fer_hpc.cli import jobs
 from fer_hpc.cli.parse import configure
 from fer_hpc.cli.verbs import VERBS
 from fer_hpc.config import (
+    EXIT_CRASHED,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
     EXIT_USER_ERROR,
@@ -93,22 +94,30 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _refuse(name, _system_error(error))
+        # Without a file it may be a network that comes back: a scheduler may start it again.
+        is_users = error.filename is not None or _is_full(error)
+        return _refuse(name, _system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
     except KeyboardInterrupt:
         print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
         return EXIT_RUN_AGAIN
 
 
-def _refuse(name: str, message: str) -> int:
+def _refuse(name: str, message: str, code: int = EXIT_USER_ERROR) -> int:
     prefix = name if name.startswith("jobs/") else f"fer-hpc {name}".strip()
     print(f"{prefix}: error: {message}", file=sys.stderr)
-    return EXIT_USER_ERROR
+    return code
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether a disk or quota is full; HDF5 has that only in the text of its errors."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _system_error(error: OSError) -> str:
     """An OSError as one line: what, which file, or where in the program if it names none."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    what = "the disk or quota is full" if full else error.strerror or str(error)
+    what = error.strerror or str(error)
+    if _is_full(error):
+        what = "the disk or quota is full"
     if error.filename is not None:
         return f"{what}: {os.fsdecode(error.filename)}"
     ours = [

@@ -39,7 +39,9 @@ class PreprocessConfig:
     input: Path | None = option(None, "folder or file to read; not needed for synthetic")
     size: int = option(48, "height and width of the stored faces, pixels", low=8, high=1024)
     channels: Literal[1, 3] = option(1, "1: gray, 3: RGB")
-    split: Literal["auto", "official", "report", "person"] = option("auto", "see README, Data")
+    split: Literal["auto", "official", "report", "person"] = option(
+        "auto", "auto: the splits of the source, else by person, else report: 70 / 15 / 15 %"
+    )
     image_root: Path | None = option(
         None, "affectnet_csv: folder of the pictures; default: the folder of the table"
     )
