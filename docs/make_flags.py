@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.cli.flags import Part
+from fer_hpc.cli.parse import parts_of
 from fer_hpc.cli.verbs import VERBS
 from fer_hpc.config import (
     PRESETS,
@@ -44,11 +45,12 @@ def page() -> str:
             continue
         if name == "tune":
             parts.append("It takes a PRESET and the flags of [train](#train) as well.\n")
-        parts.append(_tables(verb.config_class))
+        own = parts_of(name)[:1] if name == "tune" else parts_of(name)
+        parts.append(_tables(own))
     for title, config_class in (("jobs/*.py", JobConfig), ("jobs/pipeline.py", PipelineConfig)):
         parts.append(f"## {title}\n\n{config_class.__doc__}\n")
         parts.append("The flags of the submitted commands may stand beside these.\n")
-        parts.append(_tables(config_class))
+        parts.append(_tables([Part(config_class)]))
     parts.append("## Presets\n\nA PRESET of train sets these defaults.\n")
     parts.append("| Preset | Flags |\n|---|---|")
     for preset in PRESETS:
@@ -57,12 +59,13 @@ def page() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _tables(config_class: type) -> str:
-    """The flags of a configuration, a table for each group."""
+def _tables(parts: list[Part]) -> str:
+    """The flags of a command, a table for each group."""
     groups: dict[str, list[dataclasses.Field[Any]]] = {}
-    for group, field in Part(config_class).fields():
-        groups.setdefault(group, []).append(field)
-    is_run = config_class in (TrainConfig, GanConfig)
+    for part in parts:
+        for group, field in part.fields():
+            groups.setdefault(group, []).append(field)
+    is_run = parts[0].config_class in (TrainConfig, GanConfig)
     lines: list[str] = []
     for group, fields in groups.items():
         lines += [f"**{group.capitalize()}**", ""] if len(groups) > 1 else []

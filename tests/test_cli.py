@@ -13,10 +13,12 @@ from fer_hpc.cli import jobs
 from fer_hpc.cli.main import VERBS, job, main, run_command
 from fer_hpc.cli.parse import configure, configure_job
 from fer_hpc.config import EXIT_CRASHED, EXIT_USER_ERROR, PRESETS, TrainConfig, UserError
-from fer_hpc.config.commands import JobConfig
+from fer_hpc.config.commands import SOURCES, JobConfig
+from fer_hpc.data import sources
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("ray", "torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
+NO_SOURCE = ["preprocess", "--source", "none", "--out", "o"]
 TRAIN = ["--data", "d", "--run", "r"]
 
 
@@ -43,7 +45,13 @@ def output(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([verb, "--help"] for verb in VERBS), ["train", "nonsense"], ["train", "--x"]],
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in VERBS),
+        ["train", "nonsense"],
+        ["train", "--x"],
+        NO_SOURCE,
+    ],
 )
 def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
     assert not modules_after(f"from fer_hpc.cli.main import main; main({arguments!r})") & set(HEAVY)
@@ -309,6 +317,15 @@ def test_a_reader_that_closes_early_is_no_error(tmp_path: Path, verb: str) -> No
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode != 0
+
+
+def test_the_help_names_the_sources_that_there_are() -> None:
+    assert tuple(sources.SOURCES)[: len(SOURCES)] == SOURCES
+
+
+def test_a_source_without_its_input_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="needs --input"):
+        configure("preprocess", ["--source", "fer2013", "--out", "o"])
 
 
 def test_internal_verbs_are_those_that_launch_asks() -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fer_hpc.cli.main import main
+from fer_hpc.cli.parse import configure_job
 from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
-from fer_hpc.parallel.local import take_procs
+from fer_hpc.config.commands import JobConfig, RanksConfig
 from fer_hpc.run.folder import read_environment, read_status
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
@@ -144,13 +146,22 @@ def test_ranks_that_torchrun_started_start_no_others(
     assert "leave it out under torchrun" in err
 
 
-@pytest.mark.parametrize("value", ["", "0", "two", "-1", "1e9"])
-def test_a_wrong_number_of_processes_is_refused(value: str) -> None:
-    with pytest.raises(UserError, match="--procs"):
-        take_procs(["cnn_baseline", f"--procs={value}"])
+@pytest.mark.parametrize("value", ["0", "two", "-1", "1e9", "5000"])
+def test_a_wrong_number_of_processes_is_refused(
+    capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    try:
+        code = main(["train", "cnn_baseline", "--data", "d", "--run", "r", f"--procs={value}"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert code == EXIT_USER_ERROR
+    assert "--procs" in capsys.readouterr().err
 
 
-def test_the_flag_is_taken_out_wherever_it_stands() -> None:
-    assert take_procs(["a", "--procs", "3", "b"]) == (3, ["a", "b"])
-    assert take_procs(["--procs=2", "a"]) == (2, ["a"])
-    assert take_procs(["a", "--lr", "0.1"]) == (1, ["a", "--lr", "0.1"])
+def test_the_ranks_get_the_command_without_the_flag() -> None:
+    args = ["--procs", "3", "cnn_baseline", "--data=d", "--run", "r"]
+    given, _ = configure_job("train", args)
+    assert given.build(RanksConfig).procs == 3
+    assert given.arguments(RanksConfig) == ["cnn_baseline", "--data", "d", "--run", "r"]
+    with pytest.raises(UserError, match="--gpus-per-node"):
+        configure_job("train", args, (JobConfig,))

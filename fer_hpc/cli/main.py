@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
-from fer_hpc.cli.parse import configure
+from fer_hpc.cli.parse import configure_job
 from fer_hpc.cli.verbs import VERBS
 from fer_hpc.config import (
     EXIT_CRASHED,
@@ -25,7 +25,8 @@ from fer_hpc.config import (
     UserError,
     unknown_name_error,
 )
-from fer_hpc.parallel.local import LOCAL_VERBS, run_ranks, take_procs
+from fer_hpc.config.commands import RanksConfig
+from fer_hpc.parallel.local import run_ranks
 
 INTERNAL = {"begin": jobs.begin, "end": jobs.end}  # asked by slurm/launch.sh
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
@@ -52,9 +53,11 @@ def main(args: list[str] | None = None, verb: str | None = None) -> int:
 
 def _run_verb(name: str, args: list[str]) -> int:
     """Run a verb in this process or, with --procs N, as N ranks of this machine."""
-    procs, args = take_procs(args) if name in LOCAL_VERBS else (1, args)
-    config = configure(name, args)
-    return run_ranks(procs, name, args) if procs > 1 else VERBS[name].run(config)
+    given, config = configure_job(name, args)
+    ranks = given.build(RanksConfig).procs if RanksConfig in given.values else 1
+    if ranks > 1:
+        return run_ranks(ranks, name, given.arguments(RanksConfig))
+    return VERBS[name].run(config)
 
 
 def _help() -> int:

@@ -13,10 +13,12 @@ from fer_hpc.config.commands import (
     JobConfig,
     PipelineConfig,
     PreprocessConfig,
+    RanksConfig,
     StartConfig,
     SweepConfig,
 )
 from fer_hpc.config.plugins import load_plugins
+from fer_hpc.parallel.local import LOCAL_VERBS
 
 SWEPT = frozenset({"data", "run", "batch_size", "lr", "seed"})  # set by a sweep for each trial
 SEEDED = frozenset({"data", "run", "seed"})  # set by a pipeline for each training
@@ -28,7 +30,9 @@ TUNE_NOTES = {
     "--run": _IN_TRIALS,
     "--from-sweep": _IN_TRIALS,
 }
+JOB_NOTES = {"--procs": "is for this machine; a job has --nodes times --gpus-per-node ranks"}
 PIPELINE_NOTES = {
+    **JOB_NOTES,
     "--seed": "is varied by a pipeline; give --seeds with one or more values",
     "--data": "is made by a pipeline: OUT/shards of --out OUT",
     "--run": "is made by a pipeline: OUT/runs/PRESET-seedN of --out OUT",
@@ -51,27 +55,36 @@ def configure_job(
 
     command: as the user types it; default: fer-hpc VERB
     """
-    command = command or f"fer-hpc {verb}"
-    known = [Part(each) for each in more]
-    if verb in ("train", "sheet"):
-        # For the help only. Of the arguments, tyro decides which one is the preset.
-        shown = next((arg for arg in args if arg in PRESETS), "")
-        parts = [Part(TrainConfig, defaults=PRESETS.get(shown, {})), Part(StartConfig), *known]
-        about = VERBS[verb].about
-        given = parse(command, about, parts, args, presets=True)
-        return given, _training(given)
-    if verb == "tune":
-        parts = [Part(SweepConfig), Part(TrainConfig, SWEPT, {"threads": 1}), *known]
-        given = parse(command, VERBS[verb].about, parts, args, True, TUNE_NOTES)
-        return given, _sweep(given)
     if verb not in VERBS:
         raise unknown_name_error("verb", verb, list(VERBS))
-    config_class = VERBS[verb].config_class
-    given = parse(command, VERBS[verb].about, [Part(config_class), *known], args)
-    config: Any = given.build(config_class)
+    # For the help only. Of the arguments, tyro decides which one is the preset.
+    shown = next((arg for arg in args if arg in PRESETS), "")
+    parts = parts_of(verb, shown, as_job=bool(more)) + [Part(each) for each in more]
+    presets = any(part.config_class is TrainConfig for part in parts)
+    notes = (JOB_NOTES if more else {}) | (TUNE_NOTES if verb == "tune" else {})
+    given = parse(command or f"fer-hpc {verb}", VERBS[verb].about, parts, args, presets, notes)
+    if verb == "tune":
+        return given, _sweep(given)
+    if presets:
+        return given, _training(given)
+    config: Any = given.build(VERBS[verb].config_class)
     if isinstance(config, PreprocessConfig):
-        check_source(config.source, config.plugin)
+        check_source(config.source, config.input, config.plugin)
     return given, config
+
+
+def parts_of(verb: str, preset: str = "", as_job: bool = False) -> list[Part]:
+    """The configurations whose fields are flags of a verb, its own first.
+
+    preset: whose defaults the help shows; as_job: the number of ranks is that of the job
+    """
+    ranks = [Part(RanksConfig)] if verb in LOCAL_VERBS and not as_job else []
+    if verb in ("train", "sheet"):
+        return [Part(TrainConfig, defaults=PRESETS.get(preset, {})), Part(StartConfig), *ranks]
+    if verb == "tune":
+        defaults = {**PRESETS.get(preset, {}), "threads": 1}
+        return [Part(SweepConfig), Part(TrainConfig, SWEPT, defaults)]
+    return [Part(VERBS[verb].config_class), *ranks]
 
 
 def _training(given: Given) -> TrainConfig:
@@ -127,13 +140,15 @@ def configure_pipeline(args: list[str]) -> tuple[Given, JobConfig, PipelineConfi
         raise UserError(
             f"which preset? {command} PRESET --source ... --out DIR (presets: {', '.join(PRESETS)})"
         )
-    check_source(study.source, given.values[TrainConfig].get("plugin", ()))
+    check_source(study.source, study.input, given.values[TrainConfig].get("plugin", ()))
     return given, given.build(JobConfig), study
 
 
-def check_source(source: str, plugins: tuple[Path, ...]) -> None:
-    """A UserError unless `source` is built in or registered by a plugin."""
+def check_source(source: str, folder: Path | None, plugins: tuple[Path, ...]) -> None:
+    """A UserError unless `source` is known, by a plugin too, and has the input that it needs."""
     from fer_hpc.data.sources import source_spec
 
     load_plugins(plugins)
-    source_spec(source)
+    spec = source_spec(source)
+    if spec.needs_input and folder is None:
+        raise UserError(f"--source {source} needs --input PATH ({spec.help})")

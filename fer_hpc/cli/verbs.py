@@ -41,7 +41,6 @@ from fer_hpc.config.commands import (
 )
 from fer_hpc.evaluation.results import read_scores, result_files, result_name
 from fer_hpc.files import read_json, sha256
-from fer_hpc.parallel.local import LOCAL_VERBS
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 from fer_hpc.run.plugins import has_other_plugins
 
@@ -298,12 +297,7 @@ class Verb:
     @property
     def about(self) -> str:
         """The text at the head of the verb's own help."""
-        if self.run is sheet:
-            return self.help
-        about = inspect.cleandoc(self.config_class.__doc__ or "")
-        if self.run.__name__ in LOCAL_VERBS:
-            about += " With --procs N it runs as N processes of this machine."
-        return about
+        return self.help if self.run is sheet else inspect.cleandoc(self.config_class.__doc__ or "")
 
 
 VERBS = {

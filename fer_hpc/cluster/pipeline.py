@@ -43,6 +43,10 @@ def pipeline(
     side, channels = _face_of(next(iter(configs.values())))
     source = ["--source", study.source, "--out", str(shards), "--tasks", str(study.tasks)]
     source += ["--size", str(study.size or side), "--channels", str(study.channels or channels)]
+    source += flag_arguments("split", study.split)
+    source += flag_arguments("classes", study.classes or None)
+    plugins = next(iter(configs.values())).plugin
+    source += flag_arguments("plugin", tuple(path.absolute() for path in plugins) or None)
     if study.input:
         source += ["--input", str(study.input.absolute())]
     else:

@@ -12,8 +12,11 @@ from fer_hpc.config.fields import check_fields, option, required
 
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "val", "test"]
+Splitting = Literal["auto", "official", "report", "person"]
 
 DEVICE_HELP = "auto: cuda where there is one"
+SPLITTING_HELP = "auto: the splits of the source, else by person, else report: 70 / 15 / 15 %"
+# The built-in names of fer_hpc.data.sources, here for the help.
 SOURCES = ("affectnet", "affectnet_csv", "fer2013", "arrays", "folder", "synthetic")
 
 
@@ -39,9 +42,7 @@ class PreprocessConfig:
     input: Path | None = option(None, "folder or file to read; not needed for synthetic")
     size: int = option(48, "height and width of the stored faces, pixels", low=8, high=1024)
     channels: Literal[1, 3] = option(1, "1: gray, 3: RGB")
-    split: Literal["auto", "official", "report", "person"] = option(
-        "auto", "auto: the splits of the source, else by person, else report: 70 / 15 / 15 %"
-    )
+    split: Splitting = option("auto", SPLITTING_HELP)
     image_root: Path | None = option(
         None, "affectnet_csv: folder of the pictures; default: the folder of the table"
     )
@@ -281,9 +282,11 @@ class PipelineConfig:
     )
     out: Path = required("folder for shards/, runs/ and report/")
     input: Path | None = option(None, "folder or file to read; not needed for synthetic")
+    classes: str = option("", "as of preprocess: class names in the order of the data's numbers")
+    split: Splitting = option("auto", SPLITTING_HELP)
     count: int = option(0, "synthetic: faces to draw", low=0)
     size: int = option(0, "height and width of the faces, pixels; 0: those of the preset", low=0)
-    channels: int = option(0, "1: gray, 3: RGB; 0: those of the preset", low=0, high=3)
+    channels: Literal[0, 1, 3] = option(0, "1: gray, 3: RGB; 0: those of the preset")
     tasks: int = option(4, "array tasks that share the preprocessing", low=1)
     seeds: tuple[int, ...] = option((0, 1, 2), "one training each", low=0)
     eval_split: Split = option("val", "faces to score the runs on")
@@ -298,6 +301,22 @@ class StartConfig:
 
     from_sweep: Path | None = option(
         None, "start from the best configuration of this sweep, in place of PRESET", group="run"
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class RanksConfig:
+    """How many processes work on one run."""
+
+    procs: int = option(
+        1,
+        "processes of this machine that share the work, one rank each",
+        low=1,
+        high=1024,
+        group="run",
     )
 
     def __post_init__(self) -> None:

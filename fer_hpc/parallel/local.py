@@ -31,28 +31,6 @@ MAX_OUTPUT = 20_000  # bytes of a failed rank's output that are shown, from its 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def take_procs(args: list[str]) -> tuple[int, list[str]]:
-    """(N of `--procs N`, the other arguments); 1 where the flag is not there."""
-    rest = list(args)
-    text = None
-    for i, arg in enumerate(args):
-        if arg == "--procs":
-            text = "".join(args[i + 1 : i + 2])
-            del rest[i : i + 2]
-            break
-        if arg.startswith("--procs="):
-            text = arg.partition("=")[2]
-            del rest[i]
-            break
-    if text is None:
-        return 1, rest
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise UserError(f"--procs {text!r}: wanted a number of processes, from 1 to 1024")
-    if "--procs" in (arg.partition("=")[0] for arg in rest):
-        raise UserError("--procs is there twice")
-    return int(text), rest
-
-
 def run_ranks(count: int, verb: str, args: list[str]) -> int:
     """Run `fer-hpc VERB ARGS` as `count` ranks of this machine; gives the exit code.
 
