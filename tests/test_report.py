@@ -254,6 +254,44 @@ def test_a_gan_has_its_own_table(scored: Path, tmp_path: Path) -> None:
     assert "damaged" not in page[page.index("<main") :]
 
 
+def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
+    scored: Path, tmp_path: Path
+) -> None:
+    def configuration(lr: float, mean: float | None, **more: Any) -> dict[str, Any]:
+        values = {} if mean is None else {"0": mean, "1": mean}
+        common = {"batch_size": 64, "lr": lr, "values": values, "mean": mean}
+        return common | {"interval_95": None, "states": ["finished"]} | more
+
+    swept = {"batch_size": 64, "lr": 0.1, "flip": True}
+    sweep = tmp_path / "lrs"
+    (sweep / "trials").mkdir(parents=True)
+    shutil.copytree(scored, sweep / "trials" / "b64")
+    (sweep / "sweep.json").write_text("{}")
+    summary = {
+        "preset": "cnn_baseline",
+        "metric": "val_accuracy",
+        "epochs": 6,
+        "data": str(tmp_path),
+        "fingerprint": "ab" * 8,
+        "trials": 6,
+        "finished": 4,
+        "seeds": [0, 1],
+        "ranked": [configuration(0.1, 0.6125, settings=swept), configuration(0.2, 0.5)],
+        "not_ranked": [configuration(0.3, None)],
+        "failed": [{"trial": "b64-lr0.3-seed0", "why": "loss is not finite"}],
+        "best_two": {"mean": 0.1, "interval_95": None, "verdict": "not tested"},
+    }
+    (sweep / "summary.json").write_text(json.dumps(summary))
+    page = page_of(sweep, out=tmp_path / "out")
+    for text in ("lrs", "0.6125", "<th>flip</th>", "too few for an interval", "not finite"):
+        assert text in page, text
+    assert "b64 <span" not in page
+    (sweep / "summary.json").write_text(json.dumps(summary | {"ranked": [{}]}))
+    assert "has no" in page_of(sweep, scored, out=tmp_path / "out")
+    (sweep / "summary.json").unlink()
+    assert "no table yet" in page_of(sweep, out=tmp_path / "out")
+
+
 def drawn_curves(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "_save", lambda figure, _: figures.append(figure))

@@ -22,6 +22,7 @@ from torch import nn
 
 from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
+from fer_hpc.evaluation.metrics import log_softmax
 from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
@@ -139,10 +140,8 @@ class Predictor:
         Raises UserError for anything else.
         """
         batch = np.stack([self._fit(face) for face in _faces_of(faces)])
-        logits = [self._logits(part) for part in np.split(batch, range(CHUNK, len(batch), CHUNK))]
-        shifted = np.concatenate(logits)
-        shares = np.exp(shifted - shifted.max(1, keepdims=True))
-        return np.asarray(shares / shares.sum(1, keepdims=True))
+        parts = np.split(batch, range(CHUNK, len(batch), CHUNK))
+        return np.exp(log_softmax(np.concatenate([self._logits(part) for part in parts])))
 
     def predict_names(self, faces: Any) -> list[str]:
         """The name of the most likely class of each face."""

@@ -48,6 +48,7 @@ GAN_SCORES = {
     "diversity": {"of_outputs": MEAN, "of_real_faces": MEAN},
 }
 CONFIGURATION = {
+    "settings": ({}, None),  # the swept fields; older sweeps have batch_size and lr only
     "batch_size": int,
     "lr": float,
     "values": {str: float},
@@ -58,6 +59,7 @@ CONFIGURATION = {
 SWEEP = {
     "preset": str,
     "metric": str,
+    "epochs": (int, [int, ...]),
     "data": str,
     "fingerprint": str,
     "trials": int,
