@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -101,6 +103,20 @@ def test_an_unknown_source_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="did you mean 'folder'"):
         source_spec("folders")
     assert set(commands.SOURCES) <= set(sources.SOURCES), "the help lists them"
+
+
+def test_a_pipeline_hands_its_own_source_to_preprocess(faces: Path) -> None:
+    job = Path(__file__).parents[1] / "jobs" / "pipeline.py"
+    source = ("--source", "json_list", "--input", faces, "--plugin", faces.parent / "mine.py")
+    classes = ("--classes", "one,two,three")
+    call = ("cnn_baseline", *source, *classes, "--out", faces.parent / "study", "--dry-run")
+    done = subprocess.run(
+        [sys.executable, job, *map(str, call)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "preprocess --source" in line)
+    assert f"--plugin {faces.parent / 'mine.py'}" in line
+    assert "--classes one,two,three" in line
 
 
 class Own:
