@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fer_hpc.evaluation.intervals import mean_interval
 from fer_hpc.files import to_jsonl, write_json
 from fer_hpc.run.folder import HALTED_REASON, attempt_path
 from fer_hpc.sweep import grid as sweep
-from fer_hpc.sweep import halving
+from fer_hpc.sweep import halving, ray_nodes
 from fer_hpc.sweep.fields import parse_grid
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.tables import best_of, collect
@@ -462,3 +463,20 @@ def test_the_interval_is_students() -> None:
     assert (low, high) == pytest.approx(
         (0.55 - 4.302653 * 0.05 / 3**0.5, 0.55 + 4.302653 * 0.05 / 3**0.5), abs=1e-6
     )
+
+
+# ---- the nodes of a Slurm job --------------------------------------------------------------------
+
+
+def test_a_strangers_connection_is_no_node_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of this job")
+    own = ray_nodes._job_code()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another job")
+    other = ray_nodes._job_code()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of this job")
+    for sent, expected in ((own, True), (other, False), (own[:8], False), (b"", False)):
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(sent)
+            there.shutdown(socket.SHUT_WR)
+            assert ray_nodes._is_from_job(here) == expected

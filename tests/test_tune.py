@@ -36,7 +36,7 @@ def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
 def done(call: list[str], cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     marked = {**os.environ, "FER_TEST": MARK, **env}
     return subprocess.run(
-        call, capture_output=True, text=True, timeout=240, check=False, env=marked, cwd=cwd
+        call, capture_output=True, text=True, timeout=480, check=False, env=marked, cwd=cwd
     )
 
 
@@ -178,6 +178,16 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
         assert text.count(f"trials/{name}/tb") == 1
 
 
+def hparams(run: Path) -> set[str]:
+    """The columns of TensorBoard's HParams table in which a run has a value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(run / "tb")).Reload()
+    start = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    return set(HParamsPluginData.FromString(start).session_start_info.hparams)
+
+
 PLUGIN = """
 from torch import nn
 from fer_hpc import register_model
@@ -195,16 +205,21 @@ def test_a_grid_over_networks_of_which_one_is_a_plugins(
     """Ray's workers, the report and --from-sweep find the plugin, whose path is relative."""
     (tmp_path / "mine.py").write_text(PLUGIN)
     out = tmp_path / "out"
-    flags = ("--grid", "model=mine,cnn_baseline", "--plugin", "mine.py", "--epochs", 1)
-    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, *flags)
+    grid = ("--grid", "model=mine,cnn_baseline", "--grid", "flip=false")
+    flags = ("--lrs", 0.01, "--seeds", 0, "--plugin", "mine.py", "--epochs", 1)
+    call = sweep(shards, out, *grid, *flags)
     ended = done(call, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "model" in ended.stdout
-    mine = trial(out, "b36-lr0.01-model=mine-seed0")
+    mine = trial(out, "b36-lr0.01-model=mine-flip=false-seed0")
     stored = json.loads((mine / "config.json").read_text())
     assert stored["science"]["model"] == "mine"
     assert stored["science"]["plugin_hash"]
-    assert read_status(trial(out, "b36-lr0.01-model=cnn_baseline-seed0"))["state"] == "finished"
+    assert (
+        read_status(trial(out, "b36-lr0.01-model=cnn_baseline-flip=false-seed0"))["state"]
+        == "finished"
+    )
+    assert {"batch_size", "lr", "seed", "model", "flip"} <= hparams(mine), "also at its default"
     page = fer("report", out, "--out", tmp_path / "report")
     assert page.returncode == 0, page.stderr
     assert "<td>mine</td>" in (tmp_path / "report" / "index.html").read_text()

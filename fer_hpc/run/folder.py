@@ -125,6 +125,12 @@ def checkpoint_files(run: Path, number: int) -> list[Path]:
     return [p for p in attempt_path(run, number).glob("*.pt") if p.stem.isdigit()]
 
 
+def swept_fields(run: Path) -> list[str]:
+    """The fields that the sweep of a trial varies; none where `run` is not SWEEP/trials/NAME."""
+    sweep = read_json(run.absolute().parent.parent / "sweep.json") or {}
+    return list(sweep.get("trials", {}).get(run.name, ()))
+
+
 def read_environment(run: Path) -> dict[str, Any]:
     """environment.json of the newest attempt in the history; empty where none did."""
     for number, _ in attempt_lineage(run):

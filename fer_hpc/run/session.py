@@ -39,7 +39,13 @@ from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, claim_attempt
 from fer_hpc.run.environment import describe_environment, rank_location
-from fer_hpc.run.folder import MAX_STARTS, no_gain_message, read_rows, starts_without_gain
+from fer_hpc.run.folder import (
+    MAX_STARTS,
+    no_gain_message,
+    read_rows,
+    starts_without_gain,
+    swept_fields,
+)
 from fer_hpc.run.log import RunLog
 from fer_hpc.run.saver import Saver, checkpoint_write_error, restore
 from fer_hpc.run.signals import stop_reason, stop_signals
@@ -149,6 +155,13 @@ def _memory_advice(config: TrainConfig | GanConfig, world: World) -> str:
     )
 
 
+def _hparams(config: TrainConfig | GanConfig) -> dict[str, Any]:
+    """A run's line in TensorBoard's HParams table: what a sweep varies, and what is not usual."""
+    science = fields_of(config, "science")
+    swept = ("batch_size", "lr", "seed", *swept_fields(config.run))
+    return {field: science[field] for field in swept} | non_default_fields(config)
+
+
 class Run(Generic[Config]):
     """What a training loop has around it; `attempt` is None on all ranks but 0, which alone writes.
 
@@ -209,8 +222,7 @@ class Run(Generic[Config]):
         number = attempt.number if attempt else 0
         place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
         self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
-        swept = {"batch_size": config.batch_size, "lr": config.lr, "seed": config.seed}
-        self.log.hparams(swept | non_default_fields(config))
+        self.log.hparams(_hparams(config))
 
     def after_step(
         self,

@@ -14,6 +14,8 @@ with 0 where its head could not start, and takes no flag for the head only.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import os
 import shutil
 import signal
@@ -55,7 +57,9 @@ def head(node: StepNode) -> Iterator[str]:
         lifelines: list[socket.socket] = []
         try:
             while len(lifelines) < node.count - 1:
-                lifelines.append(closing.enter_context(server.accept()[0]))
+                connection = closing.enter_context(server.accept()[0])
+                if _is_from_job(connection):
+                    lifelines.append(connection)
         except TimeoutError:
             raise UserError(
                 f"only {len(lifelines) + 1} of the job's {node.count} nodes joined Ray within "
@@ -69,6 +73,7 @@ def serve(node: StepNode) -> int:
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first task decides when the sweep ends
     lifeline = _connect(node.head, node.port + 1)
+    lifeline.sendall(_job_code())
     head_address = f"{socket.gethostbyname(node.head)}:{node.port}"
     with lifeline, _ray_start(node, f"--address={head_address}") as ray:
         lifeline.settimeout(1.0)
@@ -84,6 +89,21 @@ def serve(node: StepNode) -> int:
             file=sys.stderr,
         )
         return EXIT_CRASHED
+
+
+def _job_code() -> bytes:
+    """32 bytes that the tasks of the job have in common, and nobody else where it has a token."""
+    return hashlib.sha256(os.environ.get("RAY_AUTH_TOKEN", "").encode()).digest()
+
+
+def _is_from_job(connection: socket.socket) -> bool:
+    """Whether the other side sends the job's code; any program can connect to the port."""
+    connection.settimeout(5.0)
+    try:
+        received = connection.recv(32, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return hmac.compare_digest(received, _job_code())
 
 
 def _connect(host: str, port: int, ray: subprocess.Popen[bytes] | None = None) -> socket.socket:
