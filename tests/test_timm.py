@@ -246,3 +246,21 @@ def test_without_network_and_cache_the_message_names_both_ways_out(
         assert all(word in done.stderr for word in words), done.stderr
         assert "Traceback" not in done.stderr
         assert not (run / "config.json").exists()
+
+
+def test_continued_it_ends_as_the_undisturbed_run_and_starts_other_runs(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    """Dropped paths are random: their numbers belong to the step, not to the start."""
+    command = ("cnn_baseline", "--model", "timm:test_convnext", "--data", shards, *FLAGS)
+    for run, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
+        done = fer("train", *command, "--run", tmp_path / run, "--epochs", epochs)
+        assert done.returncode == 0, done.stderr
+    for name in ("final.pt", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+    trained = checkpoint.load(tmp_path / "whole" / "best.pt")["model"]
+    model = build_network({"model": "timm:test_convnext"}, 5, (32, 32, 1))
+    assert "the last layer is new" in init_from(model, tmp_path / "whole" / "best.pt", CLASSES[:5])
+    body = [name for name in model.state_dict() if name not in head_names(model)]
+    assert all(torch.equal(model.state_dict()[name], trained[name]) for name in body)
