@@ -32,7 +32,7 @@ class TrainConfig:
     model: str = science("cnn_improved", "network: built in, or from a plugin", group="model")
     pretrained: bool = science(False, "timm networks: start from timm's own weights")
     init_from: Path | None = runtime(
-        None, "initial weights: a run folder, a .pt of fer_hpc, or a Keras .h5; default: random"
+        None, "initial weights: a run folder, .pt, .pth, .safetensors or Keras .h5; default: random"
     )
     plugin: tuple[Path, ...] = runtime(
         (), "Python files that register networks or losses", repeat=True

@@ -98,7 +98,7 @@ def _renamed(model: nn.Module, tensors: Tensors | None, source: str) -> Tensors:
             tensors = convert(tensors)
         except UserError:
             raise
-        except Exception as error:  # whatever a library makes of a file that does not fit
+        except Exception as error:  # a library's error for a file that does not fit
             why = " ".join(str(error).split())[:300]
             raise UserError(f"{source}: weights of another network or size: {why}") from error
     return {prefix + name: tensor for name, tensor in (tensors or {}).items()}
