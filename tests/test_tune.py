@@ -231,7 +231,7 @@ def test_a_grid_over_networks_of_which_one_is_a_plugins(
     assert_same_outcome(tmp_path / "run", mine)
 
 
-def test_a_mistake_is_said_once_before_ray_starts(shards: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path) -> None:
     ended = done(sweep(shards, tmp_path / "out", "--batch-sizes", 500))
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1, ended.stderr
