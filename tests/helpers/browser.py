@@ -81,10 +81,15 @@ def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> 
     return text
 
 
+def set_screen(page: webdriver.Chrome, width: int, height: int) -> None:
+    """Give the browser a screen of that size; a phone's below 600 pixels."""
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
 def scroll_width(file: Path, width: int) -> int:
     """Width of a page, in pixels, on a screen of `width`."""
     with chromium() as page:
-        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        set_screen(page, width, 844)
         page.get(file.as_uri())
         return int(page.execute_script("return document.documentElement.scrollWidth"))
