@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.models.registry import Normalized, build_network, check_network, head_names, model_spec
+from fer_hpc.models.registry import build_network, check_network, model_spec
+from fer_hpc.models.spec import Normalized, head_names
 from fer_hpc.run import checkpoint
 from fer_hpc.training.weights import init_from
 from tests.conftest import Fer

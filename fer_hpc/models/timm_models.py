@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fer_hpc.config import UserError
-from fer_hpc.models.registry import ModelSpec, Tensors, head_names
+from fer_hpc.models.spec import ModelSpec, Tensors, head_names
 
 PREFIX = "timm:"
 SIDES = (32, 1024)  # what a network really takes is tried when a run starts

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fer_hpc.config import UserError
-from fer_hpc.models.registry import Tensors, head_names, inner_network
+from fer_hpc.models.spec import Tensors, head_names, inner_network
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import outcome_file
 from fer_hpc.training.keras import keras_weights
