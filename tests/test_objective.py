@@ -77,7 +77,7 @@ def test_missing_valence_and_arousal_add_nothing() -> None:
     affect = torch.tensor([[0.5, float("nan")], [float("nan"), float("nan")], [-0.5, 0.25]])
     batch, outputs = batch_of(3, affect=affect), logits_of(3, extra=2)
     plain = Objective(K)(outputs, batch, LossNormalizer(3))[0]
-    total = Objective(K, va_weight=2.0)(outputs, batch, LossNormalizer(3, affect=3))[0]
+    total = Objective(K, va_weight=2.0)(outputs, batch, LossNormalizer(3, affect_count=3))[0]
     predicted = outputs[:, K:].tanh().detach()
     errors = [
         (predicted[0, 0] - 0.5) ** 2,
