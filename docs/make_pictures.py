@@ -1,4 +1,4 @@
-"""The pictures of README.md, from the folder that `make demo` made: python docs/make_pictures.py demo
+"""The pictures of README.md, from the folder of `make demo`: python docs/make_pictures.py demo
 
 predictions.png: drawn faces of the test split with the two largest probabilities of the network.
 report.png: the report page at 1400 and at 390 pixels, in headless Chromium.
@@ -25,7 +25,7 @@ RUN = "cnn_improved"
 
 
 def predictions(demo: Path, path: Path) -> None:
-    """One face of each class in random order of people; the first that the seed gives, no choice."""
+    """One face of each class: the first that the seed draws."""
     manifest, predictor = read_manifest(demo / "shards"), load(demo / "runs" / RUN)
     split = open_split(manifest, "test")
     labels = split.columns["labels"]
