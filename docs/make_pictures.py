@@ -25,12 +25,11 @@ RUN = "cnn_improved"
 
 
 def predictions(demo: Path, path: Path) -> None:
-    """One face of each class: the first that the seed draws."""
+    """Eight faces drawn at random from the test split: class above, two best guesses below."""
     manifest, predictor = read_manifest(demo / "shards"), load(demo / "runs" / RUN)
     split = open_split(manifest, "test")
     labels = split.columns["labels"]
-    rng = np.random.default_rng(0)
-    rows = [int(rng.choice(np.flatnonzero(labels == k))) for k in range(len(manifest.classes))]
+    rows = np.random.default_rng(0).choice(len(labels), COLUMNS, replace=False)
     faces = np.stack([split.images[0][row] for row in rows])
     figure, panels = plt.subplots(1, COLUMNS, figsize=(14, 2.6), layout="constrained")
     for panel, face, row, shares in zip(panels, faces, rows, predictor(faces), strict=True):

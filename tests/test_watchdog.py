@@ -37,7 +37,7 @@ def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(
     assert re.search(
         r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", said
     ), said
-    assert "train.py" in said, "the stack shows where"
+    assert re.search(r"(step|session|collectives)\.py", said), "the stack shows where"
     status = read_status(run)
     assert status["state"] == "interrupted"
     assert "rank 0 hangs in step" in status["why"]

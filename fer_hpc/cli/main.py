@@ -61,7 +61,7 @@ def _run_verb(name: str, args: list[str]) -> int:
 
 
 def _help() -> int:
-    print("usage: fer-hpc VERB ...    (python -m fer_hpc.VERB is the same)\n")
+    print("usage: fer-hpc VERB ...    (python -m fer_hpc VERB is the same)\n")
     for name, verb in VERBS.items():
         print(f"  {name:<12}{verb.help}")
     print("\nfer-hpc VERB --help lists the flags of one.")

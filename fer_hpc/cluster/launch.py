@@ -63,7 +63,7 @@ def check_job(config: JobCommand, ranks: int) -> None:
 
 
 def begin(config: JobCommand, ranks: int, command: list[str]) -> Path:
-    """Check the job that has just started and record it beside its results.
+    """Check the job that has just started and record it in its results folder.
 
     Gives the folder for the ranks' logs, an absolute path.
     """
@@ -91,7 +91,7 @@ def should_requeue(config: JobCommand, code: int) -> tuple[bool, str]:
     else:
         again = code in INTERRUPTED_CODES
         reason = "done" if code == EXIT_FINISHED else f"ended with code {code}"
-    return again, f"{reason}; it goes on from there" if again else reason
+    return again, f"{reason}; it continues from there" if again else reason
 
 
 def _should_requeue_training(run: Path, code: int) -> tuple[bool, str]:
@@ -102,7 +102,7 @@ def _should_requeue_training(run: Path, code: int) -> tuple[bool, str]:
         return False, f"{run}: {state}" + (f", {why}" if state != "finished" else "")
     if starts_without_gain(run) >= MAX_STARTS:
         return False, no_gain_message(run)
-    return True, f"{run}: {why}; the same command goes on from there"
+    return True, f"{run}: {why}; the same command continues from there"
 
 
 def _sweep_can_continue(config: SweepConfig, code: int) -> bool:

@@ -45,7 +45,7 @@ class TrainConfig:
         0.0, "largest weight of a class, weights are N / (K n_c); 0: all 1", low=0
     )
     va_weight: float = science(
-        0.0, "weight of the squared error of valence and arousal; 0: not learnt", low=0
+        0.0, "weight of the squared error of valence and arousal; 0: not trained", low=0
     )
     freeze_bn: bool = science(False, "use batch norm's running statistics, do not update them")
     sync_bn: bool = science(False, "batch norm over the images of all ranks; needs GPUs")

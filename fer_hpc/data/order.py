@@ -22,7 +22,7 @@ class Order:
     permutes all rows. `window` k shuffles the shards and permutes within k of them at a time, so
     that a set larger than memory is read k shards at a time. With `balanced` labels [n], every
     class gets the same share of an epoch: an epoch still has n positions, rows of small classes
-    come several times in it, and rows of large classes take turns from epoch to epoch.
+    repeat in it, and of a large class each epoch has another random part.
     Two orders of one seed differ where their `stream` differs.
     """
 

@@ -199,7 +199,7 @@ SIMILAR = (("Surprise", "Fear"), ("Anger", "Disgust"), ("Sadness", "Neutral"))
 def pairs(
     logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """How well two similar expressions are told apart, for each pair of SIMILAR.
+    """How well two similar expressions are distinguished, for each pair of SIMILAR.
 
     `accuracy`: of the faces of either class, the share whose own logit is the larger of the two,
     with Wilson's interval. `taken_for_the_other`: of each class, the share that was predicted as

@@ -1,7 +1,7 @@
 """The training loop of the expression-transfer GAN. Its clock counts pairs of faces.
 
-As with classifiers, the same command on the same run folder continues it, and killed at any moment
-it ends as if it had been left alone.
+As with classifiers, the same command on the same run folder continues the run, and a run that was
+killed and continued ends like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         context = weights_context(config, data) | {"kind": "GAN"}
         run.begin(state, clock, f"GAN, {config.mode}", context, bad_step_text)
 
-        # Loop: one step a turn; an epoch ends where its last expressive face has been seen.
+        # Loop: one step per iteration; an epoch ends where its last expressive face has been seen.
         first_adversarial = adversarial_from(config, loader.n)
         timer = EpochTimer(state.images_seen)
 
@@ -80,7 +80,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
             if run.after_step(state, progress, end_epoch if ends_epoch else None):
                 break
 
-        # Close: a last checkpoint, from which more epochs may follow, and the generator for others.
+        # End: the last checkpoint, from which more epochs may follow, and final.pt.
         run.finish(state, partial(results, networks, state))
     return read_status(config.run)
 

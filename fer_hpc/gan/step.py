@@ -32,7 +32,10 @@ SUMS = (
     "identity",
     "reconstruction",
 )
-PAPER_WEIGHTS = {"feature": 10.0, "expression": 20.0}  # beside 1 for the adversarial loss
+PAPER_WEIGHTS = {
+    "feature": 10.0,
+    "expression": 20.0,
+}  # in addition to weight 1 of the adversarial loss
 IMPROVED_TERMS = ("feature", "expression", "identity", "reconstruction")  # GanConfig: the weights
 MAX_SHIFT = 1 / 8  # of the side: faces are shifted at most so far before the classifier sees them
 
@@ -42,9 +45,10 @@ Means = dict[str, torch.Tensor]
 def step(
     networks: Networks, state: TrainState, pairs: Pairs, world: World, adversarial: bool = True
 ) -> None:
-    """One update of each network; only of what learns from labels while not `adversarial`.
+    """Update each network once; without `adversarial` (warm-up) only what learns from labels.
 
-    The generator's output is made once and serves all three. `state.images_seen` is the caller's.
+    The generated batch is computed once and used by all three. The caller advances
+    `state.images_seen`.
     """
     config, generator = networks.config, networks.generator
     mixed = autocast(config.precision, pairs.neutral.device)
@@ -76,7 +80,7 @@ def step(
 
 
 def _set_supervised_lr(networks: Networks, adversarial: bool) -> None:
-    """Slow down what learns from labels in adversarial steps: nothing follows a fast classifier."""
+    """What learns from labels is fast in the warm-up and slow later, so the generator can follow."""
     lr = networks.config.lr
     for optimizer in networks.optimizers.values():
         for group in optimizer.param_groups:
@@ -95,7 +99,7 @@ def _classifier_step(
         if networks.improved:
             faces = random_flip_shift(torch.cat([pairs.neutral, pairs.expressive]))
             labels = torch.cat([torch.full_like(pairs.target, networks.neutral), pairs.target])
-        else:  # the report's sees expressive faces alone, which are all "1"
+        else:  # paper mode: expressive faces only, all with label 1
             faces, labels = pairs.expressive, torch.ones_like(pairs.target)
         logits = networks.classifier(faces).float()
         loss = functional.cross_entropy(logits, labels, networks.class_weights)
@@ -136,19 +140,19 @@ def _generator_loss(
     means: Means,
     world: World,
 ) -> torch.Tensor:
-    """The generator's loss: pass as real, show the expression, stay the same person."""
+    """The generator's loss: adversarial, feature, expression, identity, reconstruction terms."""
     generator, classifier = networks.generator, networks.classifier
     score, features = networks.discriminator(fake, pairs.target if networks.improved else None)
     means["adversarial"] = (score.float() - 1).square().mean()
     broadcast_buffers(classifier, world)
-    classifier.eval()  # its running statistics are of real faces alone
-    guessed = classifier(random_flip_shift(fake) if networks.improved else fake).float()
+    classifier.eval()  # its running statistics cover real faces only
+    class_logits = classifier(random_flip_shift(fake) if networks.improved else fake).float()
     classifier.train()
     if networks.improved:
         means["feature"] = functional.l1_loss(
             channel_statistics(features.float()), channel_statistics(real_features)
         )
-        means["expression"] = functional.cross_entropy(guessed, pairs.target)
+        means["expression"] = functional.cross_entropy(class_logits, pairs.target)
         with frozen_bn_stats(generator.down):
             fake_code = generator.encode(fake)[-1].float()
         means["identity"] = functional.l1_loss(fake_code, encoded[-1].detach().float())
@@ -158,7 +162,7 @@ def _generator_loss(
         weights = {name: getattr(networks.config, f"{name}_weight") for name in IMPROVED_TERMS}
     else:
         means["feature"] = functional.l1_loss(features.float(), real_features)
-        means["expression"] = functional.cross_entropy(guessed, labels)
+        means["expression"] = functional.cross_entropy(class_logits, labels)
         weights = PAPER_WEIGHTS
     means["g_loss"] = means["adversarial"] + sum(
         weight * means[name] for name, weight in weights.items()
@@ -169,8 +173,8 @@ def _generator_loss(
 def random_flip_shift(faces: torch.Tensor) -> torch.Tensor:
     """Faces [B, C, S, S], each mirrored or not and shifted by up to MAX_SHIFT; the border repeats.
 
-    The classifier sees faces so, hence a pattern of dots cannot pass for an expression. It is a
-    gather: sampling between pixels has no deterministic gradient on GPUs.
+    Applied to the classifier's input, so that a fixed pixel pattern cannot pass for an expression.
+    Integer indexing: interpolation has no deterministic gradient on GPUs.
     """
     n, _, side, _ = faces.shape
     limit = round(MAX_SHIFT * side)
@@ -203,7 +207,7 @@ def no_grad_into(network: nn.Module) -> Iterator[None]:
 def frozen_bn_stats(network: nn.Module) -> Iterator[None]:
     """Batch norm as in training, but its running statistics do not change.
 
-    The generator's are of neutral faces alone, as it is given when it is used.
+    The generator's must cover neutral faces only, which are its input at inference.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -215,13 +219,13 @@ def frozen_bn_stats(network: nn.Module) -> Iterator[None]:
 
 
 def channel_statistics(features: torch.Tensor) -> torch.Tensor:
-    """Mean and deviation of each channel over the face, [B, 2C]: what is there, not where."""
+    """Mean and deviation of each channel over the face, [B, 2C]: independent of the position."""
     deviations = (features.var((2, 3)) + 1e-5).sqrt()  # the gradient of sqrt at 0 is infinite
     return torch.cat([features.mean((2, 3)), deviations], 1)
 
 
 def add_to_sums(state: TrainState, n: int, means: Means) -> None:
-    """Count a batch of n pairs. Stays on the device; integers, so no order changes the result."""
+    """Add a batch of n pairs to the sums, on the device; of integers the order does not matter."""
     zero = torch.zeros((), device=state.sums.device)
     values = torch.stack([means.get(name, zero).detach().double() for name in SUMS[1:]])
     units = (values.nan_to_num() * (n * UNIT)).round().long()

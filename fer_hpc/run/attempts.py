@@ -21,7 +21,7 @@ from fer_hpc.run.lease import (
     LEASE_S,
     heartbeat_age,
     holder_of,
-    process_place,
+    pid_scope,
     process_state,
 )
 
@@ -124,7 +124,7 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": process_state(os.getpid())[1],
-        "place": process_place(),
+        "place": pid_scope(),
     }
     write_json(claim / "owner.json", {**owner, **job_fields})
     try:
@@ -149,7 +149,7 @@ def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[s
     while holder:
         owner = read_json(attempt / "owner.json")
         now = heartbeat_age(run, attempt)
-        if owner["place"] == process_place() or now < age:
+        if owner["place"] == pid_scope() or now < age:
             raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
         if not announced:
             say(

@@ -14,7 +14,7 @@ HEARTBEAT_S = 5.0
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
 
 
-def process_place() -> str:
+def pid_scope() -> str:
     """Where process ids mean the same: host, boot and pid namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     try:
@@ -69,7 +69,7 @@ def holder_of(run: Path, attempt: Path, job: Job | None = None, read_only: bool 
         who += f", job {owner['job']}"
     if job and job.id == owner["job"] and job.restarts > owner["restarts"]:
         return ""  # the scheduler restarted this job: the earlier start is gone or cut off
-    if owner["place"] == process_place() != "unknown":
+    if owner["place"] == pid_scope() != "unknown":
         letter, started = process_state(owner["pid"])
         # a stopped or dead process does not hold the run
         return who if started == owner["started"] and letter not in "TtZX" else ""

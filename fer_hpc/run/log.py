@@ -130,7 +130,7 @@ class RunLog:
             for name, value in (*row.items(), *timing.items()):
                 if isinstance(value, float):
                     part, _, metric = name.partition("_")
-                    # loss/train beside loss/val
+                    # loss/train and loss/val: TensorBoard groups tags by prefix
                     tag = f"{metric}/{part}" if part in ("train", "val") else name
                     self._tensorboard.add_scalar(tag, value, row["images_seen"])
         if line:

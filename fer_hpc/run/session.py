@@ -1,8 +1,9 @@
-"""One start of a run, around the loop: ranks, signals, the claimed folder, checkpoints, the end.
+"""Everything around a training loop: ranks, signals, claiming the folder, checkpoints, the end.
 
 with start_run(config, world, resolve) as run:
     state = TrainState.fresh(...)
-    run.begin(state, clock, ...)         # loads the newest checkpoint, opens the log
+    run.restore(state)                   # loads the newest good checkpoint, if there is one
+    run.begin(state, clock, ...)         # records this start, opens the log
     while not finished:
         ...                              # one step
         if run.after_step(state, ...):
@@ -64,7 +65,7 @@ class Resolve(Protocol[Config]):
 
 
 class Superseded(Exception):
-    """Another start has claimed the run; what this one wrote after that is read by nobody."""
+    """Another start has claimed the run. Readers ignore what this process writes after that."""
 
 
 @contextlib.contextmanager
@@ -115,19 +116,19 @@ def claim_run(
     try:
         yield dataclasses.replace(config, **on_rank_0(world, claim)), attempt
     except BaseException as error:
-        shown = UserError(_memory_advice(config, world)) if _is_out_of_memory(error) else error
+        reported = UserError(_memory_advice(config, world)) if _is_out_of_memory(error) else error
         if attempt:
-            attempt.end(*_ending(shown))
-        if shown is error:
+            attempt.end(*_end_state(reported))
+        if reported is error:
             raise
-        raise shown from None
+        raise reported from None
 
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _ending(error: BaseException) -> tuple[str, str]:
+def _end_state(error: BaseException) -> tuple[str, str]:
     """(state, why) of a start that `error` ended."""
     if isinstance(error, Superseded):
         return "superseded", str(error)
@@ -137,7 +138,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, or the CPU's allocator, had no memory left; a thread's stack is memory too."""
+    """Whether memory of a GPU or the CPU was exhausted; a thread that cannot start counts."""
     texts = ("DefaultCPUAllocator: can't allocate", "can't start new thread")
     known = MemoryError | torch.OutOfMemoryError
     return isinstance(error, known) or any(text in str(error) for text in texts)
@@ -181,12 +182,12 @@ class Run(Generic[Config]):
         self.world, self.device, self.attempt = world, device, attempt
         self.watch, self._signals = watch, signals
         self.parent: tuple[int, int, Path] | None = None
-        self.stop = 0  # why the loop was left: a signal or a constant of signals.py; 0: it was not
-        self._agreement = Agreement(world, 4)
+        self.stop = 0  # reason for leaving the loop: a signal or a constant of signals.py; 0: none
+        self._agreement = Agreement(world, 4)  # stop, save, superseded, bad: see after_step
         self.clock: Clock
         self.log: RunLog
         self._saver: Saver
-        self._about: dict[str, Any]
+        self._context: dict[str, Any]
         self._bad_step_message: Callable[[int], str]
 
     def restore(self, state: TrainState) -> None:
@@ -198,17 +199,17 @@ class Run(Generic[Config]):
         state: TrainState,
         clock: Clock,
         title: str,
-        about: dict[str, Any],
+        context: dict[str, Any],
         bad_step_message: Callable[[int], str],
         note: str = "",
     ) -> None:
-        """Enter the run's history and open its log.
+        """Record this start and its parent checkpoint, and open the log.
 
-        `about` goes into every checkpoint beside the state. `bad_step_message` explains a loss that
+        `context` is added to every checkpoint. `bad_step_message` explains a loss that
         is not finite, given the images seen before it. `title` and `note` are for the first line.
         """
         config, world, attempt = self.config, self.world, self.attempt
-        self.clock, self._about, self._bad_step_message = clock, about, bad_step_message
+        self.clock, self._context, self._bad_step_message = clock, context, bad_step_message
         self.log = RunLog(
             attempt, config.tensorboard, state.images_seen, clock.total, clock.epoch_images
         )
@@ -238,22 +239,22 @@ class Run(Generic[Config]):
         """
         self.watch.step(state.images_seen)
         due = self.log.due()
-        # Asking a GPU for a value makes the host wait, so there it is asked only now and then.
+        # Reading a value from a GPU blocks the host: there only when a progress line is due.
         bad = (self.device.type == "cpu" or due) and bool(state.bad_step < NO_BAD_STEP)
         if due and not bad:
             self.log.progress(state.images_seen, progress())
-        asked = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
-        lost = self.attempt is not None and self.attempt.superseded()
-        stop, save, lost_anywhere, bad_anywhere = self._agreement.exchange(
-            [asked, self._saver.due(), lost, bad]
+        stop_requested = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
+        superseded = self.attempt is not None and self.attempt.superseded()
+        stop, save, superseded_anywhere, bad_anywhere = self._agreement.exchange(
+            [stop_requested, self._saver.due(), superseded, bad]
         )
         if bad_anywhere or end_epoch:
             self.check_finite(state)
         if end_epoch:
             with self.watch.phase("validation"):
-                halt = end_epoch()
-            stop = stop or halt
-        if lost_anywhere:
+                epoch_stop = end_epoch()
+            stop = stop or epoch_stop
+        if superseded_anywhere:
             raise Superseded(
                 f"{self.config.run}: another start has taken this run over; this one stops"
             )
@@ -271,7 +272,7 @@ class Run(Generic[Config]):
             raise UserError(self._bad_step_message(images_seen))
 
     def _save(self, state: TrainState, last: bool = False) -> None:
-        self._saver.save(state.images_seen, state.state_dict(self.world) | self._about, last)
+        self._saver.save(state.images_seen, state.state_dict(self.world) | self._context, last)
 
     def finish(
         self,
@@ -279,21 +280,21 @@ class Run(Generic[Config]):
         results: Callable[[], tuple[dict[str, dict[str, Any]], dict[str, Any]]],
         stopped_early: str = "",
     ) -> None:
-        """Save, and publish what a finished run leaves; called on all ranks after the loop.
+        """Save the last checkpoint; of a finished run also publish the results. On all ranks.
 
-        `results` gives the files of weights by name, without `about`, and the best epoch's values
+        `results` gives the files of weights by name, without `context`, and the best epoch's values
         for status.json. `stopped_early` is why the run is finished before its last epoch, if it is.
         """
         self._agreement.close()
         self.check_finite(state)
-        self._save(state, last=True)  # more epochs may follow from it
+        self._save(state, last=True)  # a later start with more --epochs resumes from it
         if self.attempt and (state.images_seen >= self.clock.total or stopped_early):
             self._publish(self.attempt, state, results, stopped_early)
         elif self.attempt:
             why = stop_reason(self.stop)
             self.attempt.end("interrupted", why, images_seen=state.images_seen)
         self.log.close()
-        barrier(self.world)  # a launcher would stop rank 0, which still writes, if another one left
+        barrier(self.world)  # rank 0 may still write; a launcher would end it with the others
 
     def _publish(
         self,
@@ -305,7 +306,7 @@ class Run(Generic[Config]):
         files, best = results()
         try:
             for name, content in files.items():
-                checkpoint.save(attempt.path / name, {**self._about, **content})
+                checkpoint.save(attempt.path / name, {**self._context, **content})
             for name in files:
                 attempt.publish(name)
             if attempt.is_newest():

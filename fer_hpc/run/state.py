@@ -123,7 +123,7 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any], rank: int) -> None:
-        """Go on from `state_dict`'s content; the sums so far become rank 0's."""
+        """Restore `state_dict`'s content; the sums so far become rank 0's."""
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))

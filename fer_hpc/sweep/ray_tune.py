@@ -57,7 +57,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         interrupted = _run_trials(sweep, trials, room)
     print(collect(sweep.out))
     if interrupted:
-        print(f"{sweep.out}: stopped; the same command goes on from there")
+        print(f"{sweep.out}: stopped; the same command continues from there")
         return EXIT_RUN_AGAIN
     states = [trial_state(sweep.out, trial.name)[0] for trial in trials]
     return EXIT_FINDINGS if "failed" in states else EXIT_FINISHED

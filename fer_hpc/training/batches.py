@@ -62,7 +62,7 @@ def train_loader(
 
 
 def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a file of weights must hold beside them to be used elsewhere."""
+    """The metadata that a file of weights needs to be usable on its own: science fields, data."""
     data = {
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),

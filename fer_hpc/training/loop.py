@@ -1,7 +1,7 @@
 """The training loop of classifiers.
 
-The same command on the same run folder continues it. Killed at any moment, it ends with the same
-weights and metrics as if it had been left alone.
+The same command on the same run folder continues the run. A run that was killed and continued ends
+with the same weights and metrics as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         if not run.parent:
             run.log.sample(loader.batch(0).images)
 
-        # Loop: one step a turn; an epoch ends where its last image has been seen.
+        # Loop: one step per iteration; an epoch ends where its last image has been seen.
         timer = EpochTimer(state.images_seen)
 
         def end_epoch() -> int:
@@ -110,7 +110,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
                 if run.after_step(state, progress, end_epoch if ends_epoch else None):
                     break
 
-        # Close: a last checkpoint, from which more epochs may follow, and the weights for others.
+        # End: the last checkpoint, from which more epochs may follow, final.pt and best.pt.
         stalled = is_stalled(state, config.early_stop, clock.epoch(state.images_seen))
         why = f"no gain in {config.best_on} for {config.early_stop} epochs" if stalled else ""
         run.finish(state, partial(results, learner, state), why)

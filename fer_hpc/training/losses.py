@@ -1,4 +1,4 @@
-"""Which losses there are beside cross-entropy: those that plugins register."""
+"""Losses other than cross-entropy, registered by plugins."""
 
 from __future__ import annotations
 
