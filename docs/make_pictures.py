@@ -25,11 +25,14 @@ RUN = "cnn_improved"
 
 
 def predictions(demo: Path, path: Path) -> None:
-    """Eight faces drawn at random from the test split: class above, two best guesses below."""
+    """Two random test faces of each of the four largest classes, with the two best guesses."""
     manifest, predictor = read_manifest(demo / "shards"), load(demo / "runs" / RUN)
     split = open_split(manifest, "test")
     labels = split.columns["labels"]
-    rows = np.random.default_rng(0).choice(len(labels), COLUMNS, replace=False)
+    rng, largest = np.random.default_rng(0), np.argsort(-np.bincount(labels))[: COLUMNS // 2]
+    rows = [
+        row for k in sorted(largest) for row in rng.choice(np.flatnonzero(labels == k), 2, False)
+    ]
     faces = np.stack([split.images[0][row] for row in rows])
     figure, panels = plt.subplots(1, COLUMNS, figsize=(14, 2.6), layout="constrained")
     for panel, face, row, shares in zip(panels, faces, rows, predictor(faces), strict=True):

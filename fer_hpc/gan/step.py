@@ -80,7 +80,7 @@ def step(
 
 
 def _set_supervised_lr(networks: Networks, adversarial: bool) -> None:
-    """What learns from labels is fast in the warm-up and slow later, so the generator can follow."""
+    """What learns from labels is fast in the warm-up, slow later: the generator must follow."""
     lr = networks.config.lr
     for optimizer in networks.optimizers.values():
         for group in optimizer.param_groups:

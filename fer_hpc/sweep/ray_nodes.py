@@ -7,7 +7,7 @@ job, because jobs share nodes. RAY_AUTH_TOKEN (from slurm/launch.sh) keeps other
 
 `ray symmetric-run` (Ray 2.60) would do the same in one command, but it is not safe on shared nodes:
 it ends with `ray stop`, which stops the Ray of every other job of the same user on the node, and it
-refuses to start if one is running. SIGTERM ends it alone and leaves Ray and the sweep running. It exits
+refuses to start if one runs. SIGTERM ends it alone and leaves Ray and the sweep running. It exits
 with 0 where its head could not start, and takes no flag for the head only.
 """
 
