@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # OpenCV reads this when it is loaded: it refuses a picture whose header claims more pixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Name -> the module that defines it.
 API = {

@@ -9,7 +9,7 @@ from fer_hpc.config.errors import unknown_name_error
 from fer_hpc.config.train import TrainConfig
 
 # Fields that a preset does not name keep their defaults. Source: the tables of the report, except
-# fer2013, which is our own recipe. README.md has the measured accuracies.
+# fer2013, which is our own recipe. docs/benchmarks.md has the measured accuracies.
 _BASELINE = dict(
     batch_size=64,
     lr=0.001,
