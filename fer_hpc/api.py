@@ -28,8 +28,8 @@ def train(config: TrainConfig | str | None = None, **fields: Any) -> dict[str, A
     """Train a classifier, or continue the one in the run folder; gives the run's status.
 
     `train("cnn_improved", data="shards", run="runs/a", epochs=3)` starts from a preset,
-    `train(model="mine", data=..., run=...)` from the defaults, and a TrainConfig is used as it is
-    for `fields`. The status has `state` ("finished", or "interrupted" after a signal), `why`,
+    `train(model="mine", data=..., run=...)` from the defaults. `fields` replace those of a given
+    TrainConfig. The status has `state` ("finished", or "interrupted" after a signal), `why`,
     `images_seen` and `best`, the scores of the best epoch. Of several ranks, each calls it.
     """
     if isinstance(config, TrainConfig):
