@@ -108,6 +108,8 @@ def parse(
     for arg in args:
         if any(ord(character) < 32 or ord(character) == 127 for character in arg):
             raise UserError(f"the argument {arg!r} contains a control character")
+        if any(0xD800 <= ord(character) < 0xE000 for character in arg):
+            raise UserError(f"the argument {arg!r} is not UTF-8: rename the file or folder")
     args = current_arguments(args)
     fields = {f.name: f for part in parts for _, f in part.fields()}
     flags = {flag_name(f.name) for f in fields.values() if not f.metadata.get("positional")}

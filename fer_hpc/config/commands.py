@@ -27,7 +27,7 @@ class SyntheticConfig:
     out: Path = required("folder to fill")
     count: int = option(6000, "faces", low=1)
     seed: int = option(0, "which endless set to draw from", low=0)
-    workers: int = option(0, "processes; 0: the cores this process may use", low=0)
+    workers: int = option(0, "processes; 0: the cores this process may use", low=0, high=1024)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,7 +55,7 @@ class PreprocessConfig:
     )
     count: int = option(0, "synthetic: faces to draw", low=0)
     seed: int = option(0, "synthetic: which endless set to draw from", low=0)
-    workers: int = option(0, "processes; 0: the cores this process may use", low=0)
+    workers: int = option(0, "processes; 0: the cores this process may use", low=0, high=1024)
     task: int = option(0, "number of this process among --tasks that share the work", low=0)
     tasks: int = option(1, "processes that share the work; the shards do not depend on it", low=1)
     plugin: tuple[Path, ...] = option((), "Python files that register sources", repeat=True)

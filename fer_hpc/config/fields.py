@@ -98,7 +98,9 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
             raise UserError(f"{flag} {value!r}: wanted a {kind}")
         low = field.metadata.get("low", -math.inf)
         high = field.metadata.get("high", math.inf)
-        if not low <= value <= high:  # also false for NaN
+        if not math.isfinite(value):
+            raise UserError(f"{flag} {value}: wanted a finite number")
+        if not low <= value <= high:
             limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
             raise UserError(f"{flag} {value}: wanted {limits}")
         return wanted(value)
