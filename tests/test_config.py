@@ -242,5 +242,5 @@ def test_recipes_that_contradict_themselves_are_refused(
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_number_that_is_not_finite_is_refused_by_its_flag(value: float) -> None:
-    with pytest.raises(UserError, match="--lr .*finite"):
+    with pytest.raises(UserError, match=r"--lr .*finite"):
         preset("cnn_improved", data="d", run="r", lr=value)
