@@ -252,6 +252,7 @@ def four_gpus() -> Iterator[str]:
     )
     port = 20_000 + os.getpid() % 10_000
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "FER_TEST": f"{MARK}-gpus"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # empty in tests: Ray would refuse --num-gpus=4
     start = (
         ray,
         "start",
