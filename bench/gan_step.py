@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from fer_hpc.config import GanConfig
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.gan.loop import pair_loader
-from fer_hpc.gan.networks import Networks, make_networks
+from fer_hpc.gan.loop import pair_block, pair_loader
+from fer_hpc.gan.networks import EMA_EVERY, Networks, make_networks
 from fer_hpc.gan.pairs import Pairs
 from fer_hpc.gan.step import SUMS, channel_statistics, step
 from fer_hpc.parallel.device import autocast, pick_device, supports_bf16
@@ -102,11 +102,12 @@ def main() -> None:
         for name, networks in both.items():
             start = time.monotonic()
             for k in range(options.steps):
-                seen = state.images_seen = k * options.batch_size
+                seen = k * options.batch_size
                 torch.manual_seed(step_seed(0, seen, 0))
-                pairs = loader.batch(seen)
+                given = pair_block(config, loader, 0, seen, 1).to(device).inputs(0)
+                pairs = loader.make(given)
                 if name == "ours":
-                    step(networks, state, pairs, World())
+                    step(networks, state, pairs, given, World(), True, not k % EMA_EVERY)
                 else:
                     bare(networks, config, pairs, device)
             with contextlib.suppress(AssertionError, RuntimeError):

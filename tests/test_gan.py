@@ -21,7 +21,7 @@ from fer_hpc.config import GanConfig, UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest
 from fer_hpc.gan.evaluate import evaluate_gan
-from fer_hpc.gan.loop import pair_loader
+from fer_hpc.gan.loop import pair_block, pair_loader
 from fer_hpc.gan.measures import (
     bootstrap_counts,
     feature_distances,
@@ -137,7 +137,8 @@ def test_only_expressions_are_learnt_before_the_adversarial_steps(faces: Path) -
         before = {
             name: [p.clone() for p in network.parameters()] for name, network in parts.items()
         }
-        step(networks, state, loader.batch(0), World(), adversarial)
+        given = pair_block(config, loader, 0, 0, 1).inputs(0)
+        step(networks, state, loader.make(given), given, World(), adversarial)
         return {
             name
             for name, network in parts.items()

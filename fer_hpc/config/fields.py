@@ -24,7 +24,15 @@ from fer_hpc.config.errors import UserError, flag_name, unknown_name_error
 Config = TypeVar("Config", bound=Any)
 SCHEMA = 1  # raise it when the meaning of a science field changes
 # The first start fills these in; a later start that leaves them at this value takes what is stored.
-AUTOMATIC = {"precision": "auto", "threads": 0, "init_hash": "", "plugin_hash": ""}
+AUTOMATIC = {
+    "precision": "auto",
+    "threads": 0,
+    "deterministic": None,
+    "init_hash": "",
+    "plugin_hash": "",
+}
+# Presets have set these since runs exist that lack them; such a run goes on with their defaults.
+YOUNGER_THAN_RUNS = {"bn_images"}
 
 
 def _field(kind: str, default: Any, help: str, **more: Any) -> Any:
@@ -56,6 +64,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
     repeat: the flag may be given several times, and its values add up
     commas: False where a comma is a part of a value, not between two values
     hidden: no flag; filled in by the program
+    same_as: a value that means the same numbers as the default
     """
     return _field("runtime", default, help, **more)
 
@@ -126,9 +135,12 @@ def _json_ready(value: Any) -> Any:
 
 def non_default_fields(config: Any) -> dict[str, Any]:
     """The science fields that are not at their defaults."""
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    usual = {
+        f.name: (f.default, f.metadata.get("same_as", f.default))
+        for f in dataclasses.fields(config)
+    }
     current = fields_of(config, "science")
-    return {name: value for name, value in current.items() if value != defaults[name]}
+    return {name: value for name, value in current.items() if value not in usual[name]}
 
 
 def science_hash(config: Any, data_fingerprint: str) -> str:
@@ -155,6 +167,8 @@ def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
     for name, now in fields_of(config, "science").items():
         then = stored.get(name, defaults[name])  # absent: the field is younger than the run
         resolved[name] = then if name in AUTOMATIC and now == AUTOMATIC[name] else now
+        if name in YOUNGER_THAN_RUNS and name not in stored:
+            resolved[name] = then
         grows = name == "epochs" and now > then and getattr(config, "schedule", "") != "cosine"
         if resolved[name] != then and not grows:
             differ.append((name, then, now))

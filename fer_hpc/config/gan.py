@@ -58,8 +58,11 @@ class GanConfig:
         "auto", "auto: bf16 where the hardware multiplies it, else fp32", group="precision"
     )
     device: Literal["auto", "cpu", "cuda"] = runtime("auto", "auto: cuda where there is one")
-    deterministic: bool = science(
-        False, "only operations that give the same bits every time, also on GPUs"
+    graph: Literal["auto", "on", "off"] = runtime(
+        "auto", "repeat the step as a CUDA graph; auto: with one process on a GPU"
+    )
+    deterministic: bool | None = science(
+        None, "only operations that give the same bits every time; default: on GPUs", same_as=False
     )
     threads: int = science(
         0, "CPU threads per process; 0: the cores this process may use", low=0, high=4096

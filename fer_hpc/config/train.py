@@ -48,6 +48,11 @@ class TrainConfig:
         0.0, "weight of the squared error of valence and arousal; 0: not trained", low=0
     )
     freeze_bn: bool = science(False, "use batch norm's running statistics, do not update them")
+    bn_images: int = science(
+        0,
+        "training images that batch norm's statistics come from at validation; 0: running averages",
+        low=0,
+    )
     sync_bn: bool = science(False, "batch norm over the images of all ranks; needs GPUs")
 
     optimizer: Literal["sgd", "adamw"] = science(
@@ -111,8 +116,11 @@ class TrainConfig:
     )
     device: Literal["auto", "cpu", "cuda"] = runtime("auto", "auto: cuda where there is one")
     compile: bool = science(False, "compile the network with torch.compile; rounds differently")
-    deterministic: bool = science(
-        False, "only operations that give the same bits every time, also on GPUs"
+    graph: Literal["auto", "on", "off"] = runtime(
+        "auto", "repeat the step as a CUDA graph; auto: with one process on a GPU"
+    )
+    deterministic: bool | None = science(
+        None, "only operations that give the same bits every time; default: on GPUs", same_as=False
     )
     threads: int = science(
         0, "CPU threads per process; 0: the cores this process may use", low=0, high=4096

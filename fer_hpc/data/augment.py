@@ -1,12 +1,16 @@
 """Augmentation of whole batches, with parameters drawn per image.
 
-Everything about an image at position p of the order is a function of the 16 random numbers of p,
-one column each: to switch one augmentation on does not change the draws of the others.
+The host computes the parameters (`parameters`), the device uses them (`augment`), so that a GPU can
+run a step alone. Everything about an image at position p of the order is a function of the 16
+random numbers of p, one column each: to switch one augmentation on does not change the draws of the
+others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +60,43 @@ class Augmentation:
         return bool(self.rotate or self.shift or self.scale)
 
 
+# ---- on the host: parameters of images, from their random numbers u [n, DRAWS] ------------------
+
+
+def parameters(
+    a: Augmentation, u: NDArray[np.float64], height: int, width: int
+) -> dict[str, NDArray[Any]]:
+    """What `augment` and mixup need to know of n images; nothing for what is switched off.
+
+    flip [n] bool, unless the warp mirrors; theta [n, 2, 3], gamma, slope, offset [n] float32;
+    box [n, 4] int32 (top, left, bottom, right); kept [n] float32, an image's share in its mix.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    if a.warps:
+        found["theta"] = _warp_matrices(a, u)
+    elif a.flip:
+        found["flip"] = mirrored(a, u)
+    if a.gamma:
+        found["gamma"] = ((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)).astype(np.float32)
+    if a.contrast or a.brightness:
+        slope = 1 + a.contrast * (2 * u[:, CONTRAST] - 1)
+        shift = a.brightness * (2 * u[:, BRIGHTNESS] - 1)
+        found["slope"] = slope.astype(np.float32)
+        found["offset"] = (GRAY * (1 - slope) + shift).astype(np.float32)
+    if a.erase:
+        found["box"] = _erased_boxes(a, u, height, width)
+    if a.mixup:
+        found["kept"] = mix_weights(a, u)
+    return found
+
+
 def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which images of a batch are mirrored; u [B, DRAWS]."""
+    """Which of n images are mirrored."""
     return (u[:, FLIP] < 0.5) & a.flip
 
 
-def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
-    """Mirror, rotate, scale and shift images [B, C, H, W] in one bilinear sampling.
-
-    Outside of the image its border repeats.
-    """
+def _warp_matrices(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Affine maps [n, 2, 3] from output to input coordinates: mirror, rotate, scale, shift."""
     angle = np.radians(a.rotate) * (2 * u[:, ROTATE] - 1)
     # from output to input coordinates, hence the inverse
     zoom = 1 / (1 + a.scale * (2 * u[:, SCALE] - 1))
@@ -75,33 +106,13 @@ def warp(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch
     theta = np.empty((len(u), 2, 3), np.float32)
     theta[:, 0] = np.stack([side * zoom * cos, -zoom * sin, shift_x], 1)
     theta[:, 1] = np.stack([side * zoom * sin, zoom * cos, shift_y], 1)
-    on_device = torch.from_numpy(theta).to(images.device, non_blocking=True)
-    grid = functional.affine_grid(on_device, list(images.shape), align_corners=False)
-    warped = functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return warped.contiguous(memory_format=torch.channels_last)
+    return theta
 
 
-def relight(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
-    """Gamma, then contrast around mid-gray and brightness, in place; images in [0, 1]."""
-
-    def column(values: NDArray[np.float64]) -> torch.Tensor:
-        on_device = torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
-        return on_device.view(-1, 1, 1, 1)
-
-    if a.gamma:
-        images.pow_(column((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)))
-    if a.contrast or a.brightness:
-        slope = 1 + a.contrast * (2 * u[:, CONTRAST] - 1)
-        offset = a.brightness * (2 * u[:, BRIGHTNESS] - 1)
-        images.mul_(column(slope)).add_(column(GRAY * (1 - slope) + offset)).clamp_(0, 1)
-    return images
-
-
-def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torch.Tensor:
-    """Gray out a rectangle in a share of the images, in place."""
-    height, width = images.shape[2:]
+def _erased_boxes(
+    a: Augmentation, u: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.int32]:
+    """The rectangle [n, 4] (top, left, bottom, right) that is erased; empty in most images."""
     area = ERASED_AREA[0] + u[:, ERASE_AREA] * (ERASED_AREA[1] - ERASED_AREA[0])
     narrow, wide = ERASED_ASPECT
     aspect = np.exp(np.log(narrow) + u[:, ERASE_ASPECT] * np.log(wide / narrow))
@@ -109,11 +120,8 @@ def erase(images: torch.Tensor, a: Augmentation, u: NDArray[np.float64]) -> torc
     w = np.minimum(np.round(width * np.sqrt(area / aspect)), width)
     top = np.floor(u[:, ERASE_Y] * (height - h + 1))
     left = np.floor(u[:, ERASE_X] * (width - w + 1))
-    y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
-    top, left, h, w = (v[:, None, None] for v in (top, left, h, w))
-    inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
-    erased = torch.from_numpy(inside & (u[:, ERASE] < a.erase)[:, None, None])
-    return images.masked_fill_(erased.to(images.device, non_blocking=True)[:, None], GRAY)
+    box = np.stack([top, left, top + h, left + w], 1).astype(np.int32)
+    return np.where((u[:, ERASE] < a.erase)[:, None], box, np.int32(0))
 
 
 def mix_weights(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -129,3 +137,49 @@ def partner_offset(u_first: NDArray[np.float64], batch_size: int) -> int:
     It is drawn with the batch's first position, `u_first` [DRAWS].
     """
     return 1 + int(u_first[MIX_PARTNER] * (batch_size - 1)) if batch_size > 1 else 0
+
+
+# ---- on the device: images [B, C, H, W] in [0, 1], parameters as tensors -------------------------
+
+
+def augment(images: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Do to each image what its `parameters` say (mirroring without a warp, and mixup, apart).
+
+    Changes `images` in place where it can.
+    """
+    if "theta" in given:
+        images = warp(images, given["theta"])
+    if "gamma" in given:
+        images.pow_(_column(given["gamma"]))
+    if "slope" in given:  # contrast around mid-gray, and brightness
+        images.mul_(_column(given["slope"])).add_(_column(given["offset"])).clamp_(0, 1)
+    if "box" in given:
+        images.masked_fill_(_inside(given["box"], *images.shape[2:]), GRAY)
+    return images
+
+
+def warp(images: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Sample images bilinearly at `theta` [B, 2, 3]; outside of an image its border repeats."""
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    warped = functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return warped.contiguous(memory_format=torch.channels_last)
+
+
+def mix(images: torch.Tensor, others: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Mixup in place: each image keeps its share `kept` [B]."""
+    share = _column(kept)
+    return images.mul_(share).add_(others * (1 - share))
+
+
+def _column(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _inside(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Which pixels lie in the boxes [B, 4]; [B, 1, H, W]."""
+    top, left, bottom, right = box[:, :, None, None, None].unbind(1)
+    y = torch.arange(height, device=box.device)[:, None]
+    x = torch.arange(width, device=box.device)
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)

@@ -6,7 +6,7 @@ nothing is dropped, and resuming needs one integer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from fer_hpc.data import augment
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.order import Order, draws
 from fer_hpc.data.shards import Split
+from fer_hpc.data.step_inputs import Block, Inputs
 from fer_hpc.data.store import Batch, ImageStore, affect_of
+from fer_hpc.data.stream import PixelStream
 
 EVAL_CHUNK = 256  # images per evaluation step; fixed, so that sums do not depend on the ranks
+OTHER = "other_"  # prefix of the inputs that describe the images to mix in
 
 
 class TrainLoader:
@@ -37,90 +40,118 @@ class TrainLoader:
         rank: int = 0,
         size: int = 1,
         processes_per_gpu: int = 1,
+        class_weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.images, self.n = ImageStore(split, device, processes_per_gpu, affect), len(split)
         labels = split.columns["labels"] if balanced else None
         self.order = Order(split.starts, seed, window, labels)
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.class_weights = rank, size, class_weights
 
     def rows(self, images_seen: int) -> NDArray[np.int64]:
         """Rows of the global batch that begins after `images_seen` images of the run."""
         return self.order.rows(images_seen, self.batch_size)
 
-    def batch(self, images_seen: int) -> Batch:
-        """This rank's part of the global batch that begins after `images_seen` images."""
-        per_rank = self.batch_size // self.size
-        places = np.arange(self.rank * per_rank, (self.rank + 1) * per_rank)
-        batch, u = self._augmented(images_seen, places)
-        if not self.augmentation.mixup:
-            return batch
-        kept_share = torch.from_numpy(augment.mix_weights(self.augmentation, u))
-        weights = kept_share.to(self.images.device, non_blocking=True)
-        offset = self._partner_offset(images_seen)
-        if self.size == 1:  # the partners are in this batch already
-            others = Batch(
-                batch.images.roll(-offset, 0),
-                batch.labels.roll(-offset, 0),
-                batch.rows,
-                affect=None if batch.affect is None else batch.affect.roll(-offset, 0),
-            )
-            images = batch.images
-        else:
-            images = batch.images.clone()  # the partners come through the same buffer
-            others, _ = self._augmented(images_seen, (places + offset) % self.batch_size)
-        kept = weights.view(-1, 1, 1, 1)
-        images.mul_(kept).add_(others.images * (1 - kept))
-        affect = batch.affect
-        if affect is not None and others.affect is not None:
-            affect = affect * weights[:, None] + others.affect * (1 - weights[:, None])
-        return Batch(images, batch.labels, batch.rows, others.labels, weights, affect)
+    def block(self, images_seen: int, steps: int) -> dict[str, NDArray[Any]]:
+        """The inputs of this rank's next `steps` batches, arrays [steps, B / ranks, ...] by name.
 
-    def loss_normalizer(
-        self, images_seen: int, weights: NDArray[np.float64] | None
-    ) -> tuple[float, float]:
-        """(sum of the images' class weights, number of known affect values) of the global batch.
+        rows, and the augmentation's `parameters`; with mixup also `partner`, the places in the
+        batch of the images to mix in, or with several ranks, whose batches lack them, these images'
+        own inputs under names with the prefix "other_"; weight_sum and affect_count [steps], what
+        the losses of the global batch are divided by; images_seen [steps].
+        """
+        count, height, width = steps * self.batch_size, *self.images.parts[0].shape[1:3]
+        drawn = {"rows": self.order.rows(images_seen, count)}
+        partner = np.empty((steps, 0), np.int64)
+        if self.augmentation != Augmentation():
+            u = draws(self.seed, images_seen, count)
+            drawn |= augment.parameters(self.augmentation, u, height, width)
+            if self.augmentation.mixup:
+                firsts = u[:: self.batch_size]
+                offsets = [augment.partner_offset(first, self.batch_size) for first in firsts]
+                places = np.arange(self.batch_size) + np.array(offsets)[:, None]
+                partner = places % self.batch_size
+        drawn = {name: v.reshape(steps, self.batch_size, *v.shape[1:]) for name, v in drawn.items()}
+        per_rank = self.batch_size // self.size
+        mine = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+        made = {name: values[:, mine] for name, values in drawn.items()}
+        if self.augmentation.mixup and self.size == 1:
+            made["partner"] = partner
+        elif self.augmentation.mixup:
+            step = np.arange(steps)[:, None]
+            for name in drawn.keys() - {"kept"}:
+                made[OTHER + name] = drawn[name][step, partner[:, mine]]
+        weight_sum, affect_count = self._normalizers(drawn, partner)
+        seen = images_seen + self.batch_size * np.arange(steps)
+        return made | {"weight_sum": weight_sum, "affect_count": affect_count, "images_seen": seen}
+
+    def _normalizers(
+        self, drawn: dict[str, NDArray[Any]], partner: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of each global batch: the sum of the images' class weights (their number without
+        weights), and the number of known affect values (at least 1); [steps] each.
 
         The order is a pure function, so every rank computes it without communication.
         """
-        if weights is None and self.images.affect is None:
-            return float(self.batch_size), 0.0
-        rows, split = self.rows(images_seen), self.images.split
-        known = None if self.images.affect is None else np.isfinite(affect_of(split)[rows])
-        weight = np.ones(len(rows)) if weights is None else weights[split.columns["labels"][rows]]
-        if self.augmentation.mixup:
-            u = draws(self.seed, images_seen, len(rows))
-            kept = augment.mix_weights(self.augmentation, u).astype(np.float64)
-            offset = self._partner_offset(images_seen)
-            weight = kept * weight + (1 - kept) * np.roll(weight, -offset)
-            known = None if known is None else known & np.roll(known, -offset, 0)
-        return float(weight.sum()), 0.0 if known is None else float(known.sum())
+        rows, split = drawn["rows"], self.images.split
+        steps = len(rows)
+        weight_sum = np.full(steps, float(self.batch_size))
+        affect_count = np.ones(steps)
+        if self.class_weights is not None:
+            weight = self.class_weights[split.columns["labels"][rows]]
+            if "kept" in drawn:
+                kept = drawn["kept"].astype(np.float64)
+                weight = kept * weight + (1 - kept) * np.take_along_axis(weight, partner, 1)
+            weight_sum = np.array([of_step.sum() for of_step in weight])
+        if self.images.affect is not None:
+            known = np.isfinite(affect_of(split)[rows])
+            if "kept" in drawn:
+                known &= np.take_along_axis(known, partner[:, :, None], 1)
+            affect_count = np.maximum(known.sum((1, 2)), 1).astype(np.float64)
+        return weight_sum, affect_count
 
-    def _partner_offset(self, images_seen: int) -> int:
-        return augment.partner_offset(draws(self.seed, images_seen, 1)[0], self.batch_size)
+    def make(self, given: Inputs) -> Batch:
+        """The batch that a step's inputs describe; runs on the device alone."""
+        batch = self._augmented(given)
+        if "kept" not in given:
+            return batch
+        kept, affect = given["kept"], batch.affect
+        if "partner" in given:  # the images to mix in are in this batch
+            partner = given["partner"]
+            other_images = batch.images.index_select(0, partner)
+            other_labels = batch.labels.index_select(0, partner)
+            other_affect = None if affect is None else affect.index_select(0, partner)
+            images = batch.images
+        else:  # they come through the same buffer
+            images = batch.images.clone()
+            its = {k.removeprefix(OTHER): v for k, v in given.items() if k.startswith(OTHER)}
+            others = self._augmented(its)
+            other_images, other_labels, other_affect = others.images, others.labels, others.affect
+        images = augment.mix(images, other_images, kept)
+        if affect is not None and other_affect is not None:
+            affect = affect * kept[:, None] + other_affect * (1 - kept[:, None])
+        return Batch(images, batch.labels, batch.rows, other_labels, kept, affect)
 
-    def _augmented(
-        self, images_seen: int, places: NDArray[np.int64]
-    ) -> tuple[Batch, NDArray[np.float64]]:
-        """The augmented images at `places` of the global batch, and their random numbers."""
-        a, low, count = self.augmentation, int(places.min()), int(np.ptp(places)) + 1
-        rows = self.order.rows(images_seen + low, count)[places - low]
-        u = draws(self.seed, images_seen + low, count)[places - low]
-        batch = self.images.gather(rows, augment.mirrored(a, u) if a.flip and not a.warps else None)
-        images = augment.warp(batch.images, a, u) if a.warps else batch.images
-        images = augment.relight(images, a, u)
-        if a.erase:
-            images = augment.erase(images, a, u)
-        return Batch(images, batch.labels, rows, affect=batch.affect), u
+    def _augmented(self, given: Inputs) -> Batch:
+        batch = self.images.gather(given)
+        images = augment.augment(batch.images, given)
+        return Batch(images, batch.labels, batch.rows, affect=batch.affect)
+
+    def batch(self, images_seen: int) -> Batch:
+        """This rank's part of the global batch that begins after `images_seen` images.
+
+        Training asks for blocks of steps instead.
+        """
+        block = Block(self.block(images_seen, 1)).to(self.images.device)
+        given = block.inputs(0)
+        return self.make(given | PixelStream(self.images).at(block, 0))
 
 
-def eval_chunks(images: ImageStore, rank: int = 0, size: int = 1) -> Iterator[tuple[Batch, int]]:
-    """This rank's chunks (rank, rank + size, ...) of a split in row order.
+def eval_rows(n: int, rank: int = 0, size: int = 1) -> NDArray[np.int64]:
+    """The rows [chunks, EVAL_CHUNK] of this rank's chunks (rank, rank + size, ...) of n rows.
 
-    Each is padded to EVAL_CHUNK images by repeating the last row; the number beside it counts the
-    real ones.
+    All ranks get as many chunks. The last row is repeated where rows are missing.
     """
-    n = len(images.split)
-    for first in range(rank * EVAL_CHUNK, n, size * EVAL_CHUNK):
-        rows = np.arange(first, first + EVAL_CHUNK)
-        yield images.gather(np.minimum(rows, n - 1)), min(EVAL_CHUNK, n - first)
+    chunks_per_rank = -(-n // (EVAL_CHUNK * size))
+    chunk = rank + size * np.arange(chunks_per_rank)
+    return np.minimum(chunk[:, None] * EVAL_CHUNK + np.arange(EVAL_CHUNK), n - 1)

@@ -15,15 +15,18 @@ from torch.nn.functional import interpolate
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.data.loader import EVAL_CHUNK, eval_chunks
+from fer_hpc.data.loader import eval_rows
 from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
+from fer_hpc.data.step_inputs import Block, Inputs
 from fer_hpc.data.store import ImageStore, affect_of
+from fer_hpc.data.stream import PixelStream
 from fer_hpc.evaluation import metrics
 from fer_hpc.evaluation.load import load_network
 from fer_hpc.evaluation.results import result_files, result_name
 from fer_hpc.files import sha256, write_bytes, write_json
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
 from fer_hpc.parallel.device import autocast, pick_device
+from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import data_folder, read_run_config
 
@@ -34,6 +37,53 @@ CROP_SHARE = 11 / 12  # of the side, in ten_crop: 44 of 48 pixels
 # ---- outputs of a split ---------------------------------------------------------------------
 
 
+class Scorer:
+    """Outputs of a network on a split; the mean over the views of --tta.
+
+    Ranks take chunks of a fixed size in turn. So the arithmetic, and with it every bit, is the
+    same for any number of ranks that use the same number of threads. With `graph`, a GPU repeats
+    the chunks as a CUDA graph; keep the scorer then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: ImageStore,
+        precision: str,
+        world: World = ONE_PROCESS,
+        tta: str = "none",
+        graph: bool = False,
+    ) -> None:
+        self.model, self.images, self.world = model, images, world
+        self._precision, self._tta = precision, tta
+        self.rows = eval_rows(len(images.split), world.rank, world.size)
+        self._block = Block({"rows": self.rows}).to(images.device)
+        self._pixels = PixelStream(images)
+        self._runner = StepRunner(self._score, None, images.device, graph)
+
+    def _score(self, given: Inputs, _: object) -> torch.Tensor:
+        """The mean output [B, classes (+ 2)] over the views of one chunk."""
+        images = self.images.gather(given).images
+        with autocast(self._precision, images.device):
+            images = images.double() if self._precision == "fp64" else images
+            outputs = [self.model(view).float() for view in views(images, self._tta)]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+
+    @torch.inference_mode()
+    def outputs(self) -> NDArray[np.float32]:
+        """Outputs [n, classes (+ 2)] of the split in row order, on every rank."""
+        self.model.eval()
+        found = torch.empty(0)
+        for k in range(len(self._block)):
+            given = self._pixels.at(self._block, k)
+            chunk = self._runner.run(self._block, k, streamed=given)
+            if not k:
+                found = chunk.new_empty(len(self._block), *chunk.shape)
+            found[k] = chunk
+        gathered = gather_round_robin(found.cpu(), self.world).flatten(0, 1)
+        return gathered[: len(self.images.split)].contiguous().numpy()
+
+
 def predict(
     model: nn.Module,
     images: ImageStore,
@@ -41,33 +91,8 @@ def predict(
     world: World = ONE_PROCESS,
     tta: str = "none",
 ) -> NDArray[np.float32]:
-    """Outputs [n, classes (+ 2)] of a split in row order, on every rank; the mean over the views.
-
-    Ranks take chunks of a fixed size in turn. So the arithmetic, and with it every bit, is the
-    same for any number of ranks that use the same number of threads.
-    """
-    model.eval()
-    n = len(images.split)
-    chunks_per_rank = -(-n // (EVAL_CHUNK * world.size))
-    with torch.inference_mode(), autocast(precision, images.device):
-        one = images.gather(np.zeros(1, np.int64)).images
-        width = _mean_outputs(model, one, precision, tta).shape[1]
-        outputs = torch.zeros(chunks_per_rank, EVAL_CHUNK, width)
-        counts = torch.zeros(chunks_per_rank, EVAL_CHUNK, 1)  # 0 where a row is padding
-        for k, (batch, rows) in enumerate(eval_chunks(images, world.rank, world.size)):
-            outputs[k] = _mean_outputs(model, batch.images, precision, tta)
-            counts[k, :rows] += 1
-    gathered = gather_round_robin(torch.cat([outputs, counts], 2), world).flatten(0, 1)
-    if not gathered[:n, -1].eq(1).all() or gathered[:, -1].sum() != n:
-        raise AssertionError("not every image was scored exactly once")
-    return gathered[:n, :-1].contiguous().numpy()
-
-
-def _mean_outputs(model: nn.Module, images: torch.Tensor, precision: str, tta: str) -> torch.Tensor:
-    """The mean output [B, classes (+ 2)] over the views of images [B, C, H, W], on the CPU."""
-    images = images.double() if precision == "fp64" else images
-    outputs = [model(view).float().cpu() for view in views(images, tta)]
-    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
+    """Outputs [n, classes (+ 2)] of a split in row order, once; see `Scorer`."""
+    return Scorer(model, images, precision, world, tta).outputs()
 
 
 def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from fer_hpc.config import GanConfig
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
-from fer_hpc.gan.networks import Networks, make_networks
+from fer_hpc.data.step_inputs import Block, Inputs, blocks_ahead
+from fer_hpc.data.stream import PixelStream
+from fer_hpc.gan.networks import Networks, average_due, ema_weight, make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, step
 from fer_hpc.gan.validate import epoch_text, progress_text, sample_grid, train_metrics, validate
+from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.environment import resource_use
 from fer_hpc.run.folder import read_rows, read_status
@@ -24,6 +28,7 @@ from fer_hpc.run.session import start_run
 from fer_hpc.run.state import Clock, EpochTimer, TrainState, step_seed
 from fer_hpc.training.batches import stage_data, weights_context
 from fer_hpc.training.resolve import resolve_config
+from fer_hpc.training.setup import uses_graph
 
 
 def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
@@ -56,29 +61,44 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         def end_epoch() -> int:
             """Validate, log, draw samples."""
             nonlocal timer
+            train_row = train_metrics(state, world)
             train_s = timer.elapsed_s()
             row: dict[str, Any] = {
                 "epoch": clock.epoch(state.images_seen),
                 "images_seen": state.images_seen,
             }
-            row |= train_metrics(state, world) | validate(networks, val, world)
+            row |= train_row | validate(networks, val, world)
             grid = sample_grid(networks.scored, val, list(data.classes), config.precision)
             timing = timer.timing(state.images_seen, train_s) | resource_use(device)
             run.log.images("neutral | expression | output", grid, state.images_seen)
             run.log.epoch(row, timing, epoch_text(row))
+            networks.train()
             timer = EpochTimer(state.images_seen)
             return 0
 
-        progress = partial(progress_text, state)
-        while state.images_seen < clock.total:
-            ends_epoch = clock.ends_epoch(state.images_seen)
-            with timer.data():
-                pairs = loader.batch(state.images_seen)
-            torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
-            step(networks, state, pairs, world, state.images_seen >= first_adversarial)
-            state.images_seen += config.batch_size
-            if run.after_step(state, progress, end_epoch if ends_epoch else None):
-                break
+        def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
+            step(networks, state, loader.make(given), given, world, *variant)
+
+        networks.train()
+        graph = uses_graph(config, device, world)
+        runner = StepRunner(one_step, state.tensors, device, graph, config.graph == "on")
+        pixels = PixelStream(loader.images)
+        make_block = partial(pair_block, config, loader, first_adversarial)
+        with blocks_ahead(
+            make_block, device, state.images_seen, config.batch_size, clock.total
+        ) as blocks:
+            while state.images_seen < clock.total:
+                ends_epoch = clock.ends_epoch(state.images_seen)
+                with timer.data():
+                    block, k = blocks.at(state.images_seen)
+                    streamed = pixels.at(block, k)
+                seed = step_seed(config.seed, state.images_seen, world.rank)
+                adversarial = state.images_seen >= first_adversarial
+                variant = adversarial, adversarial and average_due(config, state.images_seen)
+                runner.run(block, k, seed, variant, streamed=streamed)
+                state.images_seen += config.batch_size
+                if run.after_step(state, progress_text, end_epoch if ends_epoch else None):
+                    break
 
         # End: the last checkpoint, from which more epochs may follow, and final.pt.
         run.finish(state, partial(results, networks, state))
@@ -104,7 +124,20 @@ def pair_loader(
         config.balanced,
         world.rank,
         world.size,
+        world.processes_per_gpu,
     )
+
+
+def pair_block(
+    config: GanConfig, loader: PairLoader, first_adversarial: int, images_seen: int, steps: int
+) -> Block:
+    """The inputs of the next steps: this rank's pairs, and ema_weight [steps]."""
+    arrays = loader.block(images_seen, steps)
+    if config.mode == "improved" and config.ema:
+        seen = arrays["images_seen"].tolist()
+        weights = [ema_weight(config, n, first_adversarial) for n in seen]
+        arrays["ema_weight"] = np.array(weights, np.float32)
+    return Block(arrays)
 
 
 def adversarial_from(config: GanConfig, epoch_pairs: int) -> int:

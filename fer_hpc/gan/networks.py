@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_hpc.config import GanConfig
 from fer_hpc.data.shards import Manifest
 from fer_hpc.models.gan import Discriminator, Generator, paper_classifier
 from fer_hpc.models.resnet import resnet_baseline
 from fer_hpc.run.state import Stateful
+from fer_hpc.training.optim import LearningRate, MovingAverage
 
 # Network of the improved mode's classifier and of the expression's code; no judge may be one.
 CLASSIFIER_MODEL = "resnet_baseline"
@@ -34,8 +34,9 @@ class Networks:
     generator: Generator
     discriminator: Discriminator
     classifier: nn.Module
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     optimizers: dict[str, torch.optim.Optimizer]  # by network
+    rates: dict[str, LearningRate]  # by network
     neutral: int  # class number
     class_weights: torch.Tensor | None
 
@@ -47,6 +48,11 @@ class Networks:
     def scored(self) -> Generator:
         """The generator that is validated and kept: the moving average where there is one."""
         return self.generator if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def train(self) -> None:
+        """All three in training mode, which validation ends."""
+        for network in (self.generator, self.discriminator, self.classifier):
+            network.train()
 
     def parts(self) -> dict[str, Stateful | None]:
         """What a checkpoint holds of it, by name."""
@@ -89,16 +95,14 @@ def make_networks(config: GanConfig, manifest: Manifest, device: torch.device) -
         ),
         "classifier": _adam(classifier, lr, supervised),
     }
-    ema = None
-    if improved and config.ema:
-        average = _warming_average(config.ema)
-        ema = AveragedModel(generator, multi_avg_fn=average, use_buffers=True)
+    rates = {name: LearningRate(optimizer, device) for name, optimizer in optimizers.items()}
+    ema = MovingAverage(generator) if improved and config.ema else None
     neutral, class_weights = manifest.classes.index("Neutral"), None
     if improved:
         class_weights = torch.ones(classes, device=device)
         class_weights[neutral] = 1 / (classes - 1)  # half of what the classifier sees is neutral
     return Networks(
-        config, generator, discriminator, classifier, ema, optimizers, neutral, class_weights
+        config, generator, discriminator, classifier, ema, optimizers, rates, neutral, class_weights
     )
 
 
@@ -125,22 +129,21 @@ def _read_old_groups(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[st
     return {**saved, "param_groups": groups}
 
 
-def _warming_average(
-    share: float,
-) -> Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor | int], None]:
-    """A moving average that follows fast at first.
+def average_due(config: GanConfig, images_seen: int) -> bool:
+    """Whether the step after `images_seen` pairs moves the moving average, if it is adversarial."""
+    return images_seen // config.batch_size % EMA_EVERY == 0
 
-    After n steps it keeps (1 + n) / (10 + n) a step until that reaches `share`; else the average of
-    a short training would be its initial weights.
+
+def ema_weight(config: GanConfig, images_seen: int, first_adversarial: int) -> float:
+    """The share by which that step moves the average towards the generator.
+
+    It follows fast at first: after n steps it keeps (1 + n) / (10 + n) a step until that reaches
+    --ema; else the average of a short training would be its initial weights. The first move, of the
+    adversarial steps after `first_adversarial` pairs, copies.
     """
-
-    def update(
-        averaged: Sequence[torch.Tensor],
-        current: Sequence[torch.Tensor],
-        steps: torch.Tensor | int,
-    ) -> None:
-        n = EMA_EVERY * int(steps)
-        kept = min(share, (1 + n) / (10 + n)) ** EMA_EVERY
-        get_ema_multi_avg_fn(kept)(tuple(averaged), tuple(current), steps)
-
-    return update
+    step, first_step = images_seen // config.batch_size, -(-first_adversarial // config.batch_size)
+    moves = -(-step // EMA_EVERY) - -(-first_step // EMA_EVERY)  # before this step
+    if moves <= 0:
+        return 1.0
+    n = EMA_EVERY * moves
+    return float(1 - min(config.ema, (1 + n) / (10 + n)) ** EMA_EVERY)

@@ -8,6 +8,7 @@ integer resumes a run, and ranks take slices of the same global batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from fer_hpc.data.order import NEUTRALS, Order, draws
 from fer_hpc.data.shards import Split
-from fer_hpc.data.store import ImageStore
+from fer_hpc.data.step_inputs import Block, Inputs
+from fer_hpc.data.store import Batch, ImageStore
+from fer_hpc.data.stream import PixelStream, gather_rows
 
 SAME_SHARE = 1 / 8  # improved mode: share of pairs whose two faces are the same neutral face
 PERSON_TRIES = 16  # neutral faces to try until the two faces of a pair are of different people
@@ -45,13 +48,14 @@ class PairLoader:
         balanced: bool = True,
         rank: int = 0,
         size: int = 1,
+        processes_per_gpu: int = 1,
     ) -> None:
         """`neutral` is the class of neutral faces, `batch_size` that of all ranks together.
 
         `improved` switches on same-face pairs and mirroring, and with `balanced`, every expression
         is drawn equally often.
         """
-        self.images = ImageStore(split, device)
+        self.images = ImageStore(split, device, processes_per_gpu)
         self.labels, self.groups = split.columns["labels"], split.columns["group"]
         # Rows of the neutral faces, and of the expressive ones.
         self.pools = np.flatnonzero(self.labels == neutral), np.flatnonzero(self.labels != neutral)
@@ -79,22 +83,40 @@ class PairLoader:
         same = (u[:, 2] < SAME_SHARE) & self.improved
         return neutral, np.where(same, neutral, expressive), same, u
 
-    def batch(self, images_seen: int) -> Pairs:
-        """This rank's part of the global batch; in the improved mode half of all faces mirrored."""
+    def block(self, images_seen: int, steps: int) -> dict[str, NDArray[Any]]:
+        """The inputs of this rank's next `steps` batches, arrays [steps, B / ranks] by name.
+
+        rows and other_rows (neutral, expressive faces), same, images_seen [steps]; in the improved
+        mode, which mirrors half of all faces, also flip and other_flip.
+        """
         rank_batch = self.batch_size // self.size
         mine = slice(self.rank * rank_batch, (self.rank + 1) * rank_batch)
-        neutral, expressive, same, u = self.rows(images_seen)
-        neutral, expressive, same, u = neutral[mine], expressive[mine], same[mine], u[mine]
-        neutral_flip, expressive_flip = ((u[:, k] < 0.5) & self.improved for k in (0, 1))
-        expressive_flip = np.where(same, neutral_flip, expressive_flip)
-        device = self.images.device
-        return Pairs(
-            self.faces(neutral, neutral_flip),
-            self.faces(expressive, expressive_flip),
-            torch.from_numpy(self.labels[expressive]).to(device, non_blocking=True),
-            torch.from_numpy(same).to(device, non_blocking=True),
-        )
+        seen = images_seen + self.batch_size * np.arange(steps)
+        found = [np.stack(values) for values in zip(*map(self.rows, seen.tolist()), strict=True)]
+        neutral, expressive, same, u = (values[:, mine] for values in found)
+        made = {"rows": neutral, "other_rows": expressive, "same": same, "images_seen": seen}
+        if self.improved:
+            made["flip"] = u[:, :, 0] < 0.5
+            made["other_flip"] = np.where(same, made["flip"], u[:, :, 1] < 0.5)
+        return made
 
-    def faces(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> torch.Tensor:
-        """The faces of some rows, [B, C, H, W] in [-1, 1], in new memory; `flip` mirrors them."""
-        return self.images.gather(rows, flip).images.mul(2).sub_(1)
+    def make(self, given: Inputs) -> Pairs:
+        """The pairs that a step's inputs describe; runs on the device alone."""
+        neutral = _scaled(self.images.gather(given))
+        others = {k.removeprefix("other_"): v for k, v in given.items() if k.startswith("other_")}
+        expressive = self.images.gather(others)
+        return Pairs(neutral, _scaled(expressive), expressive.labels, given["same"])
+
+    def batch(self, images_seen: int) -> Pairs:
+        """This rank's part of the global batch. Training asks for blocks of steps instead."""
+        block = Block(self.block(images_seen, 1)).to(self.images.device)
+        return self.make(block.inputs(0) | PixelStream(self.images).at(block, 0))
+
+    def faces(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """The faces of some rows, [B, C, H, W] in [-1, 1], in new memory."""
+        return _scaled(gather_rows(self.images, rows))
+
+
+def _scaled(batch: Batch) -> torch.Tensor:
+    """Faces in [-1, 1], in new memory."""
+    return batch.images.mul(2).sub_(1)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fer_hpc.gan.networks import EMA_EVERY, SUPERVISED_LR_SCALE, Networks
+from fer_hpc.data.step_inputs import Inputs
+from fer_hpc.gan.networks import SUPERVISED_LR_SCALE, Networks
 from fer_hpc.gan.pairs import Pairs
 from fer_hpc.parallel.collectives import average_gradients, broadcast_buffers
 from fer_hpc.parallel.device import autocast
@@ -43,16 +44,22 @@ Means = dict[str, torch.Tensor]
 
 
 def step(
-    networks: Networks, state: TrainState, pairs: Pairs, world: World, adversarial: bool = True
+    networks: Networks,
+    state: TrainState,
+    pairs: Pairs,
+    given: Inputs,
+    world: World,
+    adversarial: bool = True,
+    average: bool = False,
 ) -> None:
     """Update each network once; without `adversarial` (warm-up) only what learns from labels.
 
-    The generated batch is computed once and used by all three. The caller advances
-    `state.images_seen`.
+    The generated batch is computed once and used by all three. `average` also moves the moving
+    average, by the share `given["ema_weight"]`. As for classifiers, a step is a function of tensors
+    on the device; `given["images_seen"]` names it.
     """
     config, generator = networks.config, networks.generator
     mixed = autocast(config.precision, pairs.neutral.device)
-    generator.train()
     _set_supervised_lr(networks, adversarial)
     means, labels = _classifier_step(networks, pairs, mixed, world)
 
@@ -63,7 +70,7 @@ def step(
             means["code"] = functional.cross_entropy(logits, pairs.target)
     if not adversarial:
         backward_and_step(networks, "generator", means["code"], world)
-        return add_to_sums(state, len(pairs.target), means)
+        return add_to_sums(state, len(pairs.target), means, given["images_seen"])
 
     with mixed:
         encoded = generator.encode(pairs.neutral)
@@ -73,19 +80,19 @@ def step(
     with frozen[0], frozen[1], mixed:
         loss = _generator_loss(networks, pairs, fake, encoded, real_features, labels, means, world)
     backward_and_step(networks, "generator", loss, world)
-    if networks.ema and state.images_seen // config.batch_size % EMA_EVERY == 0:
-        networks.ema.update_parameters(generator)
+    if networks.ema and average:
+        networks.ema.update(given["ema_weight"])
     means["adversarial_steps"] = torch.ones_like(means["d_loss"])
-    add_to_sums(state, len(pairs.target), means)
+    add_to_sums(state, len(pairs.target), means, given["images_seen"])
 
 
 def _set_supervised_lr(networks: Networks, adversarial: bool) -> None:
     """What learns from labels is fast in the warm-up, slow later: the generator must follow."""
-    lr = networks.config.lr
-    for optimizer in networks.optimizers.values():
-        for group in optimizer.param_groups:
+    lr = networks.config.lr * (1 if adversarial else SUPERVISED_LR_SCALE)
+    for name, optimizer in networks.optimizers.items():
+        for k, group in enumerate(optimizer.param_groups):
             if group["supervised"]:
-                group["lr"] = lr if adversarial else SUPERVISED_LR_SCALE * lr
+                networks.rates[name].set(lr, k)
 
 
 def _classifier_step(
@@ -177,13 +184,14 @@ def random_flip_shift(faces: torch.Tensor) -> torch.Tensor:
     Integer indexing: interpolation has no deterministic gradient on GPUs.
     """
     n, _, side, _ = faces.shape
-    limit = round(MAX_SHIFT * side)
-    across, down = (torch.arange(side) + torch.randint(-limit, limit + 1, (n, 1)) for _ in range(2))
-    across = torch.where(torch.rand(n, 1) < 0.5, side - 1 - across, across)
-    y, x = (
-        pixels.clamp(0, side - 1).to(faces.device, non_blocking=True) for pixels in (down, across)
+    limit, device = round(MAX_SHIFT * side), faces.device
+    across, down = (
+        torch.arange(side, device=device) + torch.randint(-limit, limit + 1, (n, 1), device=device)
+        for _ in range(2)
     )
-    rows = torch.arange(n, device=faces.device)[:, None, None]
+    across = torch.where(torch.rand(n, 1, device=device) < 0.5, side - 1 - across, across)
+    y, x = (pixels.clamp(0, side - 1) for pixels in (down, across))
+    rows = torch.arange(n, device=device)[:, None, None]
     return faces.permute(0, 2, 3, 1)[rows, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -224,10 +232,10 @@ def channel_statistics(features: torch.Tensor) -> torch.Tensor:
     return torch.cat([features.mean((2, 3)), deviations], 1)
 
 
-def add_to_sums(state: TrainState, n: int, means: Means) -> None:
+def add_to_sums(state: TrainState, n: int, means: Means, images_seen: torch.Tensor) -> None:
     """Add a batch of n pairs to the sums, on the device; of integers the order does not matter."""
     zero = torch.zeros((), device=state.sums.device)
     values = torch.stack([means.get(name, zero).detach().double() for name in SUMS[1:]])
     units = (values.nan_to_num() * (n * UNIT)).round().long()
     state.sums += torch.cat([torch.full_like(units[:1], n), units])
-    state.note_bad(values.isfinite().all())
+    state.note_bad(values.isfinite().all(), images_seen)

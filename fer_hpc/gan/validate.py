@@ -32,9 +32,9 @@ def train_metrics(state: TrainState, world: World) -> dict[str, float]:
     }
 
 
-def progress_text(state: TrainState) -> str:
+def progress_text(counts: list[int]) -> str:
     """The epoch's mean losses so far: generator, discriminator, classifier."""
-    pairs, *sums = state.sums.tolist()
+    pairs, *sums = counts
     means = {name: value / UNIT / max(pairs, 1) for name, value in zip(SUMS[1:], sums, strict=True)}
     text = f"C {means['c_loss']:.3f}"
     if share := means["adversarial_steps"]:
@@ -71,7 +71,8 @@ def _scores(networks: Networks, val: PairLoader) -> dict[str, float]:
     generator, classifier, device = networks.scored, networks.classifier, val.images.device
     generator.eval()
     classifier.eval()
-    hits, change, n = 0, 0.0, 0
+    hits = torch.zeros((), dtype=torch.int64, device=device)
+    change = torch.zeros((), dtype=torch.float64, device=device)
     neutral_rows, expressive_rows = val.pools
     every = max(1, val.n // VAL_PAIRS)
     rows = expressive_rows[: VAL_PAIRS * every : every]
@@ -84,11 +85,10 @@ def _scores(networks: Networks, val: PairLoader) -> dict[str, float]:
             guessed = classifier(outputs)
             unchanged = generator(neutral, neutral)
         labels = val.labels[mine] if networks.improved else np.ones_like(mine)
-        hits += int((guessed.argmax(1) == torch.from_numpy(labels).to(device)).sum())
-        change += float((unchanged.float() - neutral).abs().mean((1, 2, 3)).double().sum())
-        n += len(mine)
-    classifier.train()
-    return {"val_expression": hits / n, "val_reconstruction": change / n}
+        hits += (guessed.argmax(1) == torch.from_numpy(labels).to(device)).sum()
+        change += (unchanged.float() - neutral).abs().mean((1, 2, 3)).double().sum()
+    found = {"val_expression": int(hits), "val_reconstruction": float(change)}
+    return {name: value / len(rows) for name, value in found.items()}
 
 
 @torch.inference_mode()

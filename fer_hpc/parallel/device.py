@@ -38,7 +38,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Mixed precision for `bf16` and `fp16`, nothing for `fp32` and `fp64`."""
     return (
-        torch.autocast(device.type, _DTYPES[precision])
+        # a GPU repeats its casts in a CUDA graph; on a CPU a weight is cast once
+        torch.autocast(device.type, _DTYPES[precision], cache_enabled=device.type == "cpu")
         if precision in _DTYPES
         else contextlib.nullcontext()
     )
@@ -50,6 +51,7 @@ def configure_torch(threads: int, deterministic: bool, device: torch.device) -> 
     if deterministic:  # read when CUDA's libraries start
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":

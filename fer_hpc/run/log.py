@@ -145,10 +145,14 @@ class RunLog:
             f"{timing['images_per_s']:,.0f} images/s{best}"
         )
 
-    def sync(self) -> None:
-        """Flush the rows to disk, so that a checkpoint never knows more than they do."""
+    def flush(self) -> None:
+        """Give the rows to the system."""
         for file in self._files.values():
             file.flush()
+
+    def sync(self) -> None:
+        """Have flushed rows on disk, so that a checkpoint never knows more than they do."""
+        for file in self._files.values():
             os.fsync(file.fileno())
 
     def close(self) -> None:

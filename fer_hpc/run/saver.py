@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fer_hpc.config import UserError
 from fer_hpc.parallel.collectives import on_rank_0
@@ -23,7 +26,7 @@ MARGIN_S = 10.0  # from the last checkpoint to the job's end: to end the process
 
 
 class Saver:
-    """Writes rank 0's checkpoints every `every_s` seconds.
+    """Writes rank 0's checkpoints every `every_s` seconds, in a thread beside the training.
 
     0 means every minute, but never for more than MAX_SAVE_SHARE of the time.
     """
@@ -33,10 +36,13 @@ class Saver:
     ) -> None:
         self.attempt, self.log, self.job = attempt, log, job
         self.every_s, self.cost_s, self.last = every_s, 0.0, time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
 
     def due(self) -> bool:
-        """Whether it is time for a checkpoint; False on all ranks but 0."""
-        if self.attempt is None:
+        """Whether it is time for a checkpoint; False on all ranks but 0, and while one is
+        written."""
+        if self.attempt is None or (self._writing and not self._writing.done()):
             return False
         every_s = self.every_s or max(DEFAULT_EVERY_S, self.cost_s / MAX_SAVE_SHARE)
         return time.monotonic() - self.last >= every_s
@@ -52,23 +58,81 @@ class Saver:
         return STOP_END_IS_NEAR if time.time() > latest else 0
 
     def save(self, images_seen: int, content: dict[str, Any], last: bool = False) -> None:
-        """Write a checkpoint. Storage that fails costs this one; the `last` one must be written."""
+        """Write a checkpoint; the next step may change the tensors of `content` once this returns.
+
+        Storage that fails costs this checkpoint. The `last` one is waited for, and must be written.
+        """
+        if self.attempt is None:
+            return
+        if self._writing:
+            self._writing.result()
+        self.log.flush()
+        # The best epoch's weights are copies already, and do not change.
+        copied = {key: v if key == "best" else _clone(v) for key, v in content.items()}
+        ready = None
+        if torch.cuda.is_initialized():
+            ready = torch.cuda.Event()
+            ready.record()
+        self._writing = self._thread.submit(self._write, images_seen, copied, ready, last)
+        if last:
+            self._writing.result()
+
+    def _write(
+        self,
+        images_seen: int,
+        content: dict[str, Any],
+        ready: torch.cuda.Event | None,
+        last: bool,
+    ) -> None:
+        assert self.attempt
         start = time.monotonic()
-        if self.attempt:
-            try:
-                self.log.sync()
-                checkpoint.save(self.attempt.path / f"{images_seen:012d}.pt", content)
-                if self.attempt.is_newest():
-                    self.attempt.prune()
-            except OSError as error:
-                if last:
-                    raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
-                self.log.say(
-                    f"warning: no checkpoint at {images_seen:,} images ({error}); "
-                    "the one before is kept"
-                )
+        try:
+            self.log.sync()
+            path = self.attempt.path / f"{images_seen:012d}.pt"
+            checkpoint.save(path, to_host(content, ready))
+            if self.attempt.is_newest():
+                self.attempt.prune()
+        except OSError as error:
+            if last:
+                raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
+            self.log.say(
+                f"warning: no checkpoint at {images_seen:,} images ({error}); "
+                "the one before is kept"
+            )
         self.last = time.monotonic()
         self.cost_s = self.last - start
+
+
+def _clone(value: Any) -> Any:
+    """The same content with copies of its tensors, where they are."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _clone(v) for key, v in value.items()}
+    return [_clone(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> dict[str, Any]:
+    """The same content in main memory.
+
+    Copied on a stream of its own, which waits for `ready` only, not for later training steps.
+    """
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.cpu()
+        if isinstance(value, dict):
+            return {key: moved(v) for key, v in value.items()}
+        return [moved(v) for v in value] if isinstance(value, list | tuple) else value
+
+    if ready is None:
+        found: dict[str, Any] = moved(content)
+        return found
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        ready.wait()
+        found = moved(content)
+    return found
 
 
 def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:

@@ -39,6 +39,7 @@ from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, claim_attempt
+from fer_hpc.run.counters import CounterReader
 from fer_hpc.run.environment import describe_environment, rank_location
 from fer_hpc.run.folder import (
     MAX_STARTS,
@@ -48,7 +49,7 @@ from fer_hpc.run.folder import (
     swept_fields,
 )
 from fer_hpc.run.log import RunLog
-from fer_hpc.run.saver import Saver, checkpoint_write_error, restore
+from fer_hpc.run.saver import Saver, checkpoint_write_error, restore, to_host
 from fer_hpc.run.signals import stop_reason, stop_signals
 from fer_hpc.run.state import NO_BAD_STEP, Clock, TrainState
 from fer_hpc.run.watchdog import Watchdog
@@ -83,7 +84,7 @@ def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterato
         signals = stack.enter_context(stop_signals())
         resolved, attempt = stack.enter_context(claim_run(config, device, world, resolve))
         stack.enter_context(detect_lost_peers(world))
-        configure_torch(resolved.threads, resolved.deterministic, device)
+        configure_torch(resolved.threads, bool(resolved.deterministic), device)
 
         def on_hang(why: str) -> None:
             if attempt:
@@ -184,6 +185,7 @@ class Run(Generic[Config]):
         self.parent: tuple[int, int, Path] | None = None
         self.stop = 0  # reason for leaving the loop: a signal or a constant of signals.py; 0: none
         self._agreement = Agreement(world, 4)  # stop, save, superseded, bad: see after_step
+        self._counters = CounterReader(device)
         self.clock: Clock
         self.log: RunLog
         self._saver: Saver
@@ -228,21 +230,21 @@ class Run(Generic[Config]):
     def after_step(
         self,
         state: TrainState,
-        progress: Callable[[], str],
+        progress: Callable[[list[int]], str],
         end_epoch: Callable[[], int] | None = None,
     ) -> bool:
         """Everything that follows a step, on all ranks together; True where the loop must stop.
 
-        `progress` gives the losses so far for the progress line. `end_epoch`, given where the step
-        ended an epoch, validates and logs; it gives a reason to stop (signals.py), or 0. Raises
-        Superseded, and UserError for a loss that is not finite, before anything bad is saved.
+        `progress` gives the losses for the progress line, of the epoch's sums so far. `end_epoch`,
+        given where the step ended an epoch, validates and logs; it gives a reason to stop
+        (signals.py), or 0. Raises Superseded, and UserError for a loss that is not finite, before
+        anything bad is saved.
         """
         self.watch.step(state.images_seen)
-        due = self.log.due()
-        # Reading a value from a GPU blocks the host: there only when a progress line is due.
-        bad = (self.device.type == "cpu" or due) and bool(state.bad_step < NO_BAD_STEP)
-        if due and not bad:
-            self.log.progress(state.images_seen, progress())
+        counters = self._counters.poll(state)
+        bad = counters is not None and counters.bad_step < NO_BAD_STEP
+        if counters and not bad and self.log.due():
+            self.log.progress(counters.images_seen, progress(counters.sums))
         stop_requested = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
         superseded = self.attempt is not None and self.attempt.superseded()
         stop, save, superseded_anywhere, bad_anywhere = self._agreement.exchange(
@@ -306,7 +308,7 @@ class Run(Generic[Config]):
         files, best = results()
         try:
             for name, content in files.items():
-                checkpoint.save(attempt.path / name, {**self._context, **content})
+                checkpoint.save(attempt.path / name, {**self._context, **to_host(content)})
             for name in files:
                 attempt.publish(name)
             if attempt.is_newest():

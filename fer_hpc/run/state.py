@@ -45,12 +45,11 @@ class Clock:
 
 @dataclass
 class EpochTimer:
-    """What this start has seen of the epoch so far: times, and the last gradient norm."""
+    """What this start has seen of the epoch so far: its times."""
 
     images_seen: int
     start: float = field(default_factory=time.monotonic)
     data_s: float = 0.0
-    grad_norm: float | None = None
 
     @contextlib.contextmanager
     def data(self) -> Iterator[None]:
@@ -109,15 +108,32 @@ class TrainState:
         bad_step = torch.full((), NO_BAD_STEP, dtype=torch.int64, device=device)
         return TrainState(present, torch.zeros(sums, dtype=torch.int64, device=device), bad_step)
 
-    def note_bad(self, finite: torch.Tensor) -> None:
-        """Note this step as bad unless `finite` (a bool on the device)."""
-        self.bad_step.clamp_(max=torch.where(finite, NO_BAD_STEP, self.images_seen))
+    def note_bad(self, finite: torch.Tensor, images_seen: torch.Tensor) -> None:
+        """Note the step that began after `images_seen` images as bad unless it is `finite` (a bool
+        on the device)."""
+        self.bad_step.clamp_(max=images_seen.masked_fill(finite, NO_BAD_STEP))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Everything on the device that a step changes."""
+        yield from (self.sums, self.bad_step)
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                yield from part.parameters()
+                yield from part.buffers()
+            elif isinstance(part, torch.optim.Optimizer):
+                held = [*part.state.values(), *part.param_groups]
+                yield from (v for values in held for v in values.values() if torch.is_tensor(v))
+            elif isinstance(part, torch.amp.GradScaler) and part.is_enabled():
+                yield from (part._scale, part._growth_tracker)  # type: ignore[misc]
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """What a checkpoint holds; called on all ranks together, whose sums it adds up."""
+        """What a checkpoint holds; called on all ranks together, whose sums it adds up.
+
+        The tensors are the training's own, which the next step changes.
+        """
         return {
             **{name: part.state_dict() for name, part in self.parts.items()},
-            "sums": sum_over_ranks(self.sums, world).cpu(),
+            "sums": sum_over_ranks(self.sums, world),
             "images_seen": self.images_seen,
             "best": self.best,
         }

@@ -7,14 +7,18 @@ import os
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 
 from fer_hpc.config import GanConfig, TrainConfig, fields_of
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.data.step_inputs import Block
 from fer_hpc.parallel.collectives import barrier
 from fer_hpc.parallel.world import World
+from fer_hpc.training.objective import class_weights
+from fer_hpc.training.optim import cosine_lr
 
 
 def stage_data(manifest: Manifest, config: TrainConfig | GanConfig, world: World) -> Manifest:
@@ -48,6 +52,9 @@ def train_loader(
         world.rank,
         world.size,
         world.processes_per_gpu,
+        class_weights(manifest.class_counts("train"), config.class_weights)
+        if config.class_weights
+        else None,
     )
     size = sum(part.nbytes for part in loader.images.split.images)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -59,6 +66,15 @@ def train_loader(
             file=sys.stderr,
         )
     return loader
+
+
+def step_block(config: TrainConfig, loader: TrainLoader, images_seen: int, steps: int) -> Block:
+    """The inputs of the next steps: this rank's batches and, with a cosine schedule, lr [steps]."""
+    arrays = loader.block(images_seen, steps)
+    if config.schedule == "cosine":
+        seen = arrays["images_seen"].tolist()
+        arrays["lr"] = np.array([cosine_lr(config, n, loader.n) for n in seen])
+    return Block(arrays)
 
 
 def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:

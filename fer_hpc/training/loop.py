@@ -9,13 +9,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.step_inputs import Inputs, blocks_ahead
 from fer_hpc.data.store import ImageStore
+from fer_hpc.data.stream import PixelStream
+from fer_hpc.evaluation.score import Scorer
+from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.environment import resource_use, training_flops
 from fer_hpc.run.folder import read_status
@@ -24,11 +27,17 @@ from fer_hpc.run.plugins import load_run_plugins
 from fer_hpc.run.session import start_run
 from fer_hpc.run.signals import STOP_HALTED
 from fer_hpc.run.state import UNIT, Clock, EpochTimer, TrainState, step_seed
-from fer_hpc.training.batches import stage_data, train_loader, weights_context
+from fer_hpc.training.batches import stage_data, step_block, train_loader, weights_context
 from fer_hpc.training.learner import Learner
-from fer_hpc.training.optim import cosine_lr, set_lr
+from fer_hpc.training.optim import cosine_lr, set_mode
 from fer_hpc.training.resolve import resolve_config
-from fer_hpc.training.setup import load_initial_weights, make_learner, warm_up_ddp
+from fer_hpc.training.setup import (
+    batch_norm_estimator,
+    load_initial_weights,
+    make_learner,
+    uses_graph,
+    warm_up_ddp,
+)
 from fer_hpc.training.step import SUMS, step
 from fer_hpc.training.validate import is_stalled, keep_best, train_metrics, validate
 
@@ -68,46 +77,61 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         flops = image_flops(learner, val) if run.attempt else 0.0
         if not run.parent:
             run.log.sample(loader.batch(0).images)
+        graph = uses_graph(config, device, world)
+        scorer = Scorer(learner.scored, val, config.precision, world, graph=graph)
+        batch_norm = batch_norm_estimator(learner, loader, graph)
 
         # Loop: one step per iteration; an epoch ends where its last image has been seen.
         timer = EpochTimer(state.images_seen)
 
+        def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
+            step(learner, state, loader.make(given), given, *variant)
+
         def end_epoch() -> int:
             """Validate, keep the best weights, lower the learning rate, log."""
             nonlocal timer
-            train_s = timer.elapsed_s()
-            epoch, lr = clock.epoch(state.images_seen), learner.optimizer.param_groups[0]["lr"]
             values = train_metrics(state, world)
-            val_values, counts = validate(learner, state, val, world)
+            train_s, epoch = timer.elapsed_s(), clock.epoch(state.images_seen)
+            val_values, counts = validate(learner, state, scorer, batch_norm, world)
             values |= val_values
             best = keep_best(learner, state, values, epoch)
+            lr = last_lr(learner, state.images_seen, loader.n)
             if config.schedule == "plateau":
                 learner.plateau.step(values[config.plateau_on])
+                learner.lr.set(learner.lr.value)
             row = {"epoch": epoch, "images_seen": state.images_seen, "lr": lr, **values}
-            row |= {"grad_norm": timer.grad_norm, "best": best}
+            row |= {"grad_norm": learner.grad_norm.item(), "best": best}
             timing = timer.timing(state.images_seen, train_s)
             use = resource_use(device, timing["images_per_s"] / world.size * flops)
             run.log.confusion(counts, state.images_seen)
             run.log.epoch(row, timing | use)
+            set_mode(learner.net, config.freeze_bn)
             timer = EpochTimer(state.images_seen)
             return STOP_HALTED if halt_after and epoch >= halt_after else 0
 
-        progress = partial(progress_text, state)
-        with Profile(run.attempt.path if config.profile and run.attempt else None) as profile:
+        set_mode(learner.net, config.freeze_bn)
+        runner = StepRunner(one_step, state.tensors, device, graph, config.graph == "on")
+        pixels = PixelStream(loader.images)
+        make_block = partial(step_block, config, loader)
+        with (
+            Profile(run.attempt.path if config.profile and run.attempt else None) as profile,
+            blocks_ahead(
+                make_block, device, state.images_seen, config.batch_size, clock.total
+            ) as blocks,
+        ):
             while state.images_seen < clock.total and not is_stalled(
                 state, config.early_stop, clock.epoch(state.images_seen)
             ):
-                ends_epoch = clock.ends_epoch(state.images_seen)
+                first, ends_epoch = state.images_seen == 0, clock.ends_epoch(state.images_seen)
                 with timer.data():
-                    batch = loader.batch(state.images_seen)
-                    norm = learner.normalizer(loader, state.images_seen)
-                torch.manual_seed(step_seed(config.seed, state.images_seen, world.rank))
-                if config.schedule == "cosine":
-                    set_lr(learner.optimizer, cosine_lr(config, state.images_seen, loader.n))
-                timer.grad_norm = step(learner, state, batch, norm, world.size, ends_epoch)
+                    block, k = blocks.at(state.images_seen)
+                    streamed = pixels.at(block, k)
+                seed = step_seed(config.seed, state.images_seen, world.rank)
+                usual = not (first or ends_epoch)
+                runner.run(block, k, seed, (first, ends_epoch), usual, streamed)
                 state.images_seen += config.batch_size
                 profile.step()
-                if run.after_step(state, progress, end_epoch if ends_epoch else None):
+                if run.after_step(state, progress_text, end_epoch if ends_epoch else None):
                     break
 
         # End: the last checkpoint, from which more epochs may follow, final.pt and best.pt.
@@ -117,15 +141,24 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
     return read_status(config.run)
 
 
-def progress_text(state: TrainState) -> str:
+def last_lr(learner: Learner, images_seen: int, epoch_images: int) -> float:
+    """The learning rate of the step that ended at `images_seen` images."""
+    config = learner.config
+    if config.schedule == "cosine":
+        learner.lr.set(cosine_lr(config, images_seen - config.batch_size, epoch_images))
+    return learner.lr.value
+
+
+def progress_text(sums: list[int]) -> str:
     """The epoch's mean loss so far."""
-    images, _, loss, *_ = state.sums.tolist()
+    images, _, loss, *_ = sums
     return f"loss {loss / UNIT / max(images, 1):.4f}"
 
 
 def image_flops(learner: Learner, images: ImageStore) -> float:
     """Floating-point operations of training on one image."""
-    one = images.gather(np.zeros(1, np.int64)).images
+    pixels = torch.from_numpy(images.split.images[0][:1]).to(images.device)
+    one = pixels.permute(0, 3, 1, 2).float()
     return training_flops(
         learner.model, one.double() if learner.config.precision == "fp64" else one
     )

@@ -19,11 +19,17 @@ class LossNormalizer:
     """What the sums over a global batch are divided by, so that ranks and parts add up to a mean.
 
     `weight_sum` is the sum of the images' class weights (their number without weights),
-    `affect_count` the number of known valence and arousal values.
+    `affect_count` the number of known valence and arousal values, at least 1. In training both are
+    tensors on the device, of the outputs' type; in validation numbers.
     """
 
-    weight_sum: float
-    affect_count: float = 0.0
+    weight_sum: float | torch.Tensor
+    affect_count: float | torch.Tensor = 1.0
+
+    def cast(self, dtype: torch.dtype) -> LossNormalizer:
+        """The same, tensors in `dtype`: a wider one would widen the loss."""
+        sums = (self.weight_sum, self.affect_count)
+        return LossNormalizer(*(s.to(dtype) if isinstance(s, torch.Tensor) else s for s in sums))
 
 
 # loss(outputs [b, classes] float, batch, norm) -> scalar: the batch's part of the global mean

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import one_hot
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.shards import Manifest
@@ -34,7 +33,6 @@ class Objective:
     classes: int
     smoothing: float = 0.0
     weights: torch.Tensor | None = None
-    weights_on_host: NDArray[np.float64] | None = None
     va_weight: float = 0.0
     loss: Loss | None = None
 
@@ -45,12 +43,14 @@ class Objective:
 
         outputs [b, classes (+ 2)] in float32 or float64.
         """
+        norm = norm.cast(outputs.dtype)
         logits = outputs[:, : self.classes]
         log_p = logits.log_softmax(1)  # [b, K]
-        target = one_hot(batch.labels, self.classes).to(log_p.dtype)
+        target = one_hot(batch.labels, self.classes, log_p.dtype)
         if batch.weights is not None and batch.other_labels is not None:
             kept = batch.weights.to(log_p.dtype)[:, None]
-            target = kept * target + (1 - kept) * one_hot(batch.other_labels, self.classes)
+            other = one_hot(batch.other_labels, self.classes, log_p.dtype)
+            target = kept * target + (1 - kept) * other
         plain = -(target * log_p).sum(1)  # [b]
         if self.loss is not None:
             total = self.loss(logits, batch, norm)
@@ -67,21 +67,25 @@ class Objective:
             known = batch.affect.isfinite()
             predicted = outputs[:, self.classes :].tanh()
             error = (predicted - batch.affect.nan_to_num().to(outputs.dtype)).square()
-            total = total + self.va_weight * (error * known).sum() / max(norm.affect_count, 1.0)
+            total = total + self.va_weight * (error * known).sum() / norm.affect_count
         return total, plain.detach().sum(), recipe_sum
+
+
+def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Labels [b] as rows [b, classes] with a single 1; torch's own looks at the values first."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
 def make_objective(config: TrainConfig, manifest: Manifest, device: torch.device) -> Objective:
     """The objective of a configuration; class weights come from the train split's counts."""
     weights = None
     if config.class_weights:
-        weights = class_weights(manifest.class_counts("train"), config.class_weights)
-    on_device = None if weights is None else torch.from_numpy(weights).to(device)
+        by_class = class_weights(manifest.class_counts("train"), config.class_weights)
+        weights = torch.from_numpy(by_class).to(device)
     spec = loss_spec(config.loss)
     return Objective(
         len(manifest.classes),
         config.label_smoothing,
-        on_device,
         weights,
         config.va_weight,
         spec.loss if spec else None,

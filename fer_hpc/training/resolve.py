@@ -71,7 +71,12 @@ def resolve_config(
         if precision == "auto":
             precision = "bf16" if supports_bf16(device) else "fp32"
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
-        config = dataclasses.replace(config, precision=precision, threads=threads)
+        deterministic = config.deterministic
+        if deterministic is None:
+            deterministic = device.type == "cuda"
+        config = dataclasses.replace(
+            config, precision=precision, threads=threads, deterministic=deterministic
+        )
     return config, _identity(config, manifest)
 
 

@@ -6,15 +6,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fer_hpc.config import TrainConfig, UserError, fields_of
+from fer_hpc.config import GanConfig, TrainConfig, UserError, fields_of
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest
 from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.world import World
 from fer_hpc.training import weights
+from fer_hpc.training.batch_norm import BatchNormEstimator
 from fer_hpc.training.learner import Learner
+from fer_hpc.training.losses import LossNormalizer
 from fer_hpc.training.objective import make_objective
-from fer_hpc.training.optim import make_ema, make_optimizer, make_plateau
+from fer_hpc.training.optim import (
+    LearningRate,
+    MovingAverage,
+    make_optimizer,
+    make_plateau,
+    set_mode,
+)
 from fer_hpc.training.step import accumulate_gradients
 
 
@@ -30,23 +38,28 @@ def make_learner(
     if config.precision == "fp64":
         model = model.double()
     optimizer = make_optimizer(config, model)
+    lr = LearningRate(optimizer, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    scaler.scale(torch.zeros(1, device=device))  # it makes its own tensors when first used
     return Learner(
         config,
         model,
         wrap_ddp(model, config.compile, world, device),
         make_objective(config, manifest, device),
         optimizer,
-        make_plateau(config, optimizer),
-        torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        make_ema(config, model),
+        lr,
+        make_plateau(config, lr),
+        scaler,
+        MovingAverage(model) if config.ema else None,
+        world.size,
     )
 
 
 def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
     """The network to call: compiled if wanted, averaging gradients if there are several ranks."""
+    if world.size == 1:  # the learner compiles forward pass and loss together
+        return model
     net: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-    if world.size == 1:
-        return net
     return DistributedDataParallel(net, [device.index] if device.type == "cuda" else None)
 
 
@@ -59,8 +72,10 @@ def warm_up_ddp(learner: Learner, loader: TrainLoader, world: World) -> None:
     if world.size == 1:
         return
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    norm = LossNormalizer(float(loader.batch_size))
+    set_mode(learner.net, learner.config.freeze_bn)
     for _ in range(2):
-        accumulate_gradients(learner, loader.batch(0), learner.normalizer(loader, 0), world.size)
+        accumulate_gradients(learner, loader.batch(0), norm)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.model.load_state_dict(before)
 
@@ -86,3 +101,24 @@ def load_initial_weights(learner: Learner, classes: tuple[str, ...]) -> str:
     if learner.ema:
         learner.ema.module.load_state_dict(learner.model.state_dict())
     return note
+
+
+def uses_graph(config: TrainConfig | GanConfig, device: torch.device, world: World) -> bool:
+    """Whether steps are to be repeated as a CUDA graph: one process on a GPU, unless --graph off.
+
+    UserError for --graph on elsewhere.
+    """
+    possible = device.type == "cuda" and world.size == 1
+    if config.graph == "on" and not possible:
+        place = f"{world.size} ranks" if world.size > 1 else "a CPU"
+        raise UserError(f"--graph on needs one process on a GPU, this is {place}; use --graph auto")
+    return possible and config.graph != "off"
+
+
+def batch_norm_estimator(learner: Learner, loader: TrainLoader, graph: bool) -> BatchNormEstimator:
+    """Batch norm's statistics of the scored network as --bn-images wants them."""
+    config = learner.config
+    count = 0 if config.freeze_bn else config.bn_images
+    return BatchNormEstimator(
+        learner.scored, loader.images, count, config.seed, config.precision, graph
+    )

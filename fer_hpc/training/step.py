@@ -1,4 +1,7 @@
-"""One training step on one batch."""
+"""One training step on one batch: a function of tensors on the device.
+
+The host gives nothing to it and reads nothing from it, so that a CUDA graph can repeat it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fer_hpc.data.step_inputs import Inputs
 from fer_hpc.data.store import Batch
-from fer_hpc.parallel.device import autocast
 from fer_hpc.run.state import UNIT, TrainState
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.losses import LossNormalizer
-from fer_hpc.training.optim import set_mode
 
 MAX_MEAN_LOSS = 1024  # a larger mean counts as this: sums over 2 million images stay within 64 bits
 SUMS = 4  # images, correct, plain loss, recipe's loss; losses in units of 1 / UNIT
@@ -33,42 +35,39 @@ def step(
     learner: Learner,
     state: TrainState,
     batch: Batch,
-    norm: LossNormalizer,
-    ranks: int,
-    want_norm: bool,
-) -> float | None:
-    """Update the network by one batch and the epoch's sums; `state.images_seen` is the caller's.
+    given: Inputs,
+    first: bool = False,
+    want_norm: bool = False,
+) -> None:
+    """Update the network by one batch, and the epoch's sums.
 
-    `batch` is this rank's share of a global batch, `norm` belongs to the global one. Gives the
-    gradient's norm if `want_norm`.
+    `batch` is this rank's share of a global batch and `given` that step's inputs: weight_sum,
+    affect_count, images_seen and, with a cosine schedule, lr. `first` is the run's first step.
+    `want_norm` leaves the gradient's norm in `learner.grad_norm`, as --clip does in every step.
     """
-    for part in accumulate_gradients(learner, batch, norm, ranks):
-        add_to_sums(state, part)
-    grad_norm = _clip(learner, want_norm)
+    norm = LossNormalizer(given["weight_sum"], given["affect_count"])
+    if "lr" in given:
+        learner.lr.tensors[0].copy_(given["lr"])
+    learner.optimizer.zero_grad(set_to_none=True)
+    for part in accumulate_gradients(learner, batch, norm):
+        add_to_sums(state, part, given["images_seen"])
+    if learner.config.clip or want_norm:
+        _clip(learner)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema:
-        learner.ema.update_parameters(learner.model)
-    return grad_norm
+        learner.ema.update(1 if first else 1 - learner.config.ema)
 
 
-def accumulate_gradients(
-    learner: Learner, batch: Batch, norm: LossNormalizer, ranks: int
-) -> list[PartSums]:
+def accumulate_gradients(learner: Learner, batch: Batch, norm: LossNormalizer) -> list[PartSums]:
     """Forward and backward passes over the parts of a batch; gives what each adds to the sums."""
-    config, net = learner.config, learner.net
-    set_mode(net, config.freeze_bn)
     sums = []
-    parts = batch.parts(config.accumulate)
+    parts = batch.parts(learner.config.accumulate)
     for k, part in enumerate(parts):
-        last = k == len(parts) - 1
-        with sync_gradients(net, last), autocast(config.precision, batch.images.device):
-            images = part.images.double() if config.precision == "fp64" else part.images
-            outputs = net(images)
-            full = outputs if outputs.dtype == torch.float64 else outputs.float()
-            total, loss, recipe = learner.objective(full, part, norm)
-            learner.scaler.scale(total * ranks).backward()  # DDP divides by the number of ranks
+        with sync_gradients(learner.net, k == len(parts) - 1):
+            total, outputs, loss, recipe = learner.forward(part, norm)
+            # DDP divides by the number of ranks.
+            learner.scaler.scale(total * learner.ranks).backward()
         predicted = outputs.detach()[:, : learner.objective.classes].argmax(1)
         sums.append(PartSums(len(part.labels), (predicted == part.labels).sum(), loss, recipe))
     return sums
@@ -81,7 +80,7 @@ def sync_gradients(net: nn.Module, last: bool) -> contextlib.AbstractContextMana
     return net.no_sync()
 
 
-def add_to_sums(state: TrainState, part: PartSums) -> None:
+def add_to_sums(state: TrainState, part: PartSums, images_seen: torch.Tensor) -> None:
     """Count a part of a batch. Stays on the device; integers, so no order changes the result."""
     limit = float(MAX_MEAN_LOSS * part.images)
     units = [
@@ -90,18 +89,14 @@ def add_to_sums(state: TrainState, part: PartSums) -> None:
     ]
     images = torch.full_like(state.bad_step, part.images)
     state.sums += torch.stack([images, part.correct, *units])
-    state.note_bad(part.loss.isfinite() & part.recipe.isfinite())
+    state.note_bad(part.loss.isfinite() & part.recipe.isfinite(), images_seen)
 
 
-def _clip(learner: Learner, want_norm: bool) -> float | None:
-    """Limit the gradient's norm if the recipe has --clip; gives the norm if it is wanted."""
-    clip = learner.config.clip
-    if not (clip or want_norm):
-        return None
+def _clip(learner: Learner) -> None:
+    """Note the gradient's norm, and limit it if the recipe has --clip."""
+    clip, parameters = learner.config.clip, list(learner.model.parameters())
     learner.scaler.unscale_(learner.optimizer)
-    norm = nn.utils.get_total_norm(
-        [p.grad for p in learner.model.parameters() if p.grad is not None]
-    )
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip:
-        nn.utils.clip_grads_with_norm_(learner.model.parameters(), clip, norm)
-    return norm.item() if want_norm else None
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    learner.grad_norm.copy_(norm)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.data.store import Batch, ImageStore, affect_of
+from fer_hpc.data.store import Batch, affect_of
 from fer_hpc.evaluation.metrics import (
     confusion,
     higher_is_better,
@@ -18,10 +18,11 @@ from fer_hpc.evaluation.metrics import (
     smoothed_loss,
     valence_arousal,
 )
-from fer_hpc.evaluation.score import predict, split_outputs
+from fer_hpc.evaluation.score import Scorer, split_outputs
 from fer_hpc.parallel.collectives import broadcast_buffers, on_rank_0, sum_over_ranks
 from fer_hpc.parallel.world import World
 from fer_hpc.run.state import UNIT, TrainState
+from fer_hpc.training.batch_norm import BatchNormEstimator
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.losses import LossNormalizer
 
@@ -38,17 +39,23 @@ def train_metrics(state: TrainState, world: World) -> dict[str, float]:
 
 
 def validate(
-    learner: Learner, state: TrainState, val: ImageStore, world: World
+    learner: Learner,
+    state: TrainState,
+    scorer: Scorer,
+    batch_norm: BatchNormEstimator,
+    world: World,
 ) -> tuple[dict[str, float], NDArray[np.int64]]:
     """Metrics of the scored network on val, the same on every rank, and its confusion counts.
 
     Rank 0's numbers count: the last bit may differ between kinds of processors. UserError where
     the loss on val is not finite.
     """
-    config, classes = learner.config, learner.objective.classes
+    classes = learner.objective.classes
+    batch_norm.estimate()
     broadcast_buffers(learner.scored, world)
-    logits, affect = split_outputs(predict(learner.scored, val, config.precision, world), classes)
-    labels = val.split.columns["labels"]
+    logits, affect = split_outputs(scorer.outputs(), classes)
+    val = scorer.images.split
+    labels = val.columns["labels"]
 
     def score() -> dict[str, float]:
         loss, accuracy = loss_and_accuracy(logits, labels)
@@ -64,7 +71,7 @@ def validate(
             "val_accuracy": accuracy,
         }
         if affect is not None:
-            values |= valence_arousal(affect, affect_of(val.split), "val_")
+            values |= valence_arousal(affect, affect_of(val), "val_")
         return values
 
     return on_rank_0(world, score), confusion(labels, logits.argmax(1), classes)
@@ -75,7 +82,7 @@ def _objective_on_val(learner: Learner, logits: NDArray[Any], labels: NDArray[np
     if learner.objective.loss is None:
         return smoothed_loss(logits, labels, learner.config.label_smoothing)
     truth = torch.from_numpy(np.asarray(labels))
-    batch = Batch(torch.empty(len(labels), 0), truth, np.arange(len(labels)))
+    batch = Batch(torch.empty(len(labels), 0), truth, torch.arange(len(labels)))
     with torch.no_grad():
         norm = LossNormalizer(float(len(labels)))
         return float(learner.objective.loss(torch.from_numpy(logits).double(), batch, norm))
@@ -87,9 +94,8 @@ def keep_best(learner: Learner, state: TrainState, values: dict[str, float], epo
     value = values[metric] * (1 if higher_is_better(metric) else -1)
     if state.best and value <= state.best["value"]:
         return False
-    weights = {
-        name: tensor.detach().to("cpu", copy=True)
-        for name, tensor in learner.scored.state_dict().items()
+    weights = {  # where they are; the next checkpoint takes them to main memory
+        name: tensor.detach().clone() for name, tensor in learner.scored.state_dict().items()
     }
     about = {"value": value, "epoch": epoch, "images_seen": state.images_seen}
     state.best = {**about, **values, "model": weights}

@@ -1,0 +1,405 @@
+"""What one GPU gives: training rates beside bare loops, bits, price of determinism, start, sharing.
+
+    python bench/gpu.py [--only rates bits ...] [--presets ...] [--out gpu.json]
+    python bench/gpu.py --device cpu --rehearse      (the same code at tiny sizes, without a GPU)
+
+Needs a checkout and torch, no network. Each figure is a line of JSON in --out; a table is printed.
+"ours" is `train()`: loader, augmentation, sums, logs, checks of every step, in epochs after the
+first, without validation. "bare" is the plainest loop of the same network, optimiser and precision:
+gather rows of a resident set, mirror half, forward, cross-entropy, backward, update, count; called
+directly, as a CUDA graph, and compiled and captured. All of a preset runs in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch.nn.functional import cross_entropy
+from train_step import CLASSES, make_shards
+
+from fer_hpc.config import PRESETS, GanConfig, TrainConfig, fields_of, preset
+from fer_hpc.gan.loop import train_gan
+from fer_hpc.models.registry import build_network
+from fer_hpc.parallel.device import autocast, configure_torch
+from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import read_rows
+from fer_hpc.run.saver import Saver
+from fer_hpc.training import loop
+from fer_hpc.training.loop import train
+from fer_hpc.training.optim import make_optimizer
+
+SECTIONS = ("rates", "bits", "start", "checkpoint", "gan", "sharing")
+BIG = "resnet_improved"  # the only preset for 224 pixels
+EXTRA_BATCH = {BIG: 256}  # beside the preset's own; others: 1024
+
+
+class Bench:
+    """Where the data lies, and where figures go."""
+
+    def __init__(self, folder: Path, device: str, tiny: bool, out: Path) -> None:
+        self.folder, self.device, self.tiny, self.out = folder, torch.device(device), tiny, out
+        self.name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        small, large = (64, 32) if tiny else (28_672, 2_560)
+        self.small = make_shards(folder / "small", small, 48, 1)
+        self.large = make_shards(folder / "large", large, 64 if tiny else 224, 3)
+        self.runs = 0
+
+    def note(self, **figures: Any) -> None:
+        line = json.dumps({"device": self.name, **figures})
+        print(line, flush=True)
+        with self.out.open("a") as f:
+            f.write(line + "\n")
+
+    def config(self, name: str, **fields: Any) -> TrainConfig:
+        self.runs += 1
+        usual = {
+            "data": self.large if name == BIG else self.small,
+            "run": self.folder / f"run{self.runs}",
+            "device": self.device.type,
+            "precision": "bf16" if self.device.type == "cuda" else "fp32",
+            "tensorboard": False,
+            "checkpoint_every_s": 1e6,
+            "early_stop": 0,
+        }
+        chosen = preset(name, **(usual | fields))
+        if self.tiny:
+            chosen = dataclasses.replace(chosen, batch_size=min(16, chosen.batch_size))
+        return chosen
+
+    def train(self, config: TrainConfig | GanConfig, **more: Any) -> Path:
+        """Train to the end; gives the run folder."""
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            if isinstance(config, GanConfig):
+                train_gan(config, World())
+            else:
+                train(config, World(), **more)
+        if "--graph off" in said.getvalue():
+            print(said.getvalue(), file=sys.stderr)
+        return config.run
+
+
+def rate(bench: Bench, name: str, epochs: int, **fields: Any) -> dict[str, float]:
+    """Images/s of training in the epochs after the first, and of whole epochs."""
+    try:
+        run = bench.train(bench.config(name, epochs=epochs, **fields))
+    except Exception as error:
+        print(f"{name} {fields}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return {"train": 0.0, "epoch": 0.0}
+    rows = read_rows(run, "timing.jsonl")
+    rows = rows[1:] or rows
+    whole = [r["train_s"] * r["images_per_s"] / (r["train_s"] + r["val_s"]) for r in rows]
+    return {"train": max(r["images_per_s"] for r in rows), "epoch": max(whole)}
+
+
+# ---- the bare loops ------------------------------------------------------------------------------
+
+
+def bare_step(bench: Bench, name: str, batch: int, compiled: bool) -> Callable[[], None]:
+    """A step of the plain loop; all that it reads and changes stays at its place."""
+    config, device = bench.config(name, batch_size=batch), bench.device
+    size, channels = (64 if bench.tiny else 224, 3) if name == BIG else (48, 1)
+    n = 256 if bench.tiny else 4096
+    torch.manual_seed(0)
+    model = build_network(fields_of(config, "science"), CLASSES, (size, size, channels))
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = make_optimizer(config, model)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(config.lr, device=device)
+        group["capturable"] = device.type == "cuda"
+    net = torch.compile(model, dynamic=False) if compiled else model
+    images = torch.randint(0, 256, (n, size, size, channels), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, CLASSES, (n,), device=device)
+    rows, mirrored = (
+        torch.randperm(n, device=device)[:batch],
+        torch.rand(batch, device=device) < 0.5,
+    )
+    sums = torch.zeros(2, device=device)
+
+    def step() -> None:
+        pixels = images.index_select(0, rows)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+        x, y = pixels.permute(0, 3, 1, 2).float().mul_(1 / 255), labels.index_select(0, rows)
+        with autocast(config.precision, device):
+            out = net(x)
+        loss = cross_entropy(out.float(), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sums.add_(torch.stack([loss.detach(), (out.argmax(1) == y).sum().float()]))
+
+    return step
+
+
+def bare_rate(bench: Bench, name: str, batch: int, kind: str) -> float:
+    """Images/s of the plain loop: `eager`, `graph`, or `compile+graph`; 0 where it fails."""
+    try:
+        step = bare_step(bench, name, batch, kind.startswith("compile"))
+        if bench.device.type == "cuda" and kind != "eager":
+            step = captured(step)
+        for _ in range(5):
+            step()
+        synchronize(bench.device)
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < (0.2 if bench.tiny else 0.8):
+            for _ in range(10):
+                step()
+            synchronize(bench.device)
+            steps += 10
+        return steps * batch / (time.perf_counter() - start)
+    except Exception as error:
+        print(f"bare {kind} {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 0.0
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---- the sections --------------------------------------------------------------------------------
+
+
+def rates(bench: Bench, presets: list[str], compiled: bool) -> None:
+    for name in presets:
+        own = bench.config(name).batch_size
+        for batch in (own, EXTRA_BATCH.get(name, 1024)) if not bench.tiny else (own,):
+            n, seconds = (64 if bench.tiny else 2_560 if name == BIG else 28_672), 0.7
+            figures: dict[str, Any] = {}
+            configure_torch(os.cpu_count() or 1, False, bench.device)
+            for kind in (
+                "eager",
+                "graph",
+                *(["compile+graph"] if compiled and batch == own else []),
+            ):
+                figures[f"bare {kind}"] = bare_rate(bench, name, batch, kind)
+                torch.cuda.empty_cache()
+            expected = max(figures.values()) or 1000.0
+            epochs = 2 if bench.tiny else max(4, min(40, round(seconds * expected / n) + 2))
+            modes: dict[str, dict[str, Any]] = {
+                "ours": {},
+                "ours, --no-deterministic": {"deterministic": False},
+                "ours, --graph off": {"graph": "off"},
+            }
+            if compiled and batch == own:
+                modes["ours, --compile"] = {"compile": True}
+            for mode, fields in modes.items():
+                count = min(epochs, 4) if "off" in mode else epochs
+                found = rate(bench, name, count, batch_size=batch, **fields)
+                figures[mode] = found["train"]
+                figures[mode + ", with validation"] = found["epoch"]
+                torch.cuda.empty_cache()
+            rounded = {key: round(value) for key, value in figures.items()}
+            best = max(v for k, v in figures.items() if k.startswith("bare"))
+            ours = max(v for k, v in figures.items() if k in modes)
+            bench.note(
+                section="rates", preset=name, batch=batch, **rounded, ratio=round(ours / best, 2)
+            )
+
+
+def bits(bench: Bench, presets: list[str], compiled: bool) -> None:
+    """Equal bytes: graphed, called directly, and stopped after an epoch and continued."""
+    everything = {
+        "ema": 0.99, "mixup": 0.2, "erase": 0.3, "gamma": 0.2, "contrast": 0.2, "clip": 1.0,
+        "flip": True, "rotate": 10.0, "schedule": "cosine", "class_weights": 5.0,
+    }  # fmt: skip
+    cases: dict[str, dict[str, Any]] = {name: {} for name in presets}
+    cases["fer2013, everything on"] = everything
+    if compiled:
+        cases["cnn_improved, --compile"] = {"compile": True}
+    for case, fields in cases.items():
+        name = case.split(",")[0]
+        usual: dict[str, Any] = {"epochs": 2, **fields}
+        if name != BIG:
+            usual["batch_size"] = 256
+        plain = bench.train(bench.config(name, **usual))
+        direct = bench.train(bench.config(name, **usual, graph="off"))
+        continued = bench.config(name, **usual)
+        bench.train(continued, halt_after=1)
+        bench.train(continued)
+        equal = {
+            "graph = direct": same(plain, direct),
+            "graph = continued": same(plain, continued.run),
+        }
+        bench.note(section="bits", case=case, **equal)
+
+
+def same(run: Path, other: Path) -> bool:
+    """Whether metrics and weights are the same bytes."""
+    if (run / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes():
+        return False
+    a, b = (torch.load(r / "final.pt", weights_only=True)["model"] for r in (run, other))
+    return all(torch.equal(a[key].view(torch.uint8), b[key].view(torch.uint8)) for key in a)
+
+
+def start(bench: Bench, *_: object) -> None:
+    """Seconds from process start to the end of the first step, and of the first replay."""
+    for graph in ("off", "auto"):
+        config = bench.config("cnn_baseline", epochs=1, graph=graph)
+        times = subprocess_json("--first-step", config, bench)
+        bench.note(section="start", graph=graph, **times)
+
+
+def checkpoint(bench: Bench, *_: object) -> None:
+    """Seconds that a checkpoint holds up the loop, and what it costs in images/s."""
+    held: list[float] = []
+    original = Saver.save
+
+    def timed(self: Saver, *args: Any, **more: Any) -> None:
+        begin = time.perf_counter()
+        original(self, *args, **more)
+        if not more.get("last"):
+            held.append(time.perf_counter() - begin)
+
+    Saver.save = timed  # type: ignore[method-assign]
+    try:
+        epochs = 2 if bench.tiny else 40
+        every = rate(bench, "cnn_improved", epochs, checkpoint_every_s=0.3)
+    finally:
+        Saver.save = original  # type: ignore[method-assign]
+    none = rate(bench, "cnn_improved", epochs)
+    bench.note(
+        section="checkpoint",
+        count=len(held),
+        median_ms=round(1e3 * statistics.median(held or [0]), 2),
+        longest_ms=round(1e3 * max(held, default=0), 2),
+        share_of_rate=round(every["train"] / max(none["train"], 1), 3),
+    )
+
+
+def gan(bench: Bench, *_: object) -> None:
+    """Pairs/s of the GAN at 64 pixels, and equal bytes with and without a graph."""
+    n = 120 if bench.tiny else 4_000
+    data = make_shards(bench.folder / "gan", n, 32 if bench.tiny else 64, 1)
+    precision: Any = "bf16" if bench.device.type == "cuda" else "fp32"
+    found: dict[str, Any] = {}
+    runs = {}
+    for batch in (8, 64):
+        for graph in ("auto", "off"):
+            bench.runs += 1
+            run = bench.folder / f"run{bench.runs}"
+            config = GanConfig(
+                data, run, batch_size=batch, epochs=1 if batch == 8 else 3, precision=precision,
+                graph=graph, device=bench.device.type, tensorboard=False,
+            )  # type: ignore[arg-type]  # fmt: skip
+            runs[graph] = bench.train(config)
+            rows = read_rows(run, "timing.jsonl")
+            found[f"{batch}, graph {graph}"] = round(rows[-1]["images_per_s"])
+        found[f"{batch}, equal bytes"] = same(runs["auto"], runs["off"])
+    bench.note(section="gan", **found)
+
+
+def sharing(bench: Bench, *_: object) -> None:
+    """Images/s of several trainings on one GPU together."""
+    for count in (1, 2, 4, 8) if not bench.tiny else (1, 2):
+        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 40)
+        processes = []
+        for k in range(count):
+            own = dataclasses.replace(config, run=config.run.with_name(f"{config.run.name}-{k}"))
+            processes.append(start_process("--share", own, bench))
+        figures = [json.loads(p.communicate()[0].splitlines()[-1]) for p in processes]
+        bench.note(
+            section="sharing", processes=count, together=round(sum(f["rate"] for f in figures))
+        )
+
+
+# ---- processes of their own ----------------------------------------------------------------------
+
+
+def start_process(what: str, config: TrainConfig, bench: Bench) -> subprocess.Popen[str]:
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    text = json.dumps(fields, default=str)
+    command = [sys.executable, __file__, what, text, "--began", str(time.time())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def subprocess_json(what: str, config: TrainConfig, bench: Bench) -> dict[str, Any]:
+    output = start_process(what, config, bench).communicate()[0]
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def child(text: str, began: float, first_step: bool) -> None:
+    """Train with the given fields; print times of the first steps, or the rate."""
+    config = TrainConfig(**{k: v for k, v in json.loads(text).items() if v != [] and v != "None"})
+    times: dict[str, float] = {"imported_s": round(time.time() - began, 2)}
+    original = loop.StepRunner.run
+
+    def timed(self: Any, *args: Any, **more: Any) -> Any:
+        result = original(self, *args, **more)
+        name = {0: "first_step_s", 1: "second_step_s", 2: "third_step_s"}.get(timed.calls)  # type: ignore[attr-defined]
+        if name:
+            synchronize(torch.device(config.device))
+            times[name] = round(time.time() - began, 2)
+        timed.calls += 1  # type: ignore[attr-defined]
+        return result
+
+    timed.calls = 0  # type: ignore[attr-defined]
+    if first_step:
+        loop.StepRunner.run = timed  # type: ignore[method-assign]
+    train(config, World())
+    rows = read_rows(config.run, "timing.jsonl")[1:]
+    rate = statistics.median(r["images_per_s"] for r in rows) if rows else 0.0
+    print(json.dumps(times if first_step else {"rate": rate}))
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fer-bench-gpu-") as name:
+        yield Path(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[*SECTIONS])
+    parser.add_argument("--presets", nargs="+", default=[*PRESETS])
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
+    parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
+    parser.add_argument("--first-step", help=argparse.SUPPRESS)
+    parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.first_step or args.share:
+        return child(args.first_step or args.share, args.began, bool(args.first_step))
+    with scratch() as folder:
+        bench = Bench(folder, args.device, args.rehearse, args.out)
+        for section in args.only:
+            begin = time.monotonic()
+            globals()[section](bench, args.presets, not args.no_compile)
+            print(f"-- {section}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
