@@ -15,6 +15,7 @@ from fer_hpc.cli.main import main
 from fer_hpc.cli.parse import configure_job
 from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
 from fer_hpc.config.commands import JobConfig, RanksConfig
+from fer_hpc.parallel import local
 from fer_hpc.run.folder import read_environment, read_status
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
@@ -144,6 +145,21 @@ def test_ranks_that_torchrun_started_start_no_others(
     _, err = parent.communicate(timeout=60)
     assert parent.returncode == EXIT_USER_ERROR
     assert "leave it out under torchrun" in err
+
+
+def test_rank_0_that_stands_still_is_ended_after_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others have ended in order, as after a heartbeat that stopped."""
+    monkeypatch.setattr(local, "STOP_GRACE_S", 0.5)
+    ranks = local._Ranks()
+    ranks.outputs = [None, None]
+    commands = (["sleep", "60"], ["sh", "-c", f"exit {EXIT_RUN_AGAIN}"])
+    ranks.processes = [subprocess.Popen(command) for command in commands]
+    began = time.monotonic()
+    ranks.wait()
+    assert 0.4 < time.monotonic() - began < 20
+    assert ranks.report("train") == EXIT_RUN_AGAIN
 
 
 @pytest.mark.parametrize("value", ["0", "two", "-1", "1e9", "5000"])

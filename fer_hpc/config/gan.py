@@ -58,6 +58,9 @@ class GanConfig:
         "auto", "auto: bf16 where the hardware multiplies it, else fp32", group="precision"
     )
     device: Literal["auto", "cpu", "cuda"] = runtime("auto", "auto: cuda where there is one")
+    backend: Literal["auto", "gloo"] = runtime(
+        "auto", "between ranks; auto: NCCL on GPUs; gloo: slower, lets ranks share a GPU"
+    )
     graph: Literal["auto", "on", "off"] = runtime(
         "auto", "repeat the step as a CUDA graph; auto: with one process on a GPU"
     )

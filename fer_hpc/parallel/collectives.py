@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError
+from fer_hpc.parallel.heartbeat import Heartbeat
 from fer_hpc.parallel.world import World, set_rendezvous
 
 if TYPE_CHECKING:
@@ -26,29 +27,46 @@ class PeerLost(Exception):
 
 
 @contextlib.contextmanager
-def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
+def process_group(
+    world: World,
+    device: torch.device | None = None,
+    backend: str = "auto",
+    on_lost: Callable[[str], object] = str,
+    timeout_s: float = 1800.0,
+) -> Iterator[None]:
     """Connect the ranks of `world`: gloo for tensors in main memory, NCCL for those on GPUs.
 
-    A rank that dies closes its connections, which the others see at their next exchange
-    (`detect_lost_peers`). Raises UserError where the ranks do not find each other.
+    With `backend` gloo it is gloo for all. A rank that dies closes its connections, which the
+    others see at their next exchange (`detect_lost_peers`); where they cannot, as in NCCL, the
+    heartbeat ends them and calls `on_lost(why)`. Raises UserError where the ranks do not find each
+    other, or where two of them have the same GPU as `device` and the backend is not gloo.
     """
     if world.size == 1:
         yield
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    from fer_hpc.parallel.device import card_of, refuse_shared_cards
 
     if dist.is_initialized():  # by Ray, which also ends it
         yield
         return
     try:
         set_rendezvous()
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        use_nccl = backend == "auto" and torch.cuda.is_available()
+        timeout = datetime.timedelta(seconds=timeout_s)
+        store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+        store.set_timeout(timeout)
+        heartbeat = Heartbeat(store, world, on_lost)
         dist.init_process_group(
-            backend,
+            "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
+            store=PrefixStore("process_group", store),
             rank=world.rank,
             world_size=world.size,
-            timeout=datetime.timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(
@@ -56,8 +74,13 @@ def process_group(world: World, timeout_s: float = 1800.0) -> Iterator[None]:
             f"{str(error).splitlines()[0]}; start all ranks with --procs, torchrun or srun, "
             "or set MASTER_ADDR and MASTER_PORT"
         ) from None
-    yield
-    dist.destroy_process_group()  # not after an exception: it would wait for ranks that are gone
+    with heartbeat:
+        if device and backend == "auto":
+            cards = gather_json(card_of(device), world)
+            refuse_shared_cards([(host, card) for host, card in cards])
+        yield
+        # Not after an exception: it would wait for ranks that are gone.
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -145,10 +168,7 @@ def _all_reduce(values: torch.Tensor, world: World, operation: str) -> torch.Ten
 
 
 def broadcast_buffers(model: nn.Module, world: World) -> None:
-    """Copy rank 0's buffers (running statistics of batch norm) to every rank.
-
-    DDP does the same before each forward pass.
-    """
+    """Copy rank 0's buffers (running statistics of batch norm) to every rank."""
     # Integer buffers are counters, which are equal on all ranks.
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if world.size > 1 and buffers:

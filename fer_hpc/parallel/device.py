@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `--device` names; auto is CUDA where there is any.
 
-    On CUDA it becomes the process's current device.
+    On CUDA it becomes the process's current device. A process that sees one GPU takes that:
+    `srun --gpus-per-task=1` hides the others, whatever the local rank.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -26,13 +28,38 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    visible = torch.cuda.device_count()
+    index = 0 if visible == 1 else local_rank
+    if index >= visible:
         raise UserError(
-            f"local rank {local_rank}, but this node shows {torch.cuda.device_count()} GPUs; "
-            "start one task per GPU"
+            f"local rank {local_rank}, but this node shows {visible} GPUs; start one task per GPU"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def card_of(device: torch.device) -> tuple[str, str]:
+    """(host, identity of the GPU there), the same for processes that share one; "" on a CPU."""
+    if device.type != "cuda":
+        return socket.gethostname(), ""
+    card = torch.cuda.get_device_properties(device)
+    # Without a UUID: the place on the host's bus.
+    place = [getattr(card, f"pci_{part}_id", 0) for part in ("domain", "bus", "device")]
+    return socket.gethostname(), str(getattr(card, "uuid", "") or place)
+
+
+def refuse_shared_cards(cards: list[tuple[str, str]]) -> None:
+    """UserError where two ranks have the same GPU; `cards` are the ranks' `card_of`, in order.
+
+    NCCL refuses that too, but at the first exchange and in words of its own.
+    """
+    for host, card in dict.fromkeys(cards):
+        ranks = [str(rank) for rank, each in enumerate(cards) if each == (host, card)]
+        if card and len(ranks) > 1:
+            raise UserError(
+                f"ranks {' and '.join(ranks)} have the same GPU {card} of {host}; "
+                "start one task per GPU, or give --backend gloo to share one on purpose"
+            )
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

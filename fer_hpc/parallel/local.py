@@ -26,6 +26,7 @@ from fer_hpc.parallel.world import World, free_port, has_ranks
 
 LOCAL_VERBS = ("train", "train_gan", "evaluate")  # the commands that take --procs
 GRACE_S = 20.0  # for the other ranks to notice that one is gone, and to end by themselves
+STOP_GRACE_S = 300.0  # for rank 0, which may still write a checkpoint, after the others
 MISTAKE_GRACE_S = 3.0  # after a user's mistake, which all ranks find at about the same time
 MAX_OUTPUT = 20_000  # bytes of a failed rank's output that are shown, from its end
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -112,11 +113,13 @@ class _Ranks:
             # Of those that ended at about the same time, a failed one is the cause.
             self.ended += sorted(now, key=lambda rank: (not self._failed(rank), rank))
             for rank in now:
-                # Another rank that stops in order (75) may leave rank 0 writing a checkpoint.
-                if rank == 0 or self._failed(rank):
-                    mistake = self.processes[rank].returncode == EXIT_USER_ERROR
-                    grace = MISTAKE_GRACE_S if mistake else GRACE_S
-                    deadline = min(deadline, time.monotonic() + grace)
+                code = self.processes[rank].returncode
+                if code == EXIT_FINISHED and rank:
+                    continue
+                grace = MISTAKE_GRACE_S if code == EXIT_USER_ERROR else GRACE_S
+                if code == EXIT_RUN_AGAIN and rank:
+                    grace = STOP_GRACE_S
+                deadline = min(deadline, time.monotonic() + grace)
             if time.monotonic() > deadline:
                 self._kill()
 

@@ -151,6 +151,12 @@ def set_rendezvous() -> None:
         env["MASTER_PORT"] = str(port)
 
 
+def store_holder() -> str:
+    """Who holds the store where the ranks meet, in words: its end is theirs."""
+    # torchrun's agent has a store already, which its ranks use.
+    return "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+
+
 def _first_node(nodes: str) -> str:
     """The first name of a Slurm node list such as n[1-3],m4."""
     if "[" not in nodes and "," not in nodes:

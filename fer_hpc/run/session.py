@@ -79,17 +79,18 @@ def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterato
     """
     device = pick_device(config.device, world.local_rank)
     keep_freed_memory()
+    attempt: Attempt | None = None
+
+    def on_hang(why: str) -> None:
+        if attempt:
+            attempt.end("interrupted", why)
+
     with contextlib.ExitStack() as stack:
-        stack.enter_context(process_group(world))
+        stack.enter_context(process_group(world, device, config.backend, on_hang))
         signals = stack.enter_context(stop_signals())
         resolved, attempt = stack.enter_context(claim_run(config, device, world, resolve))
         stack.enter_context(detect_lost_peers(world))
         configure_torch(resolved.threads, bool(resolved.deterministic), device)
-
-        def on_hang(why: str) -> None:
-            if attempt:
-                attempt.end("interrupted", why)
-
         watchdog = Watchdog(config.hang_factor, config.hang_floor_s, world.rank, on_hang)
         watch = stack.enter_context(watchdog)
         yield Run(resolved, world, device, attempt, signals, watch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fer_hpc.config import GanConfig, TrainConfig, UserError, fields_of
@@ -56,11 +57,34 @@ def make_learner(
 
 
 def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
-    """The network to call: compiled if wanted, averaging gradients if there are several ranks."""
+    """The network to call: compiled if wanted, averaging gradients if there are several ranks.
+
+    Running statistics are not copied from rank 0 before each step, which is DDP's default: no
+    training step reads them, and rank 0's alone are validated and saved (`broadcast_buffers`).
+    """
     if world.size == 1:  # the learner compiles forward pass and loss together
         return model
     net: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-    return DistributedDataParallel(net, [device.index] if device.type == "cuda" else None)
+    return DistributedDataParallel(
+        net,
+        [device.index] if device.type == "cuda" else None,
+        broadcast_buffers=_reads_buffers(model),
+        gradient_as_bucket_view=True,
+    )
+
+
+def _reads_buffers(model: nn.Module) -> bool:
+    """Whether a training step may read a number that a buffer keeps: any but batch norm's may."""
+    known = [
+        isinstance(module, _BatchNorm) and type(module).__module__.startswith(("torch.", "timm."))
+        for module in model.modules()
+    ]
+    return any(
+        buffer.is_floating_point()
+        for module, is_known in zip(model.modules(), known, strict=True)
+        if not is_known
+        for buffer in module.buffers(recurse=False)
+    )
 
 
 def warm_up_ddp(learner: Learner, loader: TrainLoader, world: World) -> None:

@@ -34,6 +34,9 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
     sys.exit(main(args))
 
 
+_enter_target = _enter  # a test may put a function with another set-up in its place
+
+
 class Started:
     """`fer-hpc ARGS` in a process of its own; the part of subprocess.Popen that the tests use."""
 
@@ -41,7 +44,9 @@ class Started:
         self.folder = tempfile.TemporaryDirectory(prefix="fer-output")
         self.out, self.err = (str(Path(self.folder.name, name)) for name in ("out", "err"))
         self.process = FORKS.Process(
-            target=_enter, args=([str(a) for a in args], dict(env), self.out, self.err), daemon=True
+            target=_enter_target,
+            args=([str(a) for a in args], dict(env), self.out, self.err),
+            daemon=True,
         )
         self.process.start()
         assert self.process.pid
