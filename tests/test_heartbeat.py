@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import datetime
 import functools
 import multiprocessing.process
 import os
@@ -23,13 +25,14 @@ from fer_hpc.run.folder import read_status
 from tests.helpers import processes
 from tests.helpers.runs import until_training
 
-SILENT_S = 2.0
+SILENT_S = 2
+WORK, WAIT = 2 * SILENT_S, 60  # seconds: longer than a silence; longer than a test
 FAST = {"beat_s": 0.1, "silent_s": SILENT_S}
 Process = multiprocessing.process.BaseProcess
 
 
-def _rank(rank: int, size: int, port: int, folder: Path, act: str) -> None:
-    """A rank whose main thread waits in C until the test ends it, or does what `act` says."""
+def _rank(rank: int, size: int, port: int, folder: Path, act: int | str) -> None:
+    """A rank whose main thread waits in C for `act` seconds, or does what `act` says."""
     os.dup2(os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT), 2)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0)
 
@@ -45,14 +48,17 @@ def _rank(rank: int, size: int, port: int, folder: Path, act: str) -> None:
             (folder / f"{rank}.ready").touch()
             if act == "fail":
                 raise KeyError
-            if act != "leave":
-                ctypes.CDLL(None).sleep(60 if act == "wait" else 2 * int(SILENT_S))
+            if act == "ask":
+                with contextlib.suppress(dist.DistStoreError):
+                    store.wait(["never"], datetime.timedelta(seconds=2 * SILENT_S))
+            else:
+                ctypes.CDLL(None).sleep(act)
     except KeyError:
-        time.sleep(60)
+        time.sleep(WAIT)
 
 
 class Ranks:
-    def __init__(self, folder: Path, *acts: str) -> None:
+    def __init__(self, folder: Path, *acts: int | str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -85,7 +91,7 @@ class Ranks:
 def started(tmp_path: Path) -> Iterator[functools.partial[Ranks]]:
     all_of_them: list[Ranks] = []
 
-    def start(*acts: str) -> Ranks:
+    def start(*acts: int | str) -> Ranks:
         all_of_them.append(Ranks(tmp_path, *acts))
         return all_of_them[-1]
 
@@ -103,7 +109,7 @@ Start = functools.partial[Ranks]
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_is_gone_ends_the_others(started: Start, gone: int, how: int) -> None:
     """Rank 0 also takes the store away with it."""
-    ranks = started("wait", "wait", "wait")
+    ranks = started(WAIT, WAIT, WAIT)
     time.sleep(5 * FAST["beat_s"])
     ranks.signal(gone, how)
     others = [rank for rank in range(3) if rank != gone]
@@ -118,30 +124,38 @@ def test_a_rank_that_is_gone_ends_the_others(started: Start, gone: int, how: int
 
 
 def test_a_rank_that_failed_but_lives_is_missed(started: Start) -> None:
-    ranks = started("wait", "fail")
+    ranks = started(WAIT, "fail")
     assert ranks.ends(0) == [EXIT_RUN_AGAIN]
     assert "lost rank 1" in ranks.stderr(0)
 
 
 def test_a_rank_that_has_ended_is_not_missed(started: Start) -> None:
-    ranks = started("work", "work", "leave")
+    ranks = started(WORK, WORK, 0)
     assert ranks.ends(0, 1, 2) == [0, 0, 0]
     assert "lost" not in ranks.stderr(0) + ranks.stderr(1)
 
 
 def test_rank_0_may_end_first(started: Start) -> None:
     """It keeps the store for a few seconds; without it the others are not watched."""
-    ranks = started("leave", "work", "work")
+    ranks = started(0, WORK, WORK)
     assert ranks.ends(0, 1, 2) == [0, 0, 0]
 
 
-def test_a_pause_of_all_ranks_is_no_silence(started: Start) -> None:
+def test_a_pause_of_the_process_itself_is_no_silence_of_others(started: Start) -> None:
     """As of a suspended machine: the clock goes on, but nobody could have looked."""
-    ranks = started("work", "work")
-    for number, seconds in ((signal.SIGSTOP, 1.5 * SILENT_S), (signal.SIGCONT, 0)):
-        for rank in (0, 1):
-            ranks.signal(rank, number)
-        time.sleep(seconds)
+    ranks = started(3 * SILENT_S, 3 * SILENT_S)
+    ranks.signal(1, signal.SIGSTOP)
+    time.sleep(0.3 * SILENT_S)
+    ranks.signal(0, signal.SIGSTOP)
+    time.sleep(1.5 * SILENT_S)
+    ranks.signal(0, signal.SIGCONT)
+    time.sleep(0.1 * SILENT_S)
+    ranks.signal(1, signal.SIGCONT)
+    assert ranks.ends(0, 1) == [0, 0]
+
+
+def test_a_rank_that_waits_for_the_store_still_beats(started: Start) -> None:
+    ranks = started(WORK, "ask")
     assert ranks.ends(0, 1) == [0, 0]
 
 
