@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fer_hpc.run.folder import list_checkpoints, read_environment, read_rows, read_status
+from fer_hpc.training.setup import reads_buffers
 from tests.conftest import Fer
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.runs import assert_same_outcome, until_training
@@ -154,6 +156,23 @@ def test_losses_agree_at_any_world_size(
         )
         assert read_status(run)["images_seen"] >= 50 * 12
         assert losses(run) == pytest.approx(losses(tmp_path / "1"), abs=tolerance)
+
+
+class Counting(torch.nn.Module):
+    """A layer of somebody else's whose training step reads what it has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+
+
+def test_buffers_are_copied_each_step_only_where_a_step_may_read_them() -> None:
+    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    assert not reads_buffers(plain)
+    assert not reads_buffers(torch.nn.SyncBatchNorm.convert_sync_batchnorm(plain))
+    assert reads_buffers(torch.nn.Sequential(plain, Counting()))
+    theirs = type("Renorm", (torch.nn.BatchNorm2d,), {})
+    assert reads_buffers(torch.nn.Sequential(theirs(2)))
 
 
 def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path) -> None:

@@ -68,12 +68,12 @@ def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.devic
     return DistributedDataParallel(
         net,
         [device.index] if device.type == "cuda" else None,
-        broadcast_buffers=_reads_buffers(model),
+        broadcast_buffers=reads_buffers(model),
         gradient_as_bucket_view=True,
     )
 
 
-def _reads_buffers(model: nn.Module) -> bool:
+def reads_buffers(model: nn.Module) -> bool:
     """Whether a training step may read a number that a buffer keeps: any but batch norm's may."""
     known = [
         isinstance(module, _BatchNorm) and type(module).__module__.startswith(("torch.", "timm."))
