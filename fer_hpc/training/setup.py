@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -65,12 +68,13 @@ def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.devic
     if world.size == 1:  # the learner compiles forward pass and loss together
         return model
     net: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-    return DistributedDataParallel(
-        net,
-        [device.index] if device.type == "cuda" else None,
-        broadcast_buffers=reads_buffers(model),
-        gradient_as_bucket_view=True,
-    )
+    # No static_graph: it fails with no_sync (--accumulate), and saves the search for unused
+    # parameters, which is off anyway.
+    known = inspect.signature(DistributedDataParallel).parameters
+    flag = "forward_sync_buffers"  # the older name gives a warning where this one exists
+    copied: dict[str, Any] = {flag if flag in known else "broadcast_buffers": reads_buffers(model)}
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(net, devices, gradient_as_bucket_view=True, **copied)
 
 
 def reads_buffers(model: nn.Module) -> bool:
