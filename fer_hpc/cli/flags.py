@@ -113,7 +113,7 @@ def parse(
     args = current_arguments(args)
     fields = {f.name: f for part in parts for _, f in part.fields()}
     flags = {flag_name(f.name) for f in fields.values() if not f.metadata.get("positional")}
-    flags |= {flag_name(f"no_{f.name}") for f in fields.values() if f.type is bool}
+    flags |= {flag_name(f"no_{f.name}") for f in fields.values() if value_type(f) is bool}
     check_flags(args, flags, notes or {}, f"{command} --help")
     found, unknown = tyro.cli(
         _arguments_type(parts, presets),

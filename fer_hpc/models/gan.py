@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fer_hpc.models.resnet import resnet_baseline
+from fer_hpc.parallel.device import one_hot
 
 SIDES = (32, 64, 128, 256)
 CODE_SIZE = 128  # length of the expression code
@@ -166,7 +167,7 @@ class Discriminator(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.classes:
             assert target is not None
-            planes = functional.one_hot(target, self.classes).to(face.dtype)[:, :, None, None]
+            planes = one_hot(target, self.classes, face.dtype)[:, :, None, None]
             face = torch.cat([face, planes.expand(-1, -1, *face.shape[2:])], 1)
         features = self.features(face)
         return self.score(features), features

@@ -85,6 +85,11 @@ def configure_torch(threads: int, deterministic: bool, device: torch.device) -> 
         torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
 
 
+def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Labels [b] as rows [b, classes] with a single 1; torch's own looks at the values first."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
+
+
 def supports_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16, rather than emulating it."""
     if device.type == "cuda":

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.shards import Manifest
 from fer_hpc.data.store import Batch
+from fer_hpc.parallel.device import one_hot
 from fer_hpc.training.losses import Loss, LossNormalizer, loss_spec
 
 
@@ -69,11 +70,6 @@ class Objective:
             error = (predicted - batch.affect.nan_to_num().to(outputs.dtype)).square()
             total = total + self.va_weight * (error * known).sum() / norm.affect_count
         return total, plain.detach().sum(), recipe_sum
-
-
-def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Labels [b] as rows [b, classes] with a single 1; torch's own looks at the values first."""
-    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype)
 
 
 def make_objective(config: TrainConfig, manifest: Manifest, device: torch.device) -> Objective:
