@@ -85,3 +85,14 @@ def finished_run(fer: Fer, shards: Path, tmp_path_factory: pytest.TempPathFactor
     done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def gpu_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The faces of `shards`, made without a command line, whose parser a bare machine may lack."""
+    from fer_hpc.config.commands import PreprocessConfig
+    from fer_hpc.data.preprocess import preprocess
+
+    out = tmp_path_factory.mktemp("data") / "shards"
+    preprocess(PreprocessConfig(source="synthetic", count=360, size=32, out=out))
+    return out

@@ -6,23 +6,28 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR
 from fer_hpc.run.folder import read_environment, read_status
-from tests.helpers.processes import finish, start_ranks
+from tests.helpers.processes import call, finish, start_ranks
 from tests.helpers.runs import assert_same_outcome, until_training
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-FLAGS = (
-    "--batch-size 36 --checkpoint-every-s 0.2 --no-tensorboard --threads 1 --device cuda".split()
-)
-SHARED = (*FLAGS, "--deterministic", "--backend", "gloo")
+USUAL: dict[str, Any] = {
+    "batch_size": 36,
+    "checkpoint_every_s": 0.2,
+    "tensorboard": False,
+    "threads": 1,
+    "device": "cuda",
+}
+SHARED = {**USUAL, "backend": "gloo"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,31 +39,32 @@ def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        "cnn_improved --epochs 8 --flip",
-        "resnet_baseline --epochs 8 --schedule cosine --ema 0.9 --accumulate 3 --clip 1",
+        {"preset": "cnn_improved", "flip": True},
+        {"preset": "resnet_baseline", "schedule": "cosine", "ema": 0.9, "accumulate": 3, "clip": 1},
     ],
+    ids=lambda recipe: recipe["preset"],
 )
 def test_killed_and_run_again_two_ranks_end_with_the_same_bytes(
-    shards: Path, tmp_path: Path, recipe: str
+    gpu_shards: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    call = ("train", *recipe.split(), "--data", shards, *SHARED)
+    fields = {**SHARED, **recipe, "data": gpu_shards, "epochs": 8}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert finish(start_ranks(2, *call, "--run", whole)) == [0, 0]
+    assert finish(start_ranks(2, *call("train", run=whole, **fields))) == [0, 0]
     assert read_environment(whole)["world_size"] == 2
-    ranks = start_ranks(2, *call, "--run", killed)
+    ranks = start_ranks(2, *call("train", run=killed, **fields))
     until_training(killed, 1, images_seen=300)
     for rank in ranks:
         rank.kill()
     finish(ranks)
     assert read_status(killed)["state"] == "interrupted"
-    assert finish(start_ranks(2, *call, "--run", killed)) == [0, 0]
+    assert finish(start_ranks(2, *call("train", run=killed, **fields))) == [0, 0]
     assert_same_outcome(killed, whole)
 
 
-def test_a_dead_rank_ends_the_other_one(shards: Path, tmp_path: Path) -> None:
+def test_a_dead_rank_ends_the_other_one(gpu_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    call = ("train", "cnn_baseline", "--data", shards, "--run", run, "--epochs", 5000, *SHARED)
-    ranks = start_ranks(2, *call)
+    fields = {**SHARED, "data": gpu_shards, "run": run, "epochs": 5000}
+    ranks = start_ranks(2, *call("train", "cnn_baseline", **fields))
     until_training(run, 1, images_seen=36)
     ranks[1].kill()
     began = time.monotonic()
@@ -67,16 +73,15 @@ def test_a_dead_rank_ends_the_other_one(shards: Path, tmp_path: Path) -> None:
     assert read_status(run)["state"] == "interrupted"
 
 
-def test_two_ranks_do_not_share_a_card_by_mistake(shards: Path, tmp_path: Path) -> None:
-    call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *FLAGS)
-    ranks = start_ranks(2, *call)
+def test_two_ranks_do_not_share_a_card_by_mistake(gpu_shards: Path, tmp_path: Path) -> None:
+    fields = {**USUAL, "data": gpu_shards, "run": tmp_path / "run"}
+    ranks = start_ranks(2, *call("train", "cnn_baseline", **fields))
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_USER_ERROR] * 2
     assert "ranks 0 and 1 have the same GPU" in errors[0]
     assert "--backend gloo" in errors[0]
 
 
-def test_the_gan_trains_in_two_ranks_on_one_card(shards: Path, tmp_path: Path) -> None:
-    flags = "--epochs 1 --batch-size 16 --no-tensorboard --device cuda --backend gloo".split()
-    call = ("train_gan", "--data", shards, "--run", tmp_path / "gan", *flags)
-    assert finish(start_ranks(2, *call)) == [0, 0]
+def test_the_gan_trains_in_two_ranks_on_one_card(gpu_shards: Path, tmp_path: Path) -> None:
+    fields = {**SHARED, "data": gpu_shards, "run": tmp_path / "gan", "epochs": 1, "batch_size": 16}
+    assert finish(start_ranks(2, *call("train_gan", **fields))) == [0, 0]

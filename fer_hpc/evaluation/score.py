@@ -69,7 +69,7 @@ class Scorer:
             outputs = [self.model(view).float() for view in views(images, self._tta)]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: another thread fills tensors that are made here
     def outputs(self) -> NDArray[np.float32]:
         """Outputs [n, classes (+ 2)] of the split in row order, on every rank."""
         self.model.eval()

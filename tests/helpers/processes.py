@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from fer_hpc.config import PRESETS
+
+FIELDS = "--fields"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -29,9 +33,20 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
     os.environ.update(environment)
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    from fer_hpc.cli.main import main
+    from fer_hpc.cli.main import main, run_command
 
-    sys.exit(main(args))
+    if args[0] != FIELDS:
+        sys.exit(main(args))
+    from fer_hpc.cli.verbs import VERBS
+
+    verb = VERBS[args[1]]
+    sys.exit(run_command(args[1], lambda: verb.run(verb.config_class(**json.loads(args[2])))))
+
+
+def call(verb: str, preset: str = "", **fields: object) -> tuple[str, str, str]:
+    """Arguments of `Started` that need no parser of command lines: a verb and its fields."""
+    recipe = PRESETS[preset] if preset else {}
+    return FIELDS, verb, json.dumps({**recipe, **fields}, default=str)
 
 
 _enter_target = _enter  # a test may put a function with another set-up in its place
