@@ -52,14 +52,10 @@ def make_shards(folder: Path, pixels: np.ndarray) -> None:
     classes = [f"class {k}" for k in range(8)]
     counts = dict(zip(classes, np.bincount(columns["labels"], minlength=8).tolist(), strict=True))
     split = {"n": n, "class_counts": counts, "shards": [entry]}
+    shape = list(pixels.shape[1:])
     write_manifest(
         folder,
-        {
-            "format": 1,
-            "image_shape": list(pixels.shape[1:]),
-            "classes": classes,
-            "splits": {"train": split},
-        },
+        {"format": 1, "image_shape": shape, "classes": classes, "splits": {"train": split}},
     )
 
 
@@ -81,10 +77,8 @@ def bare_loop(pixels: np.ndarray) -> Passes:
     """index_select, flip, normalise on a tensor in memory: the bound for the whole task."""
     data = torch.from_numpy(pixels)
     shape = (BATCH, *data.shape[1:])
-    chosen, floats = (
-        torch.from_numpy(np.empty(shape, np.uint8)),
-        torch.from_numpy(np.empty(shape, np.float32)),
-    )
+    chosen = torch.empty(shape, dtype=torch.uint8)
+    floats = torch.empty(shape, dtype=torch.float32)
 
     def run() -> Iterator[int]:
         for rows in torch.randperm(len(data)).split(BATCH)[:-1]:
@@ -106,6 +100,20 @@ def of_loader(loader: object) -> Passes:
     return run
 
 
+def torch_loader(data: object, shuffle: bool = True) -> Passes:
+    """`data` in torch's DataLoader, with workers that live for all passes."""
+    return of_loader(
+        torch.utils.data.DataLoader(
+            data,  # type: ignore[arg-type]
+            BATCH,
+            shuffle=shuffle,
+            num_workers=WORKERS,
+            drop_last=True,
+            persistent_workers=True,
+        )
+    )
+
+
 def to_float(image: np.ndarray) -> torch.Tensor:
     """What the per-sample peers do in their workers: flip at random, normalise, channels first."""
     if np.random.random() < 0.5:
@@ -123,12 +131,7 @@ def image_folder(folder: Path, pixels: np.ndarray) -> Passes:
         Image.fromarray(picture.squeeze()).save(path, quality=90)
     gray = [transforms.Grayscale()] if channels == 1 else []
     chain = transforms.Compose([*gray, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-    data = datasets.ImageFolder(str(folder), chain)
-    return of_loader(
-        torch.utils.data.DataLoader(
-            data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
-        )
-    )
+    return torch_loader(datasets.ImageFolder(str(folder), chain))
 
 
 def webdataset(folder: Path, pixels: np.ndarray) -> Passes:
@@ -201,11 +204,7 @@ def mosaic(folder: Path, pixels: np.ndarray) -> Passes:
             return to_float(sample["image"]), sample["label"]
 
     data = Data(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
-    return of_loader(
-        torch.utils.data.DataLoader(
-            data, BATCH, num_workers=WORKERS, drop_last=True, persistent_workers=True
-        )
-    )
+    return torch_loader(data, shuffle=False)  # it shuffles by itself
 
 
 class H5Samples(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -224,12 +223,7 @@ class H5Samples(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 def h5py_per_sample(folder: Path) -> Passes:
     split = read_manifest(folder)
-    data = H5Samples(folder / "train-00000.h5", split.n("train"))
-    return of_loader(
-        torch.utils.data.DataLoader(
-            data, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, persistent_workers=True
-        )
-    )
+    return torch_loader(H5Samples(folder / "train-00000.h5", split.n("train")))
 
 
 class InMemory(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -241,18 +235,6 @@ class InMemory(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return to_float(self.pixels[index]), index % 8
-
-
-def in_memory(pixels: np.ndarray) -> Passes:
-    loader = torch.utils.data.DataLoader(
-        InMemory(pixels),
-        BATCH,
-        shuffle=True,
-        num_workers=WORKERS,
-        drop_last=True,
-        persistent_workers=True,
-    )
-    return of_loader(loader)
 
 
 def tf_data(pixels: np.ndarray) -> Passes:
@@ -291,10 +273,8 @@ def memcpy_rate(pixels: np.ndarray, images: ImageStore, seconds: float) -> tuple
 
     Timed in turn, batch by batch: the bandwidth that other programs leave changes by the second.
     """
-    source, target = (
-        torch.from_numpy(pixels),
-        torch.from_numpy(np.empty((BATCH, *pixels.shape[1:]), np.uint8)),
-    )
+    source = torch.from_numpy(pixels)
+    target = torch.empty((BATCH, *pixels.shape[1:]), dtype=torch.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
     spent, batches, until = [0.0, 0.0], 0, time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -319,24 +299,23 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rng = np.random.default_rng(0)
-    small = rng.integers(
-        0, 256, (args.count, 12, 12, args.channels), np.uint8
-    )  # blocks: compresses about as faces do
-    pixels = np.repeat(np.repeat(small, args.size // 12 + 1, 1), args.size // 12 + 1, 2)[
-        :, : args.size, : args.size
-    ].copy()
+    # blocks of equal pixels: they compress about as faces do
+    small, side = rng.integers(0, 256, (args.count, 12, 12, args.channels), np.uint8), args.size
+    pixels = small.repeat(side // 12 + 1, 1).repeat(side // 12 + 1, 2)[:, :side, :side].copy()
     with tempfile.TemporaryDirectory() as root_name:
         root = Path(root_name)
         make_shards(root, pixels)
+        for name in ("folder", "wds", "lit", "mosaic"):
+            (root / name).mkdir()
         candidates: dict[str, Callable[[], Passes]] = {
             "ours": lambda: ours(root),
             "bare loop in memory": lambda: bare_loop(pixels),
-            "ImageFolder": lambda: image_folder(_sub(root, "folder"), pixels),
-            "WebDataset": lambda: webdataset(_sub(root, "wds"), pixels),
-            "LitData": lambda: litdata(_sub(root, "lit"), pixels),
-            "MosaicML streaming": lambda: mosaic(_sub(root, "mosaic"), pixels),
+            "ImageFolder": lambda: image_folder(root / "folder", pixels),
+            "WebDataset": lambda: webdataset(root / "wds", pixels),
+            "LitData": lambda: litdata(root / "lit", pixels),
+            "MosaicML streaming": lambda: mosaic(root / "mosaic", pixels),
             "h5py per sample": lambda: h5py_per_sample(root),
-            "array in DataLoader": lambda: in_memory(pixels),
+            "array in DataLoader": lambda: torch_loader(InMemory(pixels)),
             "tf.data in RAM": lambda: tf_data(pixels),
         }
         ready: dict[str, Passes] = {}
@@ -350,11 +329,8 @@ def main() -> None:
         for _ in range(2):
             for name, passes in ready.items():
                 rates[name] = max(rates[name], rate(passes, args.seconds))
-        delivered, copied = memcpy_rate(
-            pixels,
-            ImageStore(open_split(read_manifest(root), "train"), torch.device("cpu")),
-            args.seconds,
-        )
+        store = ImageStore(open_split(read_manifest(root), "train"), torch.device("cpu"))
+        delivered, copied = memcpy_rate(pixels, store, args.seconds)
     print(
         f"{args.size}x{args.size}x{args.channels}, batches of {BATCH}, "
         f"{torch.get_num_threads()} cores, float32 images/s"
@@ -365,12 +341,6 @@ def main() -> None:
         f"  uint8 delivery        {delivered:>12,.0f}   "
         f"{delivered / copied:.2f} of memcpy ({copied:,.0f})"
     )
-
-
-def _sub(root: Path, name: str) -> Path:
-    path = root / name
-    path.mkdir()
-    return path
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from tests.helpers import processes
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
+Train = Preprocess = Fer  # with arguments of their own: see the fixtures
 TRAIN_SPEED = (
     "--epochs 3 --batch-size 30 --checkpoint-every-s 0.2 --no-tensorboard --threads 1"
 ).split()
@@ -61,10 +62,20 @@ def fer() -> Fer:
 
 
 @pytest.fixture(scope="session")
-def shards(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preprocess(fer: Fer) -> Preprocess:
+    """Runs `preprocess --source SOURCE --out OUT FLAGS`."""
+
+    def call(source: str, out: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+        return fer("preprocess", "--source", source, "--out", out, *flags)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shards(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """360 synthetic faces, split by person, 32x32 gray: half the work of 48x48."""
     out = tmp_path_factory.mktemp("data") / "shards"
-    done = fer("preprocess", "--source", "synthetic", "--count", 360, "--size", 32, "--out", out)
+    done = preprocess("synthetic", out, "--count", 360, "--size", 32)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -79,10 +90,20 @@ def affectnet(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(fer: Fer, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(fer: Fer, shards: Path) -> Train:
+    """Runs `train cnn_baseline --run RUN FLAGS` on the small data, or on `data`."""
+
+    def call(run: Path, *flags: object, data: Path = shards) -> subprocess.CompletedProcess[str]:
+        return fer("train", "cnn_baseline", "--data", data, "--run", run, *TRAIN_SPEED, *flags)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished_run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run that killed and resumed ones are compared with."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    done = train(run)
     assert done.returncode == 0, done.stderr
     return run
 

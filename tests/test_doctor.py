@@ -10,11 +10,11 @@ import pytest
 
 from fer_hpc.data.doctor import FACE_SIDE, SHEET_COLUMNS, TITLE
 from fer_hpc.data.shards import open_split, read_manifest
-from tests.conftest import Fer
+from tests.conftest import Fer, Preprocess
 
 
 @pytest.fixture(scope="module")
-def troubled(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def troubled(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FER2013 rows with one of each trouble; the pictures are numbered."""
     folder = tmp_path_factory.mktemp("doctor")
     rng = np.random.default_rng(0)
@@ -28,15 +28,7 @@ def troubled(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows += [(k, k % 7, "PrivateTest") for k in (49, *range(50, 60))]  # 49 is in val too
     lines = [f"{label},{pictures[k]},{usage}" for k, label, usage in rows]
     (folder / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
-    done = fer(
-        "preprocess",
-        "--source",
-        "fer2013",
-        "--input",
-        folder / "fer.csv",
-        "--out",
-        folder / "shards",
-    )
+    done = preprocess("fer2013", folder / "shards", "--input", folder / "fer.csv")
     assert done.returncode == 0, done.stderr
     return folder / "shards"
 
@@ -119,29 +111,11 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(
     assert "there is a data set already; give another folder" in refused.stderr
 
 
-def test_people_in_two_splits_are_found(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
-    fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--split",
-        "report",
-        "--out",
-        tmp_path / "by-face",
-    )
-    fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--split",
-        "person",
-        "--out",
-        tmp_path / "by-person",
-    )
+def test_people_in_two_splits_are_found(
+    fer: Fer, preprocess: Preprocess, affectnet: Path, tmp_path: Path
+) -> None:
+    preprocess("affectnet", tmp_path / "by-face", "--input", affectnet, "--split", "report")
+    preprocess("affectnet", tmp_path / "by-person", "--input", affectnet, "--split", "person")
     leaky = fer("doctor", tmp_path / "by-face", "--json")
     assert counts(leaky.stdout)["people in both train and test"] > 0
     assert fer("doctor", tmp_path / "by-person").returncode == 0

@@ -11,7 +11,7 @@ import torch
 
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.evaluation.score import views
-from tests.conftest import TRAIN_SPEED, Fer
+from tests.conftest import TRAIN_SPEED, Fer, Preprocess
 from tests.helpers.processes import start_ranks
 
 
@@ -60,27 +60,14 @@ def test_a_damaged_result_is_computed_again(fer: Fer, scored: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def five_chunks(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def five_chunks(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A test split of 1,100 noise pictures: four whole chunks and a part of one."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     for split, n in (("train", 40), ("test", 1100)):
         np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 32, 32, 1), np.uint8))
         np.save(folder / f"y_{split}.npy", np.eye(8, dtype=np.uint8)[np.arange(n) % 8])
-    assert (
-        fer(
-            "preprocess",
-            "--source",
-            "arrays",
-            "--input",
-            folder,
-            "--size",
-            32,
-            "--out",
-            folder / "shards",
-        ).returncode
-        == 0
-    )
+    assert preprocess("arrays", folder / "shards", "--input", folder, "--size", 32).returncode == 0
     return folder / "shards"
 
 
@@ -110,7 +97,7 @@ def test_predictions_are_bit_identical_at_any_world_size(
         assert (many["logits"] == one["logits"]).all()
 
 
-def test_an_absent_split_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
+def test_an_absent_split_is_one_message(fer: Fer, tmp_path: Path) -> None:
     table, gray = tmp_path / "fer.csv", " ".join(["9"] * 2304)
     lines = [f"{k % 7},{gray},{'Training' if k < 40 else 'PublicTest'}" for k in range(50)]
     table.write_text("\n".join(["emotion,pixels,Usage", *lines]))
@@ -134,14 +121,14 @@ def test_an_absent_split_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
     assert "has no test split (it has train 40, val 10)" in done.stderr
 
 
-def test_what_is_no_run_folder_is_said_clearly(fer: Fer, tmp_path: Path) -> None:
+def test_what_is_no_run_folder_is_one_message(fer: Fer, tmp_path: Path) -> None:
     done = fer("evaluate", tmp_path / "nowhere", "--split", "val")
     assert done.returncode == 2
     assert "is not a run folder" in done.stderr
 
 
 @pytest.fixture(scope="module")
-def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def three_classes(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 48 pictures in three class folders."""
     folder = tmp_path_factory.mktemp("three")
     rng = np.random.default_rng(0)
@@ -151,20 +138,8 @@ def three_classes(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.imwrite(
                 str(folder / "faces" / name / f"{i}.png"), rng.integers(0, 256, (32, 32), np.uint8)
             )
-    assert (
-        fer(
-            "preprocess",
-            "--source",
-            "folder",
-            "--input",
-            folder / "faces",
-            "--size",
-            32,
-            "--out",
-            folder / "three",
-        ).returncode
-        == 0
-    )
+    done = preprocess("folder", folder / "three", "--input", folder / "faces", "--size", 32)
+    assert done.returncode == 0, done.stderr
     return folder / "three"
 
 

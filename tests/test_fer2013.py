@@ -9,25 +9,17 @@ from pathlib import Path
 import pytest
 
 from fer_hpc.data.shards import open_split, read_manifest
-from tests.conftest import Fer
+from tests.conftest import Preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "fer2013" / "unpack.py"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared FER2013 beside the checkout")
-def test_fer2013_becomes_shards(fer: Fer, tmp_path: Path) -> None:
+def test_fer2013_becomes_shards(preprocess: Preprocess, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, SHARED, tmp_path / "fer2013.csv"], check=True, capture_output=True
     )
-    done = fer(
-        "preprocess",
-        "--source",
-        "fer2013",
-        "--input",
-        tmp_path / "fer2013.csv",
-        "--out",
-        tmp_path / "shards",
-    )
+    done = preprocess("fer2013", tmp_path / "shards", "--input", tmp_path / "fer2013.csv")
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "shards")
     assert (manifest.n("train"), manifest.n("val"), manifest.n("test")) == (28_709, 3_589, 0)

@@ -22,7 +22,7 @@ from fer_hpc.data.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import sha256
-from tests.conftest import Fer, command
+from tests.conftest import Fer, Preprocess, command
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -34,19 +34,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def made(fer: Fer, affectnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(preprocess: Preprocess, affectnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("preprocess") / "shards"
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--out",
-        out,
-        "--split",
-        "report",
-    )
+    done = preprocess("affectnet", out, "--input", affectnet, "--split", "report")
     assert done.returncode == 0, done.stderr
     return out
 
@@ -90,60 +80,30 @@ def test_a_mapped_row_is_the_face_that_was_read(made: Path, affectnet: Path) -> 
         assert split.columns["image_hash"][row] == shards.image_hash(image)
 
 
-def test_run_again_changes_nothing_and_says_so(fer: Fer, made: Path, affectnet: Path) -> None:
+def test_run_again_changes_nothing_and_says_so(
+    preprocess: Preprocess, made: Path, affectnet: Path
+) -> None:
     before = hashes(made)
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--out",
-        made,
-        "--split",
-        "report",
-    )
+    done = preprocess("affectnet", made, "--input", affectnet, "--split", "report")
     assert "nothing to do" in done.stdout
     assert hashes(made) == before
 
 
 def test_a_damaged_shard_is_made_again(
-    fer: Fer, made: Path, affectnet: Path, tmp_path: Path
+    preprocess: Preprocess, made: Path, affectnet: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(made, tmp_path / "copy")
     data = bytearray((copy / "val-00000.h5").read_bytes())
     data[-100] ^= 1
     (copy / "val-00000.h5").write_bytes(data)
-    fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--out",
-        copy,
-        "--split",
-        "report",
-    )
+    preprocess("affectnet", copy, "--input", affectnet, "--split", "report")
     assert hashes(copy) == hashes(made)
 
 
 def test_other_options_on_the_same_folder_are_refused(
-    fer: Fer, made: Path, affectnet: Path
+    preprocess: Preprocess, made: Path, affectnet: Path
 ) -> None:
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--out",
-        made,
-        "--split",
-        "report",
-        "--size",
-        64,
-    )
+    done = preprocess("affectnet", made, "--input", affectnet, "--split", "report", "--size", 64)
     assert done.returncode == 2
     assert "other options" in done.stderr
 
@@ -325,18 +285,8 @@ def test_a_full_disk_is_one_message_and_loses_nothing(fer: Fer, tmp_path: Path) 
 
 
 def test_array_tasks_give_the_same_shards_as_one_process(fer: Fer, tmp_path: Path) -> None:
-    arguments = (
-        "--source",
-        "synthetic",
-        "--count",
-        70,
-        "--seed",
-        3,
-        "--size",
-        640,
-        "--channels",
-        3,
-    )  # several shards
+    # several shards
+    arguments = "--source synthetic --count 70 --seed 3 --size 640 --channels 3".split()
     assert fer("preprocess", *arguments, "--out", tmp_path / "one").returncode == 0
     assert len(list((tmp_path / "one").glob("*.h5"))) >= 3
     for task in (2, 0, 1):
@@ -350,19 +300,7 @@ def test_array_tasks_give_the_same_shards_as_one_process(fer: Fer, tmp_path: Pat
     assert hashes(tmp_path / "many") == hashes(tmp_path / "one")
 
 
-def test_a_task_that_does_not_exist_is_refused(fer: Fer, tmp_path: Path) -> None:
-    done = fer(
-        "preprocess",
-        "--source",
-        "synthetic",
-        "--count",
-        70,
-        "--task",
-        3,
-        "--tasks",
-        3,
-        "--out",
-        tmp_path,
-    )
+def test_a_task_that_does_not_exist_is_refused(preprocess: Preprocess, tmp_path: Path) -> None:
+    done = preprocess("synthetic", tmp_path, "--count", 70, "--task", 3, "--tasks", 3)
     assert done.returncode == 2
     assert "--task 3 of --tasks 3: wanted 0 to 2" in done.stderr

@@ -16,7 +16,7 @@ import torch
 
 from fer_hpc.run.folder import list_checkpoints, read_environment, read_rows, read_status
 from fer_hpc.training.setup import reads_buffers
-from tests.conftest import Fer
+from tests.conftest import Preprocess, Train
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.runs import assert_same_outcome, until_training
 
@@ -71,22 +71,10 @@ def test_ranks_killed_many_times_end_bit_identical(
 
 
 @pytest.fixture(scope="module")
-def rgb_shards(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rgb_shards(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 synthetic faces of 64x64 in colour, the smallest that resnet_improved takes."""
     out = tmp_path_factory.mktemp("rgb") / "shards"
-    done = fer(
-        "preprocess",
-        "--source",
-        "synthetic",
-        "--count",
-        120,
-        "--size",
-        64,
-        "--channels",
-        3,
-        "--out",
-        out,
-    )
+    done = preprocess("synthetic", out, "--count", 120, "--size", 64, "--channels", 3)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -114,46 +102,14 @@ def test_losses_agree_at_any_world_size(
 ) -> None:
     """Over 50 steps, without dropout and with frozen batch norm: nothing else depends on ranks."""
     flags = (
-        "--batch-size",
-        12,
-        "--epochs",
-        3,
-        "--freeze-bn",
-        "--precision",
-        precision,
-        "--class-weights",
-        5,
-        "--mixup",
-        0.2,
-        "--flip",
-        "--rotate",
-        10,
-        "--erase",
-        0.3,
-        "--label-smoothing",
-        0.1,
-        "--clip",
-        0.5,
-    )
+        f"--batch-size 12 --epochs 3 --freeze-bn --precision {precision} --class-weights 5"
+        " --mixup 0.2 --flip --rotate 10 --erase 0.3 --label-smoothing 0.1 --clip 0.5"
+    ).split()
     sizes = (1, 2, 4) if precision == "fp32" else (1, 2)
     for size in sizes:
         run = tmp_path / f"{size}"
-        assert (
-            finish(
-                start_ranks(
-                    size,
-                    "train",
-                    "resnet_baseline",
-                    "--data",
-                    shards,
-                    "--run",
-                    run,
-                    *flags,
-                    *COMMON,
-                )
-            )
-            == [0] * size
-        )
+        call = ("resnet_baseline", "--data", shards, "--run", run, *flags, *COMMON)
+        assert finish(start_ranks(size, "train", *call)) == [0] * size
         assert read_status(run)["images_seen"] >= 50 * 12
         assert losses(run) == pytest.approx(losses(tmp_path / "1"), abs=tolerance)
 
@@ -212,29 +168,9 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
 
 def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["resnet_cosine_ema"].split()
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "fer_hpc.train",
-    ]
-    call = [
-        *torchrun,
-        "--",
-        preset,
-        "--data",
-        str(shards),
-        "--run",
-        str(tmp_path / "run"),
-        *flags,
-        *COMMON,
-        "--epochs",
-        "1",
-    ]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m fer_hpc.train --"
+    arguments = [preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON]
+    call = [sys.executable, *torchrun.split(), *arguments, "--epochs", "1"]
     done = subprocess.run(
         call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ}
     )
@@ -243,34 +179,13 @@ def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     assert done.stdout.count("finished") == 1
 
 
-def test_an_indivisible_batch_is_said_once(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(
-        2,
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        "--batch-size",
-        25,
-        *COMMON,
-    )
+def test_an_indivisible_batch_is_refused_once(train: Train, shards: Path, tmp_path: Path) -> None:
+    call = ("cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 25)
+    ranks = start_ranks(2, "train", *call, *COMMON)
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert "--batch-size 25 does not divide by world size 2; use 24 or 26" in errors[0]
     assert errors[1] == ""
-    done = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        "--batch-size",
-        50,
-        "--accumulate",
-        4,
-    )
+    done = train(tmp_path / "run", "--batch-size", 50, "--accumulate", 4)
     assert done.returncode == 2
     assert "world size 1 times --accumulate 4; use 48 or 52" in done.stderr

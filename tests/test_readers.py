@@ -20,7 +20,7 @@ from fer_hpc.data.folders import ClassFolders
 from fer_hpc.data.pictures import resolve_inside
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.tables import read_columns
-from tests.conftest import Fer
+from tests.conftest import Fer, Preprocess
 
 POINTS = [[10 + i, 20 + i / 2] for i in range(68)]
 OWN_HEADER = (
@@ -220,20 +220,16 @@ def test_a_stray_carriage_return_rejects_its_line_only(tmp_path: Path) -> None:
     assert rows.rejects[0][1].startswith("not a line of CSV")
 
 
-def test_landmarks_outside_the_picture_fall_back_to_all_of_it(fer: Fer, tmp_path: Path) -> None:
+def test_landmarks_outside_the_picture_fall_back_to_all_of_it(
+    preprocess: Preprocess, tmp_path: Path
+) -> None:
     lines = ["image_path,expression,landmarks"]
     for i in range(20):
         photo(tmp_path / f"{i}.png", 10 * i)
         points = [[x + (500 if i == 3 else 0), y] for x, y in POINTS]
         lines.append(f'{i}.png,{i % 2},"{json.dumps(points)}"')
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet_csv",
-        "--input",
-        table(tmp_path, "\n".join(lines)),
-        "--out",
-        tmp_path / "out",
+    done = preprocess(
+        "affectnet_csv", tmp_path / "out", "--input", table(tmp_path, "\n".join(lines))
     )
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "out")
@@ -407,7 +403,7 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
 # ---- a column file
 
 
-def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:
+def test_columns_join_by_source_id_for_any_type(tmp_path: Path) -> None:
     path = table(tmp_path, "source_id,age,weight,note\nb,30,1.5,glasses\na,,,\n")
     columns = read_columns(path, ["a", "b", "c"])
     assert columns["age"].tolist() == [-1, 30, -1]
@@ -419,7 +415,9 @@ def test_columns_join_by_source_id_whatever_their_type(tmp_path: Path) -> None:
         read_columns(path, ["x"])
 
 
-def test_columns_land_in_the_shards(fer: Fer, affectnet: Path, tmp_path: Path) -> None:
+def test_columns_land_in_the_shards(
+    preprocess: Preprocess, affectnet: Path, tmp_path: Path
+) -> None:
     import h5py
 
     lines = [
@@ -427,17 +425,7 @@ def test_columns_land_in_the_shards(fer: Fer, affectnet: Path, tmp_path: Path) -
         *(f"train_set/{i},{20 + i},group {i % 3}" for i in range(60)),
     ]
     path = table(tmp_path, "\n".join(lines))
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        affectnet,
-        "--columns",
-        path,
-        "--out",
-        tmp_path / "out",
-    )
+    done = preprocess("affectnet", tmp_path / "out", "--input", affectnet, "--columns", path)
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "out" / "train-00000.h5") as f:
         numbers = [int(i.decode().split("/")[1]) for i in f["source_id"][()]]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fer_hpc.data.shards import open_split, read_manifest
-from tests.conftest import Fer
+from tests.conftest import Fer, Preprocess
 
 POINTS = np.stack([20 + 60 * np.cos(np.arange(68)) ** 2, 20 + 70 * np.sin(np.arange(68)) ** 2], 1)
 GOOD = 40  # ordinary faces around the bad ones
@@ -113,7 +113,7 @@ def reasons(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def zoo(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def zoo(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards made from an AffectNet folder that holds every mishap among GOOD ordinary faces."""
     root = tmp_path_factory.mktemp("zoo")
     for i in range(GOOD):
@@ -128,19 +128,8 @@ def zoo(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(root / "faces", stem, points=points)
     add(root / "faces", "outside", points=POINTS + 5000)
     add(root / "faces", "no-picture", picture=None)
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet",
-        "--input",
-        root / "faces",
-        "--out",
-        root / "shards",
-        "--split",
-        "report",
-        "--max-rejects",
-        0.4,
-    )
+    flags = ("--split", "report", "--max-rejects", 0.4)
+    done = preprocess("affectnet", root / "shards", "--input", root / "faces", *flags)
     assert done.returncode == 0, done.stderr
     return root / "shards"
 
@@ -193,7 +182,9 @@ def test_above_the_stated_share_of_rejects_it_fails_and_keeps_the_list(fer: Fer,
     assert not (out / "manifest.json").exists()
 
 
-def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(fer: Fer, tmp_path: Path) -> None:
+def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(
+    preprocess: Preprocess, tmp_path: Path
+) -> None:
     root = tmp_path / "pictures"
     root.mkdir()
     for i in range(GOOD):
@@ -212,19 +203,8 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(fer: Fer, tmp_path: 
     ]
     text = "image_path,x_min,y_min,x_max,y_max,expression\n" + "\n".join(lines) + "\n"
     (tmp_path / "table.csv").write_text(text)
-    done = fer(
-        "preprocess",
-        "--source",
-        "affectnet_csv",
-        "--input",
-        tmp_path / "table.csv",
-        "--image-root",
-        root,
-        "--out",
-        tmp_path / "out",
-        "--max-rejects",
-        0.5,
-    )
+    flags = ("--input", tmp_path / "table.csv", "--image-root", root, "--max-rejects", 0.5)
+    done = preprocess("affectnet_csv", tmp_path / "out", *flags)
     assert done.returncode == 0, done.stderr
     got = reasons(tmp_path / "out")
     for path in ("../../etc/passwd", "../secret.jpg", "link.jpg"):

@@ -226,6 +226,8 @@ def test_a_shape_may_be_optional() -> None:
     wanted = {"n": (int, None), "deep": {str: [int, ...]}}
     check_shape({"n": None, "deep": {"any": [1, 2], "other": []}}, wanted, "file.json")
     check_shape({"deep": {}}, wanted, "file.json")
+    with pytest.raises(UserError, match=r"file\.json: n is 'x'"):
+        check_shape({"n": "x", "deep": {}}, wanted, "file.json")
 
 
 def test_a_gan_has_its_own_table(scored: Path, tmp_path: Path) -> None:

@@ -103,11 +103,11 @@ def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
     monkeypatch.setattr(lease, "LEASE_S", 2.0)
     monkeypatch.setattr("fer_hpc.run.attempts.LEASE_S", 2.0)
     (attempt.path / "heartbeat").touch()
-    said: list[str] = []
+    lines: list[str] = []
     began = time.monotonic()
-    assert claim_attempt(tmp_path, say=said.append).number == 2
+    assert claim_attempt(tmp_path, say=lines.append).number == 2
     assert 1.0 < time.monotonic() - began < 6
-    assert "elsewhere" in said[0]
+    assert "elsewhere" in lines[0]
 
 
 @pytest.mark.parametrize(("beat_age_s", "state"), [(0, "running"), (3600, "interrupted")])

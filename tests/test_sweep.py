@@ -126,20 +126,7 @@ def test_the_grid_runs_in_order_and_finished_trials_do_not(shards: Path, tmp_pat
 
 
 def test_halving_prunes_whole_configurations(shards: Path, tmp_path: Path) -> None:
-    flags = (
-        "--epochs",
-        "9",
-        "--batch-sizes",
-        "64",
-        "--lrs",
-        "0.1",
-        "0.2",
-        "0.3",
-        "0.4",
-        "--seeds",
-        "0",
-        "1",
-    )
+    flags = "--epochs 9 --batch-sizes 64 --lrs 0.1 0.2 0.3 0.4 --seeds 0 1".split()
     config, trials = trials_of(
         shards, tmp_path, *flags, "--scheduler", "asha", "--asha-first-rung", "3"
     )

@@ -34,7 +34,7 @@ def test_class_balance_is_table_1s() -> None:
     assert np.abs(counts / 20_000 - shares).max() < 0.01
 
 
-def test_what_is_drawn_and_what_is_said_agree() -> None:
+def test_pictures_and_annotations_agree() -> None:
     faces = [draw_face(i) for i in range(300)]
     for face in faces:
         height, width, _ = face.image.shape

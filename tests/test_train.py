@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from fer_hpc.run.folder import (
     read_rows,
     read_status,
 )
-from tests.conftest import TRAIN_SPEED, Fer, command
+from tests.conftest import TRAIN_SPEED, Fer, Preprocess, Train, command
 from tests.helpers.processes import Started
 from tests.helpers.processes import run as run_command
 from tests.helpers.runs import SECONDS, assert_same_outcome, until_training
@@ -35,7 +36,7 @@ def start(shards: Path, run: Path, *flags: object) -> Started:
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run, rng = tmp_path / "run", random.Random(0)
     for attempt, images_seen in ((1, 30), (2, 240), (3, 420)):  # of 756, in a second or in ten
@@ -46,7 +47,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(
         process.wait()
     assert read_status(run)["state"] == "interrupted"
     assert list_checkpoints(run)[0][1] % 252, "the newest checkpoint lies within an epoch"
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    done = train(run)
     assert done.returncode == 0, done.stderr
     assert "from image" in done.stderr
     assert_same_outcome(run, finished_run)
@@ -69,20 +70,20 @@ def test_the_older_of_two_writers_loses_and_corrupts_nothing(
     assert read_status(run)["state"] == "finished"
 
 
-def test_a_run_in_use_is_refused_with_who_holds_it(fer: Fer, shards: Path, tmp_path: Path) -> None:
+def test_a_run_in_use_is_refused_with_who_holds_it(
+    train: Train, shards: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     holder = start(shards, run, "--epochs", 500)
     until_training(run, 1)
-    done = fer(
-        "train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, "--epochs", 500
-    )
+    done = train(run, "--epochs", 500)
     holder.kill()
     assert done.returncode == 2
     assert f"in use by process {holder.pid}" in done.stderr
 
 
 def test_a_signal_saves_and_asks_to_be_run_again(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start(shards, run, "--checkpoint-every-s", 1000)
@@ -92,14 +93,12 @@ def test_a_signal_saves_and_asks_to_be_run_again(
     assert process.wait(SECONDS) == 75
     assert "SIGTERM" in read_status(run)["why"]
     assert list_checkpoints(run)
-    assert (
-        fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
-    )
+    assert train(run).returncode == 0
     assert_same_outcome(run, finished_run)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start(shards, run)
@@ -110,61 +109,44 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
+    done = train(run)
     assert f"{newest:012d}.pt" in done.stderr
     assert f"from image {before:,}" in done.stderr
     assert_same_outcome(run, finished_run)
 
 
-def test_finished_says_so_without_loading_torch(fer: Fer, shards: Path, finished_run: Path) -> None:
-    done = fer("train", "cnn_baseline", "--data", shards, "--run", finished_run, *TRAIN_SPEED)
+def test_finished_says_so_without_loading_torch(train: Train, finished_run: Path) -> None:
+    done = train(finished_run)
     assert done.returncode == 0
     assert "finished, nothing to do" in done.stdout
     assert attempt_numbers(finished_run) == [1]
 
 
-def test_two_n_epochs_equal_n_and_n_more(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    arguments = ("train", "cnn_baseline", "--data", shards, *TRAIN_SPEED)
-    assert fer(*arguments, "--run", tmp_path / "whole", "--epochs", 2, "--flip").returncode == 0
-    assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 1, "--flip").returncode == 0
-    assert fer(*arguments, "--run", tmp_path / "grown", "--epochs", 2, "--flip").returncode == 0
+def test_two_n_epochs_equal_n_and_n_more(train: Train, tmp_path: Path) -> None:
+    assert train(tmp_path / "whole", "--epochs", 2, "--flip").returncode == 0
+    assert train(tmp_path / "grown", "--epochs", 1, "--flip").returncode == 0
+    assert train(tmp_path / "grown", "--epochs", 2, "--flip").returncode == 0
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (
         tmp_path / "grown" / "metrics.jsonl"
     ).read_bytes()
 
 
 def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
-    arguments = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
-    refused = fer(*arguments, "--lr", 0.5)
+    refused = train(run, "--lr", 0.5)
     assert refused.returncode == 2
     assert "--lr 0.001 (now --lr 0.5)" in refused.stderr
     moved = shutil.copytree(shards, tmp_path / "moved")
-    assert (
-        fer(
-            "train", "cnn_baseline", "--data", moved, "--run", run, *TRAIN_SPEED, "--device", "cpu"
-        ).returncode
-        == 0
-    )
+    assert train(run, "--device", "cpu", data=moved).returncode == 0
 
 
-def test_other_data_is_refused(fer: Fer, finished_run: Path, tmp_path: Path) -> None:
-    fer(
-        "preprocess",
-        "--source",
-        "synthetic",
-        "--count",
-        100,
-        "--seed",
-        9,
-        "--out",
-        tmp_path / "other",
-    )
-    done = fer(
-        "train", "cnn_baseline", "--data", tmp_path / "other", "--run", finished_run, *TRAIN_SPEED
-    )
+def test_other_data_is_refused(
+    preprocess: Preprocess, train: Train, finished_run: Path, tmp_path: Path
+) -> None:
+    preprocess("synthetic", tmp_path / "other", "--count", 100, "--seed", 9)
+    done = train(finished_run, data=tmp_path / "other")
     assert done.returncode == 2
     assert "trained on other data" in done.stderr
 
@@ -179,42 +161,16 @@ def test_metrics_hold_no_times_and_timing_holds_them(finished_run: Path) -> None
     assert all("images_per_s" in row for row in read_rows(finished_run, "timing.jsonl"))
 
 
-def test_a_diverging_run_stops_and_names_the_place(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    done = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        *TRAIN_SPEED,
-        "--lr",
-        1e30,
-    )
+def test_a_diverging_run_stops_and_names_the_place(
+    train: Train, shards: Path, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", "--lr", 1e30)
     assert done.returncode == 2
     assert "images seen" in done.stderr
     assert "--lr" in done.stderr
     assert read_status(tmp_path / "run")["state"] == "failed"
-    one_step = (
-        "--epochs",
-        1,
-        "--batch-size",
-        read_manifest(shards).n("train"),
-        "--threads",
-        1,
-        "--no-tensorboard",
-    )
-    after = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "after",
-        *one_step,
-        "--lr",
-        1e30,
-    )
+    one_step = ("--epochs", 1, "--batch-size", read_manifest(shards).n("train"))
+    after = train(tmp_path / "after", *one_step, "--lr", 1e30)
     assert after.returncode == 2, "the step's own loss is a number, that of val after it is none"
     assert "the loss on val is not a finite number" in after.stderr
     assert not (tmp_path / "after" / "best.pt").exists()
@@ -245,21 +201,9 @@ def test_bad_arguments_are_one_clear_message(
     assert not (tmp_path / "run").exists()
 
 
-def test_staged_data_gives_the_same_run(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
-) -> None:
+def test_staged_data_gives_the_same_run(train: Train, finished_run: Path, tmp_path: Path) -> None:
     stage = tmp_path / "scratch"
-    done = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        "--stage",
-        stage,
-        *TRAIN_SPEED,
-    )
+    done = train(tmp_path / "run", "--stage", stage)
     assert done.returncode == 0, done.stderr
     assert_same_outcome(tmp_path / "run", finished_run)
     copied = {p.name for p in next(stage.iterdir()).iterdir()}
@@ -268,52 +212,17 @@ def test_staged_data_gives_the_same_run(
 
 
 def test_every_augmentation_on_it_resumes_bit_identical(
-    fer: Fer, shards: Path, tmp_path: Path
+    train: Train, shards: Path, tmp_path: Path
 ) -> None:
-    flags = [
-        "--flip",
-        "--rotate",
-        15,
-        "--shift",
-        0.1,
-        "--scale",
-        0.2,
-        "--erase",
-        0.5,
-        "--mixup",
-        0.2,
-        "--brightness",
-        0.1,
-    ]
-    whole = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "whole",
-        *TRAIN_SPEED,
-        "--epochs",
-        2,
-        *flags,
-    )
+    flags = "--flip --rotate 15 --shift 0.1 --scale 0.2 --erase 0.5 --mixup 0.2".split()
+    flags += ["--brightness", "0.1"]
+    whole = train(tmp_path / "whole", "--epochs", 2, *flags)
     assert whole.returncode == 0, whole.stderr
     process = start(shards, tmp_path / "killed", "--epochs", 2, *flags)
     until_training(tmp_path / "killed", 1, images_seen=60)
     process.kill()
     process.wait()
-    fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "killed",
-        *TRAIN_SPEED,
-        "--epochs",
-        2,
-        *flags,
-    )
+    train(tmp_path / "killed", "--epochs", 2, *flags)
     assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -322,18 +231,8 @@ def test_the_sheet_shows_the_first_images_of_training(
 ) -> None:
     import cv2
 
-    done = fer(
-        "cli",
-        "sheet",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path,
-        "--flip",
-        "--rotate",
-        20,
-    )
+    call = ("sheet", "cnn_baseline", "--data", shards, "--run", tmp_path)
+    done = fer("cli", *call, "--flip", "--rotate", 20)
     assert done.returncode == 0, done.stderr
     picture = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
     assert picture.shape[1] == 12 * 96
@@ -341,30 +240,28 @@ def test_the_sheet_shows_the_first_images_of_training(
     assert picture[:16].max() > 200, "the class is above each face"
 
 
+def run_limited(call: list[str], resource_id: int, limit: int) -> subprocess.CompletedProcess[str]:
+    """Run a command that may use `limit` (bytes) of a resource."""
+
+    def set_limit() -> None:
+        resource.setrlimit(resource_id, (limit, limit))
+
+    return subprocess.run(
+        call, capture_output=True, text=True, preexec_fn=set_limit, timeout=120, check=False
+    )
+
+
 def test_too_little_memory_names_the_batch_size(shards: Path, tmp_path: Path) -> None:
-    arguments = command(
-        "train",
-        "vgg",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        "--batch-size",
-        234,
-        "--threads",
-        1,
-    )
-    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (1_300_000_000, 1_300_000_000))  # noqa: E731
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False
-    )
+    flags = ("--batch-size", 234, "--threads", 1)
+    arguments = command("train", "vgg", "--data", shards, "--run", tmp_path / "run", *flags)
+    done = run_limited(arguments, resource.RLIMIT_DATA, 1_300_000_000)
     assert done.returncode == 2
     assert "out of memory with --batch-size 234: take a smaller one, or --accumulate" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_full_storage_keeps_the_checkpoint_before_and_says_so(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start(shards, run)
@@ -373,63 +270,33 @@ def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     assert process.wait(60) == 75
     saved = list_checkpoints(run)[0]
     arguments = command("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))  # noqa: E731  a checkpoint has 30 MB
-    full = subprocess.run(
-        arguments, capture_output=True, text=True, preexec_fn=limit, timeout=120, check=False
-    )
+    full = run_limited(arguments, resource.RLIMIT_FSIZE, 5 << 20)  # a checkpoint has 30 MB
     assert full.returncode == 2
     assert f"the checkpoint at {saved[1]:,} images is kept: make room" in full.stderr
     assert "Traceback" not in full.stderr
     assert list_checkpoints(run)[0][1] == saved[1]
-    assert (
-        fer("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED).returncode == 0
-    )
+    assert train(run).returncode == 0
     assert_same_outcome(run, finished_run)
 
 
 def test_early_stop_ends_the_run_and_keeps_the_best(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    flags = (
-        "--epochs",
-        50,
-        "--early-stop",
-        2,
-        "--lr",
-        0.0,
-        "--batch-size",
-        30,
-        "--no-tensorboard",
-        "--freeze-bn",
-    )
-    arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", *flags)
+    flags = "--epochs 50 --early-stop 2 --lr 0 --batch-size 30 --no-tensorboard --freeze-bn"
+    arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", *flags.split())
     done = fer("train", *arguments)
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [
-        1,
-        2,
-        3,
-    ]  # without learning the first stays the best
+    # without learning the first stays the best
+    assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [1, 2, 3]
     status = read_status(tmp_path / "run")
     assert (status["best"]["epoch"], status["why"]) == (1, "no gain in val_accuracy for 2 epochs")
     assert "finished, nothing to do" in fer("train", *arguments).stdout
 
 
 def test_fine_tuning_takes_everything_but_a_head_of_other_classes(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+    fer: Fer, train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    flags = (
-        "--data",
-        shards,
-        "--epochs",
-        1,
-        "--batch-size",
-        30,
-        "--no-tensorboard",
-        "--lr",
-        0.0,
-        "--freeze-bn",
-    )
+    flags = ("--init-from", finished_run, "--epochs", 1, "--lr", 0.0, "--freeze-bn")
     tuned = tmp_path / "tuned"
-    done = fer("train", "cnn_baseline", "--run", tuned, "--init-from", finished_run, *flags)
+    done = train(tuned, *flags)
     assert done.returncode == 0, done.stderr
     science = json.loads((tuned / "config.json").read_text())["science"]
     assert science["init_hash"] == sha256(outcome_file(finished_run, "best.pt"))
@@ -442,38 +309,26 @@ def test_fine_tuning_takes_everything_but_a_head_of_other_classes(
     assert all(torch.equal(after[name], value) for name, value in before.items()), (
         "nothing was learnt at rate 0"
     )
-    with_head = fer(
-        "train",
-        "cnn_baseline",
-        "--run",
-        tmp_path / "va",
-        "--init-from",
-        finished_run,
-        "--va-weight",
-        1,
-        *flags,
-    )
+    with_head = train(tmp_path / "va", "--va-weight", 1, *flags)
     assert "the last layer is new" in with_head.stderr
     assert read_rows(tmp_path / "va")[0]["val_valence_rmse"] > 0
-    other = fer(
-        "train", "resnet_baseline", "--run", tmp_path / "other", "--init-from", finished_run, *flags
-    )
+    call = ("resnet_baseline", "--data", shards, "--run", tmp_path / "other", *flags)
+    other = fer("train", *call, "--batch-size", 30)
     assert other.returncode == 2
     assert "weights of another network" in other.stderr
 
 
-class Stranger:
+class RunsCode:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def test_weights_to_begin_with_are_not_forgotten(
-    fer: Fer, shards: Path, finished_run: Path, tmp_path: Path
+def test_initial_weights_are_not_forgotten(
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     """A file that does not fit leaves the folder free; a start that saved nothing asks again."""
-    call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED)
     (tmp_path / "text.pt").write_text("no weights")
-    refused = fer(*call, "--init-from", tmp_path / "text.pt")
+    refused = train(tmp_path / "run", "--init-from", tmp_path / "text.pt")
     assert refused.returncode == 2
     assert "or the .h5 of a Keras model" in refused.stderr
     started = start(
@@ -482,35 +337,24 @@ def test_weights_to_begin_with_are_not_forgotten(
     until_training(tmp_path / "run", 1)
     started.kill()
     started.wait()
-    forgotten = fer(*call)
+    forgotten = train(tmp_path / "run")
     assert forgotten.returncode == 2
     assert "give its --init-from again" in forgotten.stderr
-    assert "tensors copied" in fer(*call, "--init-from", finished_run).stderr
+    assert "tensors copied" in train(tmp_path / "run", "--init-from", finished_run).stderr
 
 
-def test_a_learning_rate_may_stay_as_it_is(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    call = (
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        *TRAIN_SPEED,
-        "--plateau-factor",
-        1,
-        "--plateau-patience",
-        1,
-    )
-    assert fer("train", "cnn_baseline", *call, "--lr", 1e-30).returncode == 0
+def test_a_learning_rate_may_stay_as_it_is(train: Train, tmp_path: Path) -> None:
+    flags = ("--plateau-factor", 1, "--plateau-patience", 1, "--lr", 1e-30)
+    assert train(tmp_path / "run", *flags).returncode == 0
     assert [row["lr"] for row in read_rows(tmp_path / "run")] == [1e-30] * 3
 
 
-def test_damaged_data_is_one_message(fer: Fer, shards: Path, tmp_path: Path) -> None:
+def test_damaged_data_is_one_message(train: Train, shards: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     shard = next(broken.glob("train-*.h5"))
     shard.write_bytes(bytes(100) + shard.read_bytes()[100:])
-    call = ("train", "cnn_baseline", "--data", broken, "--run", tmp_path / "run", *TRAIN_SPEED)
-    headless = fer(*call)
+    headless = train(tmp_path / "run", data=broken)
     assert headless.returncode == 2
     assert "is damaged" in headless.stderr
     for text in (
@@ -519,24 +363,15 @@ def test_damaged_data_is_one_message(fer: Fer, shards: Path, tmp_path: Path) -> 
         '{"format": 1, "image_shape": [48, 48, 1], "classes": [], "fingerprint": "", "splits": 3}',
     ):
         (broken / "manifest.json").write_text(text)
-        done = fer(*call)
+        done = train(tmp_path / "run", data=broken)
         assert done.returncode == 2, text
         assert "preprocess again" in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_strangers_pickle_is_refused(fer: Fer, shards: Path, tmp_path: Path) -> None:
-    torch.save({"model": Stranger()}, tmp_path / "stranger.pt")
-    done = fer(
-        "train",
-        "cnn_baseline",
-        "--data",
-        shards,
-        "--run",
-        tmp_path / "run",
-        "--init-from",
-        tmp_path / "stranger.pt",
-    )
+def test_a_pickle_that_runs_code_is_refused(train: Train, tmp_path: Path) -> None:
+    torch.save({"model": RunsCode()}, tmp_path / "pickle.pt")
+    done = train(tmp_path / "run", "--init-from", tmp_path / "pickle.pt")
     assert done.returncode == 2
     assert "not a file of weights" in done.stderr
 
@@ -566,7 +401,7 @@ def test_what_tensorboard_shows(fer: Fer, shards: Path, tmp_path: Path) -> None:
     assert any("convolution" in str(event.get("name")) for event in trace["traceEvents"])
 
 
-def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> None:
+def test_compiling_without_a_compiler_is_refused(shards: Path, tmp_path: Path) -> None:
     arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", "--compile")
     ended = run_command("train", *arguments, env={**os.environ, "CXX": "no-such-compiler"})
     assert ended.returncode == 2
@@ -578,18 +413,7 @@ def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "flags",
     [
-        (
-            "--optimizer",
-            "adamw",
-            "--schedule",
-            "cosine",
-            "--warmup-epochs",
-            "0.5",
-            "--ema",
-            "0.9",
-            "--clip",
-            "1",
-        ),
+        "--optimizer adamw --schedule cosine --warmup-epochs 0.5 --ema 0.9 --clip 1".split(),
         ("--balanced", "--accumulate", "2", "--deterministic"),
         pytest.param(
             ("--precision", "fp16", "--epochs", "1"),
@@ -597,33 +421,14 @@ def test_compiling_without_a_compiler_is_said(shards: Path, tmp_path: Path) -> N
             id="fp16, slow on a CPU",
         ),
         pytest.param(("--compile",), marks=pytest.mark.long, id="compiled, half a minute each"),
-        (
-            "--class-weights",
-            "5",
-            "--label-smoothing",
-            "0.1",
-            "--mixup",
-            "0.2",
-            "--va-weight",
-            "0.5",
-        ),  # in bf16 where the machine has it
+        # in bf16 where the machine has it
+        "--class-weights 5 --label-smoothing 0.1 --mixup 0.2 --va-weight 0.5".split(),
     ],
 )
 def test_recipes_resume_bit_identical(
-    fer: Fer, shards: Path, tmp_path: Path, flags: tuple[str, ...]
+    fer: Fer, shards: Path, tmp_path: Path, flags: Sequence[str]
 ) -> None:
-    common = (
-        "--epochs",
-        2,
-        "--batch-size",
-        30,
-        "--no-tensorboard",
-        "--threads",
-        1,
-        "--checkpoint-every-s",
-        0.2,
-    )
-    arguments = ("resnet_baseline", "--data", shards, *common, *flags)
+    arguments = ("resnet_baseline", "--data", shards, *TRAIN_SPEED, "--epochs", 2, *flags)
     assert fer("train", *arguments, "--run", tmp_path / "whole").returncode == 0
     process = Started("train", *arguments, "--run", tmp_path / "killed")
     until_training(tmp_path / "killed", 1, images_seen=60)

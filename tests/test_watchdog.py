@@ -30,14 +30,14 @@ def test_a_hanging_rank_is_named_with_the_stacks_of_the_others(
     )
     until_training(run, 1, images_seen=72)
     ranks[1].send_signal(signal.SIGSTOP)
-    said = ranks[0].communicate(timeout=60)[1]
+    output = ranks[0].communicate(timeout=60)[1]
     ranks[1].kill()
     ranks[1].communicate()
     assert ranks[0].returncode == 75
     assert re.search(
-        r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", said
-    ), said
-    assert re.search(r"(step|session|collectives)\.py", said), "the stack shows where"
+        r"rank 0 hangs in step since \d+ s \(usually [\d.]+ s\) at [\d,]+ images seen", output
+    ), output
+    assert re.search(r"(step|session|collectives)\.py", output), "the stack shows where"
     status = read_status(run)
     assert status["state"] == "interrupted"
     assert "rank 0 hangs in step" in status["why"]

@@ -20,6 +20,12 @@ from fer_hpc.training.weights import init_from
 Layer = tuple[str, str, list[str], nn.Module | None]  # name, class, inputs, our layer
 
 
+def build(name: str) -> nn.Sequential:
+    model = MODELS[name].build(8, 1, 48)
+    assert isinstance(model, nn.Sequential)
+    return model
+
+
 def resnet_layers(model: nn.Sequential) -> list[Layer]:
     """The small ResNet as a Keras graph, shortcuts before the second convolutions of blocks."""
     layers: list[Layer] = [
@@ -123,30 +129,30 @@ def write_keras(path: Path, layers: list[Layer], sequential: bool, version: int)
 @pytest.mark.parametrize("name", ["resnet_baseline", "cnn_baseline"])
 def test_a_keras_file_gives_the_same_network(name: str, version: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = MODELS[name].build(8, 1, 48)
+    theirs = build(name)
     for tensor in theirs.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor))
-    layers = resnet_layers(theirs) if name.startswith("resnet") else cnn_layers(theirs)  # type: ignore[arg-type]
+    layers = resnet_layers(theirs) if name.startswith("resnet") else cnn_layers(theirs)
     write_keras(tmp_path / "model.h5", layers, name.startswith("cnn"), version)
     torch.manual_seed(1)
-    ours = MODELS[name].build(8, 1, 48)
+    ours = build(name)
     init_from(ours, tmp_path / "model.h5", CLASSES)
     for key, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
 
 
 def test_a_keras_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    write_keras(tmp_path / "model.h5", cnn_layers(MODELS["cnn_baseline"].build(8, 1, 48)), True, 2)  # type: ignore[arg-type]
+    write_keras(tmp_path / "model.h5", cnn_layers(build("cnn_baseline")), True, 2)
     with pytest.raises(UserError, match="another network"):
-        init_from(MODELS["resnet_baseline"].build(8, 1, 48), tmp_path / "model.h5", CLASSES)
+        init_from(build("resnet_baseline"), tmp_path / "model.h5", CLASSES)
     (tmp_path / "text.h5").write_text("not HDF5")
     with h5py.File(tmp_path / "list.h5", "w") as f:
         f.attrs["model_config"] = "[1]"
         f.create_group("model_weights")
     for name in ("text.h5", "list.h5"):
         with pytest.raises(UserError, match="not a Keras model file"):
-            init_from(MODELS["resnet_baseline"].build(8, 1, 48), tmp_path / name, CLASSES)
+            init_from(build("resnet_baseline"), tmp_path / name, CLASSES)
 
 
 def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_pa
         ([name for name in CLASSES if name != "Contempt"], False),
     ):
         ours = MODELS["resnet_baseline"].build(7, 1, 48)
-        said = init_from(ours, tmp_path / "best.pt", same)
+        note = init_from(ours, tmp_path / "best.pt", same)
         taken = {
             name: torch.equal(tensor, theirs.state_dict()[name])
             for name, tensor in ours.state_dict().items()
@@ -170,14 +176,14 @@ def test_a_last_layer_of_other_classes_is_not_taken_though_its_shape_fits(tmp_pa
         *body, weight, _ = taken.values()
         assert all(body)
         assert weight is wanted
-        assert ("the last layer is new" in said) is not wanted
+        assert ("the last layer is new" in note) is not wanted
 
 
 def test_stride_two_looks_where_keras_looks() -> None:
     """Keras pads an even picture at right and bottom only: the first output sees rows 0 to 2."""
     block = next(
         m
-        for m in MODELS["resnet_baseline"].build(8, 1, 48).modules()
+        for m in build("resnet_baseline").modules()
         if hasattr(m, "pad") and m.conv1.stride == (2, 2)
     )
     x = torch.zeros(1, 16, 48, 48, requires_grad=True)

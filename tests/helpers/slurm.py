@@ -307,8 +307,13 @@ class Cluster:
             ],
         )
         client = ["mariadb", "--no-defaults", f"--socket={b}/sql.socket", "-u", "root", "-e"]
-        ask = {"env": self.env, "capture_output": True, "check": False}
-        until(lambda: subprocess.run([*client, "select 1"], **ask).returncode == 0, 20, "mariadbd")  # type: ignore[call-overload]
+
+        def answers() -> bool:
+            call = [*client, "select 1"]
+            done = subprocess.run(call, env=self.env, capture_output=True, check=False)
+            return done.returncode == 0
+
+        until(answers, 20, "mariadbd")
         grant = "create user slurm@'127.0.0.1'; grant all on slurm_acct_db.* to slurm@'127.0.0.1'"
         self._run(*client, grant)
         self._daemon("slurmdbd", ["slurmdbd", "-D"])
