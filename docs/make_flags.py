@@ -28,10 +28,10 @@ HEAD = """# Flags
 Made by `make flags` from the definitions in `fer_hpc/config/`; `fer-hpc VERB --help` has them too.
 
 - A command is `fer-hpc VERB` or `python -m fer_hpc.VERB`. A flag is `--name VALUE` or
-  `--name=VALUE`; a switch is `--name` or `--no-name`. Several values stand behind one flag,
+  `--name=VALUE`; a switch is `--name` or `--no-name`. Several values follow one flag,
   separated by spaces or commas.
-- *Science* fields decide the numbers. They are compared when a run continues, and its id is their
-  hash. All others may change between starts of a run.
+- *Science* fields decide the results. They are compared when a run continues, and its id is their
+  hash. All other fields may change between starts of a run.
 """
 
 
@@ -49,7 +49,7 @@ def page() -> str:
         parts.append(_tables(own))
     for title, config_class in (("jobs/*.py", JobConfig), ("jobs/pipeline.py", PipelineConfig)):
         parts.append(f"## {title}\n\n{config_class.__doc__}\n")
-        parts.append("The flags of the submitted commands may stand beside these.\n")
+        parts.append("The flags of the submitted commands may be added.\n")
         parts.append(_tables([Part(config_class)]))
     parts.append("## Presets\n\nA PRESET of train sets these defaults.\n")
     parts.append("| Preset | Flags |\n|---|---|")

@@ -4,7 +4,7 @@
 # Runs one fer_hpc command. Outside Slurm it is that command and nothing more. Inside a Slurm job it
 # starts one task per GPU on every node, passes warning signals on to them, and afterwards requeues
 # the job where the run folder calls for it; nothing else requeues. A site edits env.sh, not this.
-# jobs/*.py call it too: behind a lone `--` stands the program that is started instead.
+# jobs/*.py call it too: after `--` comes the program that is started instead.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -74,7 +74,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     exec "${task[@]}"
 fi
 
-# ---- the job, as Slurm describes it; asked here because a container may lack Slurm's programs ----
+# ---- the job, as Slurm describes it; read here because a container may lack Slurm's programs ----
 
 job=$SLURM_JOB_ID # of an array's task both numbers: the bare number may mean the whole array
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
@@ -124,7 +124,7 @@ while :; do
 done
 
 rank0_log=$logs/$SLURM_JOB_ID-0.log
-if [ -e "$rank0_log" ]; then # its end belongs into the job's log, where a person looks first
+if [ -e "$rank0_log" ]; then # its end is copied to the job's log, where a person looks first
     echo "... $rank0_log:"
     tail -n 20 "$rank0_log"
 fi

@@ -157,7 +157,7 @@ def test_a_value_is_not_taken_for_the_preset() -> None:
 
 def test_the_last_of_repeated_flags_wins_behind_the_preset() -> None:
     assert configure("train", ["vgg", *TRAIN, "--lr", "1", "--lr", "2"]).lr == 2
-    with pytest.raises(UserError, match="--lr stands before and after vgg"):
+    with pytest.raises(UserError, match="--lr is given before and after vgg"):
         configure("train", ["--lr", "1", "vgg", *TRAIN, "--lr", "2"])
 
 

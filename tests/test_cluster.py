@@ -104,7 +104,7 @@ exec {command} -- {program}
             ("--batch-size", "100", "--nodes", "3"),
             "--batch-size 100 does not divide by world size 3; use 99 or 102",
         ),
-        (("--data", "/nowhere"), "--data /nowhere is not there on"),
+        (("--data", "/nowhere"), "--data /nowhere does not exist on"),
         (("--nodes", "0"), "--nodes 0: wanted at least 1"),
     ],
 )

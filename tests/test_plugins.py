@@ -111,7 +111,7 @@ def test_two_plugins_with_one_name_are_refused(tmp_path: Path) -> None:
     load_plugin(write(tmp_path / "copy.py", NETWORK.format(name="mine")))  # the same bytes
 
 
-def test_a_plugin_that_was_edited_is_loaded_anew(tmp_path: Path) -> None:
+def test_a_plugin_that_was_edited_is_loaded_again(tmp_path: Path) -> None:
     """A notebook's session, or a Ray worker that trains several trials."""
     path = write(tmp_path / "mine.py", NETWORK.format(name="mine"))
     first = load_plugin(path)

@@ -1,4 +1,4 @@
-"""The report: one page of tables and figures from run folders, whatever lies among them."""
+"""The report: one page of tables and figures, from folders with whole and damaged runs."""
 
 from __future__ import annotations
 

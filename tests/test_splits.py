@@ -62,5 +62,5 @@ def test_a_class_too_small_to_stratify_is_noted_not_fatal() -> None:
 def test_rules_that_need_what_is_absent_say_so() -> None:
     with pytest.raises(UserError, match="--split report"):
         resolve_rule(rows_of(np.zeros(10, int)), "official")
-    with pytest.raises(UserError, match="who is who"):
+    with pytest.raises(UserError, match="names no persons"):
         resolve_rule(rows_of(np.zeros(10, int)), "person")

@@ -146,7 +146,7 @@ def test_halving_prunes_whole_configurations(shards: Path, tmp_path: Path) -> No
         done = ("finished", "") if halt == 9 else ("interrupted", HALTED_REASON)
         trained(trial, *[accuracy] * halt, state=done[0], why=done[1])
         plan.ended(trial, failed=False)
-        plan = SuccessiveHalving(config, trials)  # built anew at any moment, it decides the same
+        plan = SuccessiveHalving(config, trials)  # a new object makes the same decisions
     assert len(epochs) == 12
     whole = {(lr, seed) for lr, seed, halt in epochs if halt == 9}
     assert whole == {(0.2, 0), (0.2, 1), (0.4, 0), (0.4, 1)}

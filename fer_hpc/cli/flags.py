@@ -98,7 +98,7 @@ def parse(
     presets: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Given:
-    """What stands in `args`. Help exits with 0 and a value of a wrong type with 2, as tyro does.
+    """The values in `args`. Help exits with 0 and a value of a wrong type with 2, as tyro does.
 
     command: as the user types it, for messages; about: what it does, for the help; presets: whether
     a PRESET may stand among the arguments; notes: see `check_flags`
@@ -131,7 +131,7 @@ def parse(
     for key, value in found.items():
         values |= value if isinstance(value, dict) else {key: value}
     for name, field in fields.items():
-        if field.metadata.get("repeat"):  # one tuple for each time the flag stands there
+        if field.metadata.get("repeat"):  # one tuple for each time the flag is given
             several = [v for each in values.pop(name) for v in each]
             values |= {name: tuple(several)} if several else {}
     split = {
@@ -145,7 +145,7 @@ def _unknown_argument(argument: str, preset: str | None, presets: bool) -> UserE
     """The error for an argument that is no flag and has no place."""
     if argument.startswith("--"):
         flag = argument.partition("=")[0]
-        return UserError(f"{flag} stands before and after {preset}; give it once")
+        return UserError(f"{flag} is given before and after {preset}; give it once")
     if not presets:
         return UserError(f"unexpected argument {argument!r}")
     if preset is None:

@@ -1,4 +1,4 @@
-"""Commands as jobs: what jobs/*.py submit, and what slurm/launch.sh asks about a job."""
+"""Commands as jobs: submitted by jobs/*.py, checked and requeued by slurm/launch.sh."""
 
 from __future__ import annotations
 

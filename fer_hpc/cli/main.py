@@ -28,7 +28,7 @@ from fer_hpc.config import (
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.parallel.local import run_ranks
 
-INTERNAL = {"begin": jobs.begin, "end": jobs.end}  # asked by slurm/launch.sh
+INTERNAL = {"begin": jobs.begin, "end": jobs.end}  # called by slurm/launch.sh
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
 
 

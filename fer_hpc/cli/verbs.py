@@ -1,6 +1,6 @@
 """What each verb does with its configuration; the table of the verbs is at the end.
 
-Heavy modules are imported where they are used, so that help and mistakes answer at once.
+Heavy modules are imported where they are used, so that help and errors appear without delay.
 """
 
 from __future__ import annotations
@@ -301,20 +301,26 @@ class Verb:
 
 
 VERBS = {
-    "synthetic": Verb(SyntheticConfig, "draw synthetic faces, to try everything out", synthetic),
+    "synthetic": Verb(SyntheticConfig, "draw synthetic faces, to try the commands", synthetic),
     "preprocess": Verb(PreprocessConfig, "faces -> HDF5 shards", preprocess),
-    "doctor": Verb(DoctorConfig, "shards -> damage, duplicates and leaks in them", doctor),
+    "doctor": Verb(DoctorConfig, "shards -> a list of damage, duplicates and leaks", doctor),
     "sheet": Verb(TrainConfig, "shards -> RUN/sheet.png: images as the network sees them", sheet),
     "train": Verb(TrainConfig, "PRESET and shards -> a trained classifier in a run folder", train),
     "evaluate": Verb(EvaluateConfig, "run and split -> scores, predictions, plots", evaluate),
-    "tune": Verb(SweepConfig, "every batch size x learning rate x seed -> the best", tune),
+    "tune": Verb(
+        SweepConfig, "preset and shards -> a ranking of batch sizes, learning rates and seeds", tune
+    ),
     "train_gan": Verb(GanConfig, "shards -> a GAN for expression transfer", train_gan),
     "transfer": Verb(
-        TransferConfig, "two photos and a GAN -> a photo with new expression", transfer
+        TransferConfig,
+        "two photos and a GAN -> the first face with the other's expression",
+        transfer,
     ),
-    "generate": Verb(GenerateConfig, "shards and a GAN -> shards with more rare faces", generate),
+    "generate": Verb(
+        GenerateConfig, "shards and a GAN -> shards with more faces of rare classes", generate
+    ),
     "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", report),
-    "status": Verb(StatusConfig, "what runs, waits, finished, failed, and why", status),
+    "status": Verb(StatusConfig, "which runs wait, run, have finished or failed, and why", status),
     "logs": Verb(LogsConfig, "the logs of all ranks of a run's newest job", logs),
-    "cancel": Verb(CancelConfig, "end the jobs of run folders", cancel),
+    "cancel": Verb(CancelConfig, "cancel the jobs of run folders", cancel),
 }

@@ -1,4 +1,4 @@
-"""The two decisions that slurm/launch.sh leaves to Python: may the job start, is it requeued."""
+"""The two decisions of slurm/launch.sh: may the job start, and is it requeued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fer_hpc.run.folder import (
     starts_without_gain,
 )
 
-# A command that is not a training goes on in a new job only where it was interrupted.
+# A command other than a training is requeued only with one of these exit codes.
 INTERRUPTED_CODES = (
     EXIT_RUN_AGAIN,
     128 + signal.SIGTERM,
@@ -40,17 +40,17 @@ INTERRUPTED_CODES = (
 
 
 def check_job(config: JobCommand, ranks: int) -> None:
-    """Raise a UserError for what is known to fail before any of the `ranks` processes starts."""
+    """Raise a UserError for a command that is certain to fail, before its processes start."""
     if isinstance(config, PreprocessConfig):
         if config.input is not None and not config.input.exists():
-            raise UserError(f"--input {config.input} is not there on {socket.gethostname()}")
+            raise UserError(f"--input {config.input} does not exist on {socket.gethostname()}")
         return
     if isinstance(config, EvaluateConfig):
         read_run_config(config.run)
     if not isinstance(config, TrainConfig | GanConfig):
         return
     if read_json(config.data / "manifest.json") is None:
-        problem = "holds no shards (no manifest.json)" if config.data.is_dir() else "is not there"
+        problem = "holds no shards (no manifest.json)" if config.data.is_dir() else "does not exist"
         raise UserError(
             f"--data {config.data} {problem} on {socket.gethostname()}; "
             "preprocess first, or give FER_DATA or --data"
@@ -111,7 +111,7 @@ def _sweep_can_continue(config: SweepConfig, code: int) -> bool:
         return False
     if code == EXIT_RUN_AGAIN:
         return True
-    # Ray takes the sweep down in many ways, with many exit codes: what counts is a gain.
+    # Ray ends in many ways, with many exit codes. So the sweep is requeued if a trial has started.
     job_start = max((record["time"] for record in read_records(config.out)), default=0.0)
     trial_starts = config.out.glob("trials/*/attempts/*/environment.json")
     return any(path.stat().st_mtime > job_start for path in trial_starts)

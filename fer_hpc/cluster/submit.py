@@ -1,7 +1,7 @@
-"""Submitting one command as a job, or several as an array. The only user of submitit.
+"""Submitting a command as a job, or several commands as an array. The only user of submitit.
 
 Slurm starts every job through slurm/launch.sh, for `sbatch slurm/train_cnn.sh` and
-`python jobs/train.py` alike: it starts the ranks, passes signals on, and alone requeues the job.
+`python jobs/train.py` alike. That script starts the ranks, forwards signals and requeues the job.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def submit(
 ) -> list[str]:
     """Submit one job, or an array of several `commands`, whose results go to `folder`.
 
-    Each command is [verb, arguments...]. `config` is the configuration of the first, checked now;
-    None where its input is only made by the jobs `after`. `launch_args` is what slurm/launch.sh
-    gets instead of the first command. Gives the ids of the jobs at once; `--cluster debug` runs
-    the commands here and gives none. `after` is ["wait"] where a local job is to be waited for.
+    Each command is [verb, arguments...]. `config` is the configuration of the first, which is
+    checked before submitting; None where the jobs `after` make its input. `launch_args` are the
+    arguments of slurm/launch.sh; default: the first command. `after=["wait"]` waits for a local
+    job. Gives the job ids; none with `--cluster debug`, which runs the commands in this process.
     """
     if config is not None:
         check_job(config, job.nodes * max(gpus, 1))
@@ -158,7 +158,7 @@ def _submit_slurm(
     launch_args: list[str],
     parameters: dict[str, Any],
 ) -> list[Any]:
-    """Give the commands to sbatch, several as an array; gives submitit's jobs."""
+    """Submit the commands with sbatch, several as an array; gives submitit's jobs."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
@@ -175,7 +175,7 @@ def _submit_slurm(
 
 
 def _batch_command(launch_args: list[str]) -> str:
-    """The batch script's command: launch.sh, its arguments, and behind -- submitit's program."""
+    """The batch script's command: launch.sh, its arguments, --, and submitit's program."""
     if not LAUNCH.exists():
         raise UserError(
             f"{LAUNCH} is missing; jobs are submitted from a checkout (pip install -e .)"
@@ -204,7 +204,7 @@ def dry_run(
 
 
 def layout(job: JobConfig, config: JobCommand | None, gpus: int) -> str:
-    """A line on how many processes there will be and what each gets.
+    """One line of text: the number of processes and the resources of each.
 
     Raises UserError where the batch does not divide by that number.
     """

@@ -1,4 +1,4 @@
-"""What every command but the trainings takes: one frozen dataclass each. Standard library only.
+"""The flags of every command but the trainings: a frozen dataclass each. Standard library only.
 
 The types of the fields are read by the command line and the checks, so they are not postponed.
 """
@@ -14,19 +14,23 @@ Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "val", "test"]
 Splitting = Literal["auto", "official", "report", "person"]
 
-DEVICE_HELP = "auto: cuda where there is one"
-SPLITTING_HELP = "auto: the splits of the source, else by person, else report: 70 / 15 / 15 %"
+DEVICE_HELP = "auto: cuda if there is a GPU, else cpu"
+SPLITTING_HELP = (
+    "official: as in the source; person, report: 70 / 15 / 15 %, by person or by face; "
+    "auto: by source"
+)
+MAX_DRAWN = 10_000_000  # synthetic faces; larger numbers are taken for typing mistakes
 # The built-in names of fer_hpc.data.sources, here for the help.
 SOURCES = ("affectnet", "affectnet_csv", "fer2013", "arrays", "folder", "synthetic")
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Draw synthetic faces as AffectNet's annotations folder. Faces that are there are kept."""
+    """Draw synthetic faces into a folder in AffectNet's layout. Existing faces are kept."""
 
     out: Path = required("folder to fill")
-    count: int = option(6000, "faces", low=1)
-    seed: int = option(0, "which endless set to draw from", low=0)
+    count: int = option(6000, "number of faces", low=1, high=MAX_DRAWN)
+    seed: int = option(0, "another seed gives other faces", low=0)
     workers: int = option(0, "processes; 0: the cores this process may use", low=0, high=1024)
 
     def __post_init__(self) -> None:
@@ -37,7 +41,7 @@ class SyntheticConfig:
 class PreprocessConfig:
     """Turn faces into HDF5 shards. The same command continues where it stopped."""
 
-    source: str = required(f"form of the input: {', '.join(SOURCES)}, or from a plugin")
+    source: str = required(f"format of the input: {', '.join(SOURCES)}, or a plugin's")
     out: Path = required("folder for the shards")
     input: Path | None = option(None, "folder or file to read; not needed for synthetic")
     size: int = option(48, "height and width of the stored faces, pixels", low=8, high=1024)
@@ -51,16 +55,18 @@ class PreprocessConfig:
         "class names in the order of the data's numbers, or a CSV: name in the data,class",
     )
     columns: Path | None = option(
-        None, "CSV with source_id and more columns (group, synthetic, age, ...) to join"
+        None, "CSV with source_id and columns to add to the shards (group, synthetic, age, ...)"
     )
-    count: int = option(0, "synthetic: faces to draw", low=0)
-    seed: int = option(0, "synthetic: which endless set to draw from", low=0)
+    count: int = option(0, "synthetic: number of faces", low=0, high=MAX_DRAWN)
+    seed: int = option(0, "synthetic: another seed gives other faces", low=0)
     workers: int = option(0, "processes; 0: the cores this process may use", low=0, high=1024)
-    task: int = option(0, "number of this process among --tasks that share the work", low=0)
-    tasks: int = option(1, "processes that share the work; the shards do not depend on it", low=1)
+    task: int = option(0, "index of this process, 0 to --tasks minus 1", low=0)
+    tasks: int = option(
+        1, "processes that share the work, as array jobs; any number gives the same shards", low=1
+    )
     plugin: tuple[Path, ...] = option((), "Python files that register sources", repeat=True)
     max_rejects: float = option(
-        0.05, "largest share of unusable faces; above it the run fails", low=0, high=1
+        0.05, "accepted share of unusable faces; with more, the command fails", low=0, high=1
     )
 
     def __post_init__(self) -> None:
@@ -73,12 +79,12 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Verify shards and audit what is in them. Exit code 0: clean, 3: findings."""
+    """Check shards for damage, duplicates, label conflicts and leaks. Exit code 3: findings."""
 
     folder: Path = required("folder of shards", positional=True)
     json: bool = option(False, "print the findings as JSON")
     fix: Path | None = option(
-        None, "folder for a clean copy, with dropped.csv that lists what is missing and why"
+        None, "folder for a copy without these faces; its dropped.csv lists them and why"
     )
     sheet: Path | None = option(
         None, "PNG to write: the faces of each duplicate or leak side by side"
@@ -97,12 +103,13 @@ class EvaluateConfig:
 
     run: Path = required("run folder", positional=True)
     split: Split = option("val", "faces to score on")
-    data: Path | None = option(None, "folder of shards; default: that of the training")
+    data: Path | None = option(None, "folder of shards; default: the one of the training")
     tta: Literal["none", "flip", "ten_crop"] = option(
         "none", "views averaged; flip: face and mirror image; ten_crop: five crops of both"
     )
     judge: Path | None = option(
-        None, "GAN: run of the classifier that judges; default: one is trained in RUN/judge"
+        None,
+        "GAN: run folder of the classifier that scores it; default: one is trained in RUN/judge",
     )
     pairs: int = option(2000, "GAN: largest number of pairs of faces", low=8)
     plugin: tuple[Path, ...] = option(
@@ -122,9 +129,9 @@ class TransferConfig:
     expression: Path = required("photo of another person's expression", positional=True)
     run: Path = required("run folder of a GAN")
     out: Path = required("PNG file to write")
-    whole: bool = option(False, "the photos are cut-out faces: do not look for a face in them")
+    whole: bool = option(False, "the photos are cropped faces: skip face detection")
     strip: bool = option(
-        False, "write both photos, with the faces found in them, beside the output"
+        False, "also show both photos, with the detected faces marked, in the file"
     )
     scale: int = option(0, "times to enlarge the output; 0: to at least 256 pixels", low=0, high=64)
     device: Device = option("auto", DEVICE_HELP)
@@ -137,16 +144,18 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Copy shards, and add faces of rare classes that a GAN makes of faces of the train split."""
+    """Copy shards and add generated faces of rare classes to the train split."""
 
     data: Path = required("folder of shards")
-    run: Path = required("run folder of a GAN that was trained on the same faces, of any size")
+    run: Path = required("run folder of a GAN that was trained on the same faces, at any size")
     out: Path = required("folder for the larger set")
     classes: tuple[str, ...] = option(
         (), "classes to fill up; default: those below half of the mean count"
     )
-    fill: int = option(0, "faces that each of these then has; 0: half of the mean count", low=0)
-    seed: int = option(0, "of the pairs of faces", low=0)
+    fill: int = option(
+        0, "number of faces to reach in these classes; 0: half of the mean count", low=0
+    )
+    seed: int = option(0, "seed of the choice of face pairs", low=0)
     device: Device = option("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:
@@ -175,28 +184,32 @@ class SweepConfig:
     data: Path = required("folder of shards", group="sweep")
     out: Path = required("folder for trials/, results.csv, summary.json, best.json, heatmap.png")
     batch_sizes: tuple[int, ...] = option((64, 128, 256), "images per step", low=1)
-    lrs: tuple[float, ...] = option((0.001, 0.005, 0.01), "learning rates at the start", low=0)
-    seeds: tuple[int, ...] = option((0, 1, 2), "seeds; the mean over them is ranked", low=0)
+    lrs: tuple[float, ...] = option((0.001, 0.005, 0.01), "initial learning rates", low=0)
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), "seeds of each configuration; their mean is ranked", low=0
+    )
     grid: tuple[str, ...] = option(
         (), "more fields to sweep: weight_decay=1e-4,5e-4", repeat=True, commas=False
     )
-    workers_per_trial: int = option(1, "processes of a trial; several train it with DDP", low=1)
+    workers_per_trial: int = option(1, "processes per trial; several train it with DDP", low=1)
     gpus_per_worker: float | None = option(
         None,
-        "below 1, trials share a GPU; default: 1 where there are GPUs, else 0",
+        "GPUs per process; below 1, trials share a GPU; default: 1 if there are GPUs, else 0",
         low=0,
         high=1,
     )
     scheduler: Literal["fifo", "asha"] = option(
-        "fifo", "asha: only the better configurations are trained to the end, with all seeds"
+        "fifo", "fifo: train all to the end; asha: stop the worse configurations early"
     )
     asha_reduction_factor: int = option(
-        3, "asha: 1 of this many configurations passes a rung, at least two", low=2
+        3, "asha: one in this many configurations passes a rung, at least two", low=2
     )
-    asha_first_rung: int = option(0, "asha: epochs before the first rung; 0: a ninth", low=0)
-    at_once: int = option(0, "trials at a time; 0: as many as there is room for", low=0)
-    retries: int = option(2, "new starts of a trial whose process died", low=0)
-    collect: bool = option(False, "train nothing, only write the tables")
+    asha_first_rung: int = option(
+        0, "asha: epochs up to the first rung; 0: epochs / reduction factor squared", low=0
+    )
+    at_once: int = option(0, "trials at a time; 0: as many as cores, memory and GPUs allow", low=0)
+    retries: int = option(2, "restarts of a trial whose process died", low=0)
+    collect: bool = option(False, "only write the tables, train nothing")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -214,7 +227,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """Show what runs, waits, has finished or failed, and why; from run folders and Slurm."""
+    """Show which runs and jobs wait, run, have finished or failed, and why."""
 
     paths: tuple[Path, ...] = option(
         (), "run folders, or folders of them; default: FER_RUNS, else runs", positional=True
@@ -239,7 +252,7 @@ class LogsConfig:
 
 @dataclass(frozen=True)
 class CancelConfig:
-    """End every waiting or running job of run folders, or of the folder of a pipeline."""
+    """Cancel the waiting and running jobs of run folders, or of a pipeline's folder."""
 
     paths: tuple[Path, ...] = required("run folders, or folders of them", positional=True)
 
@@ -252,22 +265,26 @@ class JobConfig:
     """Resources of a submitted job."""
 
     cluster: Literal["slurm", "local", "debug"] = option(
-        "slurm", "local: in the background here; debug: here and now", group="job"
+        "slurm",
+        "local: in the background of this machine; debug: in this process",
+        group="job",
     )
-    nodes: int = option(1, "nodes", low=1)
+    nodes: int = option(1, "number of nodes", low=1)
     gpus_per_node: int = option(
-        1, "GPUs, and so processes, per node; 0: one process, on CPUs", low=0
+        1, "GPUs per node, one process for each; 0: one process on CPUs", low=0
     )
     cpus: int = option(1, "cores per process", low=1)
-    mem: str = option("", "memory per node, as 32G; default: that of the site")
-    partition: str | None = option(None, "partition; default: that of the site")
-    account: str | None = option(None, "account; default: that of the site")
-    qos: str | None = option(None, "quality of service; default: that of the site")
+    mem: str = option("", "memory per node, for example 32G; default: the site's")
+    partition: str | None = option(None, "partition; default: the site's")
+    account: str | None = option(None, "account; default: the site's")
+    qos: str | None = option(None, "quality of service; default: the site's")
     time_min: int = option(
         720, "time limit, minutes; a longer run saves, is requeued and continues", low=1
     )
-    signal_lead_s: int = option(30, "seconds before the limit at which Slurm warns", low=0)
-    dry_run: bool = option(False, "show the batch script and the layout, submit nothing")
+    signal_lead_s: int = option(
+        30, "seconds before the time limit at which Slurm sends its warning signal", low=0
+    )
+    dry_run: bool = option(False, "print the batch script and the layout, submit nothing")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -278,17 +295,19 @@ class PipelineConfig:
     """preprocess (an array) -> train, once per seed -> evaluate -> report, as dependent jobs."""
 
     source: str = required(
-        f"form of the input: {', '.join(SOURCES)}, or from a plugin", group="pipeline"
+        f"format of the input: {', '.join(SOURCES)}, or a plugin's", group="pipeline"
     )
     out: Path = required("folder for shards/, runs/ and report/")
     input: Path | None = option(None, "folder or file to read; not needed for synthetic")
-    classes: str = option("", "as of preprocess: class names in the order of the data's numbers")
+    classes: str = option(
+        "", "class names in the order of the data's numbers, or a CSV, as for preprocess"
+    )
     split: Splitting = option("auto", SPLITTING_HELP)
-    count: int = option(0, "synthetic: faces to draw", low=0)
-    size: int = option(0, "height and width of the faces, pixels; 0: those of the preset", low=0)
-    channels: Literal[0, 1, 3] = option(0, "1: gray, 3: RGB; 0: those of the preset")
+    count: int = option(0, "synthetic: number of faces", low=0, high=MAX_DRAWN)
+    size: int = option(0, "height and width of the faces, pixels; 0: the preset's", low=0)
+    channels: Literal[0, 1, 3] = option(0, "1: gray, 3: RGB; 0: the preset's")
     tasks: int = option(4, "array tasks that share the preprocessing", low=1)
-    seeds: tuple[int, ...] = option((0, 1, 2), "one training each", low=0)
+    seeds: tuple[int, ...] = option((0, 1, 2), "one training for each seed", low=0)
     eval_split: Split = option("val", "faces to score the runs on")
 
     def __post_init__(self) -> None:
@@ -297,10 +316,10 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Where the configuration of a training comes from, if not from a PRESET."""
+    """The configuration of a training, where it does not come from a PRESET."""
 
     from_sweep: Path | None = option(
-        None, "start from the best configuration of this sweep, in place of PRESET", group="run"
+        None, "use the best configuration of this sweep instead of a PRESET", group="run"
     )
 
     def __post_init__(self) -> None:
@@ -309,11 +328,11 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class RanksConfig:
-    """How many processes work on one run."""
+    """The number of processes of a run."""
 
     procs: int = option(
         1,
-        "processes of this machine that share the work, one rank each",
+        "processes on this machine, one rank each",
         low=1,
         high=1024,
         group="run",

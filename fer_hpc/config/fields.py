@@ -60,7 +60,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
     help: one line: what it is, its unit, what the default does
     low, high: smallest and largest value, both included
     group: this field and those after it are a group of flags of this name in the help
-    positional: on the command line it has no flag; it stands there by its place
+    positional: given by its place on the command line, without a flag
     repeat: the flag may be given several times, and its values add up
     commas: False where a comma is a part of a value, not between two values
     hidden: no flag; filled in by the program

@@ -23,7 +23,7 @@ class TrainConfig:
 
     balanced: bool = science(False, "draw every class equally often", group="data")
     shard_window: int = science(
-        0, "shards that are shuffled at a time, for sets larger than memory; 0: all", low=0
+        0, "shards shuffled at a time, for data larger than memory; 0: all", low=0
     )
     stage: Path | None = runtime(
         None, "node-local folder to copy the shards to and verify them in; default: no copy"
@@ -39,15 +39,17 @@ class TrainConfig:
     )
     loss: str = science("cross_entropy", "loss: built in, or from a plugin")
     label_smoothing: float = science(
-        0.0, "share of the target that all classes get alike", low=0, high=0.999
+        0.0, "share of the target that is spread over all classes", low=0, high=0.999
     )
     class_weights: float = science(
-        0.0, "largest weight of a class, weights are N / (K n_c); 0: all 1", low=0
+        0.0, "upper limit of class weights N / (classes x n of the class); 0: all weights 1", low=0
     )
     va_weight: float = science(
-        0.0, "weight of the squared error of valence and arousal; 0: not trained", low=0
+        0.0, "weight of the loss of valence and arousal (squared error); 0: not trained", low=0
     )
-    freeze_bn: bool = science(False, "use batch norm's running statistics, do not update them")
+    freeze_bn: bool = science(
+        False, "batch norm: use the running statistics and do not update them"
+    )
     bn_images: int = science(
         0,
         "training images that batch norm's statistics come from at validation; 0: running averages",
@@ -60,29 +62,34 @@ class TrainConfig:
     )
     batch_size: int = science(64, "images per step, over all ranks and parts", low=1)
     accumulate: int = science(
-        1, "parts that a rank's share of a batch is processed in, to save memory", low=1
+        1, "split a rank's share of a batch into this many parts, to save memory", low=1
     )
-    lr: float = science(0.001, "learning rate at the start", low=0)
+    lr: float = science(0.001, "initial learning rate", low=0)
     momentum: float = science(0.9, "sgd: momentum", low=0, high=1)
     weight_decay: float = science(0.0, "weight decay; sgd: as an L2 term of the loss", low=0)
     clip: float = science(0.0, "largest norm of the gradient; 0: unlimited", low=0)
     ema: float = science(
-        0.0, "decay per step of the averaged weights that are scored; 0: none", low=0, high=0.999999
+        0.0,
+        "decay per step of the moving average of the weights, which is scored; 0: none",
+        low=0,
+        high=0.999999,
     )
 
     epochs: int = science(
         100,
-        "passes over the train split; may grow on resume, not with cosine",
+        "passes over the train split; may be raised later, not with cosine",
         low=1,
         group="schedule",
     )
-    schedule: Literal["plateau", "cosine"] = science("plateau", "of the learning rate")
+    schedule: Literal["plateau", "cosine"] = science(
+        "plateau", "of the learning rate; plateau: falls when --plateau-on stops improving"
+    )
     warmup_epochs: float = science(
         0.0, "cosine: epochs in which the learning rate rises from 0 to --lr", low=0
     )
     plateau_on: Metric = science("train_loss", "plateau: metric that must improve")
     plateau_factor: float = science(
-        0.5, "plateau: factor on the learning rate; 1: it stays constant", low=0, high=1
+        0.5, "plateau: the learning rate is multiplied by this; 1: constant", low=0, high=1
     )
     plateau_patience: int = science(
         10, "plateau: epochs without improvement before the learning rate falls", low=1
@@ -94,36 +101,40 @@ class TrainConfig:
     )
 
     flip: bool = science(False, "mirror half of the training images", group="augmentation")
-    rotate: float = science(0.0, "largest rotation either way, degrees", low=0, high=180)
-    shift: float = science(0.0, "largest shift each way, share of the side", low=0, high=1)
-    scale: float = science(0.0, "largest change of size: 0.2 is 0.8 to 1.2 times", low=0, high=0.95)
+    rotate: float = science(0.0, "largest rotation in either direction, degrees", low=0, high=180)
+    shift: float = science(0.0, "largest shift in each direction, share of the side", low=0, high=1)
+    scale: float = science(0.0, "largest change of size; 0.2: 0.8 to 1.2 times", low=0, high=0.95)
     erase: float = science(
         0.0, "share of images in which a rectangle is replaced by gray", low=0, high=1
     )
     brightness: float = science(
-        0.0, "largest change of brightness either way, share of the range", low=0, high=1
+        0.0, "largest change of brightness, up or down, share of the range", low=0, high=1
     )
-    contrast: float = science(0.0, "largest change of contrast either way, share", low=0, high=1)
+    contrast: float = science(0.0, "largest change of contrast, up or down, share", low=0, high=1)
     gamma: float = science(
-        0.0, "exponent of the tone curve: 1 / (1 + gamma) to 1 + gamma", low=0, high=10
+        0.0, "tone curve with an exponent from 1 / (1 + gamma) to 1 + gamma", low=0, high=10
     )
     mixup: float = science(
-        0.0, "blend pairs of images, share from Beta(mixup, mixup); 0: never", low=0, high=100
+        0.0, "blend pairs of images with a share from Beta(mixup, mixup); 0: never", low=0, high=100
     )
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = science(
-        "auto", "auto: bf16 where the hardware multiplies it, else fp32", group="precision"
+        "auto", "auto: bf16 where the hardware supports it, else fp32", group="precision"
     )
-    device: Literal["auto", "cpu", "cuda"] = runtime("auto", "auto: cuda where there is one")
+    device: Literal["auto", "cpu", "cuda"] = runtime(
+        "auto", "auto: cuda if there is a GPU, else cpu"
+    )
     backend: Literal["auto", "gloo"] = runtime(
         "auto", "between ranks; auto: NCCL on GPUs; gloo: slower, lets ranks share a GPU"
     )
-    compile: bool = science(False, "compile the network with torch.compile; rounds differently")
+    compile: bool = science(False, "use torch.compile; the results round differently")
     graph: Literal["auto", "on", "off"] = runtime(
         "auto", "repeat the step as a CUDA graph; auto: with one process on a GPU"
     )
     deterministic: bool | None = science(
-        None, "only operations that give the same bits every time; default: on GPUs", same_as=False
+        None,
+        "use only operations that give the same bits every time; default: on GPUs",
+        same_as=False,
     )
     threads: int = science(
         0, "CPU threads per process; 0: the cores this process may use", low=0, high=4096
@@ -131,20 +142,22 @@ class TrainConfig:
 
     seed: int = science(
         0,
-        "of sample order, augmentation, initial weights and dropout",
+        "seed of sample order, augmentation, initial weights and dropout",
         low=0,
         high=2**63 - 1,
         group="run",
     )
     checkpoint_every_s: float = runtime(
-        0.0, "seconds between checkpoints; 0: 60, or more so that they take 1 % of the time", low=0
+        0.0,
+        "seconds between checkpoints; 0: 60, longer where saving would take over 1 % of the time",
+        low=0,
     )
     tensorboard: bool = runtime(True, "write event files under RUN/tb")
     profile: bool = runtime(False, "write a torch profiler trace of a few steps")
     hang_factor: float = runtime(
         20.0, "end the process when a step takes this many times the usual; 0: never", low=0
     )
-    hang_floor_s: float = runtime(300.0, "but not before this many seconds", low=1)
+    hang_floor_s: float = runtime(300.0, "--hang-factor: smallest limit, seconds", low=1)
     init_hash: str = science("", "SHA-256 of the file that --init-from means", hidden=True)
     plugin_hash: str = science("", "SHA-256 of the plugins of --model and --loss", hidden=True)
 
@@ -156,10 +169,10 @@ class TrainConfig:
             )
         if self.balanced and self.shard_window:
             raise UserError(
-                "--balanced draws from all shards at once; it cannot go with --shard-window"
+                "--balanced draws from all shards and cannot be combined with --shard-window"
             )
         if self.warmup_epochs and self.schedule != "cosine":
-            raise UserError("--warmup-epochs belongs to --schedule cosine")
+            raise UserError("--warmup-epochs needs --schedule cosine")
 
 
 def check_divides(batch_size: int, ranks: int, accumulate: int) -> None:

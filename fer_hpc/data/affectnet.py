@@ -186,7 +186,7 @@ def _whole(text: str) -> str | Reject:
 
 
 class AffectNetCsv:
-    """A table of paths and annotations, with pictures below `root`; the header tells the form.
+    """A table of paths and annotations, with pictures below `root`; the header decides the form.
 
     The report's (image_path, expression, valence, arousal, landmarks as a list of [x, y]), its box
     form (image_path, x_min, y_min, x_max, y_max, expression), and AffectNet's own

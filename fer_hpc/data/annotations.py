@@ -1,7 +1,7 @@
 """The rows and faces that every source gives, and what its readers share.
 
 A source is opened once for its `Rows` (ids, labels, splits: what is needed to divide the data).
-Then it is asked for single faces by their locators, in any order and from any process.
+Then single faces are read by their locators, in any order and from any process.
 Readers: affectnet.py, fer2013.py, folders.py, arrays.py; sources.py lists them.
 """
 

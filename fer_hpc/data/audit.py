@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble."""
+    """One kind of finding."""
 
     what: str
     count: int
@@ -90,7 +90,7 @@ class _Faces:
 
 
 def audit(manifest: Manifest, splits: dict[str, Split]) -> list[Finding]:
-    """Every kind of trouble, also those of which there is none."""
+    """All kinds of findings, also those with a count of 0."""
     faces = _Faces(manifest, splits)
     blank = np.concatenate([_blank(split) for split in splits.values()])
     found = [faces.finding("blank images (all pixels alike)", blank), _conflicts(faces)]

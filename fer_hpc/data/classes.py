@@ -225,7 +225,7 @@ def _table_of_names(
 
 
 def _candidates(text: str) -> list[str]:
-    """A label in lower case as it stands, and without a number before it (`2 fear`)."""
+    """A label in lower case, as given and without a number before it (`2 fear`)."""
     lower = text.strip().lower()
     return [lower, re.sub(r"^[\d\s._-]+", "", lower)]
 

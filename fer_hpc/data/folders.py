@@ -105,7 +105,7 @@ class ClassFolders:
         return [(folder, split) for p, split in splits for folder in self._folders_in(p)]
 
     def _folders_in(self, folder: Path) -> list[Path]:
-        """The visible folders in a folder; what else lies in it is left out."""
+        """The visible folders in a folder; files are left out."""
         visible = []
         for path in sorted(folder.iterdir()):
             if path.is_dir() and not path.name.startswith("."):

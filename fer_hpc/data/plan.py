@@ -1,4 +1,4 @@
-"""What preprocess will make of a source: classes, splits, and the rows of every shard.
+"""The plan of a preprocess: classes, splits, and the source rows of every shard.
 
 The plan is the same in every task of an array job, before and after shards are written.
 """
@@ -52,7 +52,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows, classes, splits and shards, and the identity of all that they will hold."""
+    """Rows, classes, splits and shards, and a hash of all that determines their content."""
 
     rows: Rows
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ def _hash(
 def _checked(
     spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of a source that is not ours, complete and with --classes applied."""
+    """The checked rows and classes of a plugin's source, with --classes applied."""
     n = len(rows.source_id)
 
     def refuse(what: str) -> UserError:

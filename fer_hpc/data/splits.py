@@ -35,7 +35,7 @@ def resolve_rule(rows: Rows, rule: str) -> str:
         raise UserError("--split official: the source has no splits; use --split report")
     if rule == "person" and not known:
         raise UserError(
-            "--split person: the source does not tell who is who (column group); use --split report"
+            "--split person: the source names no persons (column group); use --split report"
         )
     return rule
 

@@ -85,7 +85,7 @@ class CsvTable:
     def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:
         """(offset in bytes, cells by column name) of every line that is not blank.
 
-        Instead of the cells, a text tells what is wrong with the line.
+        Instead of the cells, a text says what is wrong with the line.
         """
         with self.path.open("rb") as f:
             f.seek(self._start)

@@ -59,7 +59,7 @@ def inner_network(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names in the state dict of what gives the outputs: a new set of classes trains it anew.
+    """Names in the state dict of the layer that gives the outputs; other classes need a new one.
 
     That is the module (or the several) of a method `get_classifier()`, as timm's networks have it,
     else the last module that has weights of its own.

@@ -91,7 +91,7 @@ def _starting_weights(
 ) -> Tensors:
     """The published weights, or those of a file, as timm adapts them to channels and size.
 
-    The last layer is left out where it belongs to other classes.
+    The last layer is left out where it was trained on other classes.
     """
     if tensors is None:
         return _published(name, outputs, channels, side)

@@ -1,4 +1,4 @@
-"""The report's figures: PNG files beside the page, and the same inside it as data URIs."""
+"""The report's figures, as PNG files and as data URIs in the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_figures(runs: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
 
 
 def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
-    """Label -> what fer_hpc.evaluate has drawn of a GAN."""
+    """Label -> the pictures that `fer-hpc evaluate` has written for a GAN."""
     found = {}
     for gan in gans:
         caption = "reference | expression | output, "
@@ -44,13 +44,13 @@ def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
 
 
 def heat_map(sweep: Path) -> list[Figure]:
-    """The plot that a sweep has left, if there is one."""
+    """The heatmap.png of a sweep, if there is one."""
     path = sweep / "heatmap.png"
     return [Figure("mean over the seeds", _uri(path))] if path.exists() else []
 
 
 def _draw(run: Run, out: Path) -> list[Figure]:
-    """The figures of one run, also left as LABEL-*.png; a label may name a folder and a run."""
+    """The figures of one run, also written as LABEL-*.png; a label may contain a folder."""
     drawn = []
     (out / run.label).parent.mkdir(parents=True, exist_ok=True)
     if run.rows:

@@ -1,4 +1,4 @@
-"""Run folders and sweeps as the report needs them; what is damaged is listed, not fatal."""
+"""Reading run folders and sweeps for the report. Damaged ones are listed and left out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fer_hpc.run.folder import (
 )
 
 Content = TypeVar("Content")
-# What the readers of a run folder raise where a file is cut off or of another form.
+# Errors of the readers where a file of a run folder is cut off or has unexpected content.
 DAMAGE = (UserError, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError)
 
 
@@ -185,5 +185,5 @@ def _checked(content: Content, wanted: Any, where: str) -> Content:
 def _reason(error: BaseException) -> str:
     """Why a file cannot be used, as one line."""
     known = isinstance(error, UserError | OSError)
-    text = str(error) if known else f"of another form ({type(error).__name__}: {error})"
+    text = str(error) if known else f"unexpected content ({type(error).__name__}: {error})"
     return " ".join(text.split())

@@ -24,7 +24,7 @@ class DataSet:
     """A data set, known by its fingerprint."""
 
     fingerprint: str
-    name: str  # of its folder; "" where no run tells it
+    name: str  # of its folder; "" if no run states it
 
     def __str__(self) -> str:
         return f"{self.name} {self.fingerprint[:8]}".strip()

@@ -151,7 +151,7 @@ class RunLog:
             file.flush()
 
     def sync(self) -> None:
-        """Have flushed rows on disk, so that a checkpoint never knows more than they do."""
+        """Bring flushed rows to disk, so that no checkpoint is ahead of them."""
         for file in self._files.values():
             os.fsync(file.fileno())
 

@@ -39,7 +39,7 @@ def load_run_plugins(
             now = ", ".join(map(str, plugins))
         elif not path.is_file():
             raise UserError(
-                f"{run}: the plugin {path}, which registers its {what}, is not there any more; "
+                f"{run}: the plugin {path}, which registers its {what}, no longer exists; "
                 f"give its new place {HOW}"
             )
         elif load_plugin(path).sha256 == entry["sha256"]:

@@ -52,7 +52,7 @@ class SuccessiveHalving:
 
     A configuration is promoted to the next rung by its mean over the seeds, and then with all of
     them; at least two are promoted. With a single rung, the end, this is the grid in its order.
-    The decisions depend on the run folders only: built anew at any moment, it decides the same.
+    The decisions depend on the run folders only, so a new object makes the same decisions.
     """
 
     def __init__(self, sweep: SweepConfig, trials: list[Trial]) -> None:
@@ -76,7 +76,8 @@ class SuccessiveHalving:
     def next(self) -> tuple[Trial, int] | None:
         """A trial and the epoch up to which it runs; None where none may start now.
 
-        Then `over` tells whether that is the end or depends on running trials.
+        After None, `over` is True at the end of the sweep, and False while trials are running whose
+        results may allow others to start.
         """
         promoted = self._promoted()
         for k in reversed(range(len(self.rungs))):
@@ -96,7 +97,7 @@ class SuccessiveHalving:
         return not self.running
 
     def ended(self, trial: Trial, failed: bool) -> bool:
-        """Update the rankings after a trial's process has ended; gives whether it gained a rung."""
+        """Update the rankings after a trial's process ended; gives whether it reached a rung."""
         before = len(self.values[trial.name])
         self.running.discard(trial.name)
         self._read_values(trial)

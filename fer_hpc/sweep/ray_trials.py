@@ -77,7 +77,7 @@ def _world_of_worker() -> World:
 
 
 def _train(config: TrainConfig, world: World, epochs: int) -> str:
-    """Train up to `epochs`; gives why a retry is useless, where the run's status does not tell."""
+    """Train up to `epochs`; gives why a retry is useless, unless the run's status says it."""
     import torch
 
     from fer_hpc.training.loop import train

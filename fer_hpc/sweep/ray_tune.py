@@ -1,8 +1,8 @@
 """A sweep with Ray Tune: what `python -m fer_hpc.tune [PRESET] --data DIR --out DIR` runs.
 
-A trial is a train() run in its own run folder, and nothing else is kept. Ray places trials on cores
-and GPUs and restarts a process that died; it knows nothing of checkpoints. So the same command on
-the same folder continues a sweep.
+A trial is a train() run in its own run folder. Ray places trials on cores and GPUs and restarts a
+process that died. All state is in the run folders, none is in Ray: the same command on the same
+folder continues a sweep.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:
 
 
 def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
-    """Run trials until none is left; gives whether they were stopped before."""
+    """Run trials until none is left; gives whether they were interrupted."""
     by_name = {trial.name: trial for trial in trials}
     halving = SuccessiveHalving(sweep, trials)
     queue = _TrialQueue(halving, by_name, sweep.out)
@@ -89,7 +89,7 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
     else:
         train_one = distributed_trial(by_name, sweep.workers_per_trial, room.worker)
         resources = {"CPU": 0, "memory": 1}  # only waits; its workers need the cores (1 byte)
-    storage = sweep.out.absolute() / ".ray"  # all nodes must see it; of no use afterwards
+    storage = sweep.out.absolute() / ".ray"  # seen by all nodes; deleted at the end
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(train_one, resources),
         tune_config=ray_tune.TuneConfig(
@@ -106,7 +106,7 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
             failure_config=ray_tune.FailureConfig(max_failures=sweep.retries),
         ),
     )
-    # Tune ends in good order on SIGUSR1 and Ctrl-C.
+    # Tune shuts down cleanly on SIGUSR1 and Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
     try:
         tuner.fit()
@@ -152,7 +152,7 @@ class _TrialQueue(Searcher):
         )
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the state of a sweep is in its run folders."""
+        """Saves nothing: the state of a sweep is in its run folders."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is continued by its own command, not by Tuner.restore")

@@ -523,7 +523,7 @@ def test_what_is_missing_on_the_node_stands_at_the_head_of_the_log(
     )
     assert cluster.wait(job) == "FAILED"
     first = (site / f"fer-vgg-{job}.log").read_text().splitlines()[0]
-    assert first.startswith(f"fer-hpc begin: error: --data {site / 'nowhere'} is not there on n")
+    assert first.startswith(f"fer-hpc begin: error: --data {site / 'nowhere'} does not exist on n")
 
 
 def test_nothing_is_left_behind(cluster: Cluster) -> None:
