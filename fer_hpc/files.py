@@ -8,6 +8,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fer_hpc.config.errors import UserError
+
+# What repairs a damaged file, by its name or what stands before its first "-".
+REMEDIES = {
+    "config.json": "restore it from a copy, or train again in another --run folder",
+    "manifest.json": "preprocess again into this folder, or restore the file from a copy",
+    "sweep.json": "restore it from a copy, or sweep again in another --out folder",
+    "summary.json": "fer-hpc tune --collect writes it again",
+    "best.json": "fer-hpc tune --collect writes it again",
+    "eval": "fer-hpc evaluate writes it again",
+}
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` in one step: readers see the old content or the new one."""
@@ -36,6 +48,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def read_stored(path: Path) -> Any:
+    """The content of a JSON file, or None where it is missing; a UserError where it is damaged."""
+    content = read_json(path)
+    if content is None and path.is_file():
+        kind = path.name if path.name in REMEDIES else path.name.partition("-")[0]
+        raise UserError(f"{path} is damaged (empty, cut off or not JSON); {REMEDIES[kind]}")
+    return content
 
 
 def sha256(path: Path) -> str:

@@ -115,6 +115,7 @@ def parse(
     flags = {flag_name(f.name) for f in fields.values() if not f.metadata.get("positional")}
     flags |= {flag_name(f"no_{f.name}") for f in fields.values() if value_type(f) is bool}
     check_flags(args, flags, notes or {}, f"{command} --help")
+    _check_paths(args, {flag_name(f.name) for f in fields.values() if _element(f) is Path})
     found, unknown = tyro.cli(
         _arguments_type(parts, presets),
         prog=command,
@@ -139,6 +140,23 @@ def parse(
         for part in parts
     }
     return Given(command, preset, split)
+
+
+def _check_paths(args: list[str], path_flags: set[str]) -> None:
+    """A UserError for an empty path, which would mean the current folder."""
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, _, value = arg.partition("=") if arg.startswith("--") else (before, "", arg)
+        flag = flag.replace("_", "-")
+        if not value and flag in path_flags and arg != flag:
+            raise UserError(f"{flag} '': wanted a path")
+        if not arg and not before.startswith("--"):
+            raise UserError("one of the arguments is empty ('')")
+
+
+def _element(field: dataclasses.Field[Any]) -> Any:
+    """The type of a field's value, or of one of its values."""
+    wanted = value_type(field)
+    return typing.get_args(wanted)[0] if typing.get_origin(wanted) is tuple else wanted
 
 
 def _unknown_argument(argument: str, preset: str | None, presets: bool) -> UserError:
@@ -196,8 +214,7 @@ def _argument(field: dataclasses.Field[Any], default: Any) -> Any:
     """The annotated type of one argument."""
     import tyro
 
-    wanted = value_type(field)
-    element = typing.get_args(wanted)[0] if typing.get_origin(wanted) is tuple else wanted
+    wanted, element = value_type(field), _element(field)
     metavar = METAVARS.get(element)
     several = element is not wanted
     about: Any = functools.partial(

@@ -40,7 +40,7 @@ from fer_hpc.config.commands import (
     TransferConfig,
 )
 from fer_hpc.evaluation.results import read_scores, result_files, result_name
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import read_stored, sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 from fer_hpc.run.plugins import has_other_plugins
 
@@ -99,8 +99,8 @@ def train_gan(config: GanConfig) -> int:
 
 def is_finished(config: RunConfig) -> bool:
     """Whether the run folder already holds the end of exactly this run."""
-    stored = read_json(config.run / "config.json")
-    manifest = read_json(config.data / "manifest.json")
+    stored = read_stored(config.run / "config.json")
+    manifest = read_stored(config.data / "manifest.json")
     if not stored or not manifest or read_status(config.run)["state"] != "finished":
         return False
     kind = "GAN" if isinstance(config, GanConfig) else "classifier"
@@ -212,7 +212,7 @@ def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
     weights = outcome_file(config.run, "best.pt")
     if not weights or read_status(config.run)["state"] != "finished":
         return None
-    manifest = read_json((config.data or data_folder(config.run)) / "manifest.json")
+    manifest = read_stored((config.data or data_folder(config.run)) / "manifest.json")
     if not manifest or found["data"] != manifest["fingerprint"]:
         return None
     return found if "pairs" in found and found["weights"] == sha256(weights) else None

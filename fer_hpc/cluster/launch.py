@@ -20,7 +20,7 @@ from fer_hpc.config import (
     merge_for_resume,
 )
 from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfig
-from fer_hpc.files import read_json
+from fer_hpc.files import read_stored
 from fer_hpc.parallel.world import current_job, job_name
 from fer_hpc.run.folder import (
     MAX_STARTS,
@@ -49,7 +49,7 @@ def check_job(config: JobCommand, ranks: int) -> None:
         read_run_config(config.run)
     if not isinstance(config, TrainConfig | GanConfig):
         return
-    if read_json(config.data / "manifest.json") is None:
+    if read_stored(config.data / "manifest.json") is None:
         problem = "holds no shards (no manifest.json)" if config.data.is_dir() else "does not exist"
         raise UserError(
             f"--data {config.data} {problem} on {socket.gethostname()}; "
@@ -57,7 +57,7 @@ def check_job(config: JobCommand, ranks: int) -> None:
         )
     accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
     check_divides(config.batch_size, ranks, accumulate)
-    stored = read_json(config.run / "config.json")
+    stored = read_stored(config.run / "config.json")
     if stored:
         merge_for_resume(config, stored["science"])
 

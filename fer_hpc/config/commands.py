@@ -43,7 +43,7 @@ class PreprocessConfig:
 
     source: str = required(f"format of the input: {', '.join(SOURCES)}, or a plugin's")
     out: Path = required("folder for the shards")
-    input: Path | None = option(None, "folder or file to read; not needed for synthetic")
+    input: Path | None = option(None, "folder or file to read; not needed for synthetic", file=True)
     size: int = option(48, "height and width of the stored faces, pixels", low=8, high=1024)
     channels: Literal[1, 3] = option(1, "1: gray, 3: RGB")
     split: Splitting = option("auto", SPLITTING_HELP)
@@ -55,7 +55,7 @@ class PreprocessConfig:
         "class names in the order of the data's numbers, or a CSV: name in the data,class",
     )
     columns: Path | None = option(
-        None, "CSV with source_id and columns to add to the shards (group, synthetic, age, ...)"
+        None, "CSV with source_id and columns to add to the shards (group, age, ...)", file=True
     )
     count: int = option(0, "synthetic: number of faces", low=0, high=MAX_DRAWN)
     seed: int = option(0, "synthetic: another seed gives other faces", low=0)
@@ -64,7 +64,9 @@ class PreprocessConfig:
     tasks: int = option(
         1, "processes that share the work, as array jobs; any number gives the same shards", low=1
     )
-    plugin: tuple[Path, ...] = option((), "Python files that register sources", repeat=True)
+    plugin: tuple[Path, ...] = option(
+        (), "Python files that register sources", repeat=True, file=True
+    )
     max_rejects: float = option(
         0.05, "accepted share of unusable faces; with more, the command fails", low=0, high=1
     )
@@ -87,7 +89,7 @@ class DoctorConfig:
         None, "folder for a copy without these faces; its dropped.csv lists them and why"
     )
     sheet: Path | None = option(
-        None, "PNG to write: the faces of each duplicate or leak side by side"
+        None, "PNG to write: the faces of each duplicate or leak side by side", file=True
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +115,10 @@ class EvaluateConfig:
     )
     pairs: int = option(2000, "GAN: largest number of pairs of faces", low=8)
     plugin: tuple[Path, ...] = option(
-        (), "Python files that the network needs; default: those of the training", repeat=True
+        (),
+        "Python files that the network needs; default: those of the training",
+        repeat=True,
+        file=True,
     )
     device: Device = option("auto", DEVICE_HELP)
 
@@ -125,10 +130,10 @@ class EvaluateConfig:
 class TransferConfig:
     """Give the person on one photo the expression on another."""
 
-    neutral: Path = required("photo of a neutral face", positional=True)
-    expression: Path = required("photo of another person's expression", positional=True)
+    neutral: Path = required("photo of a neutral face", positional=True, file=True)
+    expression: Path = required("photo of another person's expression", positional=True, file=True)
     run: Path = required("run folder of a GAN")
-    out: Path = required("PNG file to write")
+    out: Path = required("PNG file to write", file=True)
     whole: bool = option(False, "the photos are cropped faces: skip face detection")
     strip: bool = option(
         False, "also show both photos, with the detected faces marked, in the file"
@@ -298,7 +303,7 @@ class PipelineConfig:
         f"format of the input: {', '.join(SOURCES)}, or a plugin's", group="pipeline"
     )
     out: Path = required("folder for shards/, runs/ and report/")
-    input: Path | None = option(None, "folder or file to read; not needed for synthetic")
+    input: Path | None = option(None, "folder or file to read; not needed for synthetic", file=True)
     classes: str = option(
         "", "class names in the order of the data's numbers, or a CSV, as for preprocess"
     )

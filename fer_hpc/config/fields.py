@@ -63,6 +63,7 @@ def option(default: Any, help: str, **more: Any) -> Any:
     positional: given by its place on the command line, without a flag
     repeat: the flag may be given several times, and its values add up
     commas: False where a comma is a part of a value, not between two values
+    file: a path that may be a file; all others are folders
     hidden: no flag; filled in by the program
     same_as: a value that means the same numbers as the default
     """
@@ -90,13 +91,15 @@ def check_fields(config: object) -> None:
 
 def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
     """`value` as a value of type `wanted`."""
-    flag = flag_name(field.name)
+    flag = field.name.upper() if field.metadata.get("positional") else flag_name(field.name)
     if typing.get_origin(wanted) is tuple:
         if isinstance(value, str | Path) or not isinstance(value, list | tuple):
             raise UserError(f"{flag} {value!r}: wanted a list or tuple of values")
         return tuple(_checked(field, typing.get_args(wanted)[0], v) for v in value)
     if wanted is Path and isinstance(value, str):
-        return Path(value)
+        if not value:
+            raise UserError(f"{flag} '': wanted a path")
+        value = Path(value)
     if typing.get_origin(wanted) is typing.Literal:
         choices = typing.get_args(wanted)
         if value not in choices:
@@ -115,7 +118,17 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
         return wanted(value)
     elif not isinstance(value, wanted):
         raise UserError(f"{flag} {value!r}: wanted a value of type {wanted.__name__}")
+    if wanted is Path and not field.metadata.get("file"):
+        _check_folder(flag, value)
     return value
+
+
+def _check_folder(flag: str, path: Path) -> None:
+    """A UserError where `path`, or one that it lies in, is a file."""
+    for part in (path, *path.parents):
+        if part.is_file():
+            what = "it" if part == path else part
+            raise UserError(f"{flag} {path}: wanted a folder, but {what} is a file")
 
 
 def fields_of(config: Any, kind: str) -> dict[str, Any]:

@@ -32,10 +32,12 @@ class TrainConfig:
     model: str = science("cnn_improved", "network: built in, or from a plugin", group="model")
     pretrained: bool = science(False, "timm networks: start from timm's own weights")
     init_from: Path | None = runtime(
-        None, "initial weights: a run folder, .pt, .pth, .safetensors or Keras .h5; default: random"
+        None,
+        "initial weights: a run folder, .pt, .pth, .safetensors or Keras .h5; default: random",
+        file=True,
     )
     plugin: tuple[Path, ...] = runtime(
-        (), "Python files that register networks or losses", repeat=True
+        (), "Python files that register networks or losses", repeat=True, file=True
     )
     loss: str = science("cross_entropy", "loss: built in, or from a plugin")
     label_smoothing: float = science(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.files import read_json, sha256, write_bytes, write_json
+from fer_hpc.files import read_stored, sha256, write_bytes, write_json
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -127,7 +127,7 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards; UserError where there is none or it cannot be read."""
-    content = read_json(folder / "manifest.json")
+    content = read_stored(folder / "manifest.json")
     if content is None:
         absent = "is a file" if folder.exists() else "does not exist"
         raise UserError(

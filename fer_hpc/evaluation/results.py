@@ -9,7 +9,7 @@ from typing import Any
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.evaluation.shapes import SCORES, check_shape
-from fer_hpc.files import read_json
+from fer_hpc.files import read_stored
 
 
 def result_name(config: EvaluateConfig, trained_on: str) -> str:
@@ -20,7 +20,7 @@ def result_name(config: EvaluateConfig, trained_on: str) -> str:
     name = config.split if config.tta == "none" else f"{config.split}-{config.tta}"
     if config.data is None:
         return name
-    fingerprint = (read_json(config.data / "manifest.json") or {}).get("fingerprint")
+    fingerprint = (read_stored(config.data / "manifest.json") or {}).get("fingerprint")
     if fingerprint == trained_on:
         return name
     return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
@@ -36,12 +36,12 @@ def result_files(run: Path, name: str) -> dict[str, Path]:
 
 
 def read_scores(path: Path, wanted: Any = SCORES) -> dict[str, Any]:
-    """The content of eval-NAME.json; a UserError where it is damaged or of another form.
+    """The content of eval-NAME.json; a UserError where it is damaged or has other fields.
 
     `wanted` are its fields, by default those of a classifier's scores.
     """
-    scores = read_json(path)
+    scores = read_stored(path)
     if scores is None:
-        raise UserError(f"{path.name} is no JSON: it is cut off, or another file")
+        raise UserError(f"{path} does not exist")
     check_shape(scores, wanted, path.name)
     return dict(scores)

@@ -11,7 +11,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.shards import SPLITS
 from fer_hpc.evaluation.results import read_scores
 from fer_hpc.evaluation.shapes import SCORES, check_shape
-from fer_hpc.files import read_json
+from fer_hpc.files import read_stored
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
     find_runs,
@@ -168,10 +168,8 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
 
 
 def _read_summary(folder: Path) -> dict[str, Any] | None:
-    summary = read_json(folder / "summary.json")
+    summary = read_stored(folder / "summary.json")
     if summary is None:
-        if (folder / "summary.json").exists():
-            raise UserError("summary.json is no JSON; fer-hpc tune --collect writes it anew")
         return None
     check_shape(summary, shapes.SWEEP, "summary.json")
     return dict(summary)

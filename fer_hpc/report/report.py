@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation.metrics import format_interval
 from fer_hpc.files import write_bytes
@@ -30,6 +31,7 @@ def report(config: ReportConfig) -> Path:
 
     A run that cannot be read is listed on the page with the reason, and on stderr.
     """
+    _check_out(config.out)
     found = collect(config.runs)
     for path, reason in found.damaged:
         print(f"warning: {path} is left out: {reason}", file=sys.stderr)
@@ -53,6 +55,13 @@ def report(config: ReportConfig) -> Path:
     )
     write_bytes(config.out / "index.html", page.encode())
     return config.out / "index.html"
+
+
+def _check_out(out: Path) -> None:
+    """A UserError where the page would be written into a run folder."""
+    for folder in (out.absolute(), *out.absolute().parents):
+        if (folder / "config.json").exists() and (folder / "attempts").is_dir():
+            raise UserError(f"--out {out} is inside the run folder {folder}; give another folder")
 
 
 def _data_folders(found: Collection) -> list[Path]:

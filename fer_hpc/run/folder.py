@@ -25,7 +25,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.aliases import current_science
-from fer_hpc.files import read_json
+from fer_hpc.files import read_json, read_stored
 from fer_hpc.run.lease import holder_of
 
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
@@ -47,9 +47,10 @@ def attempt_path(run: Path, number: int) -> Path:
 
 def read_run_config(run: Path) -> dict[str, Any]:
     """The stored configuration; a UserError where `run` is not a run folder."""
-    stored = read_json(run / "config.json")
+    stored = read_stored(run / "config.json")
     if stored is None:
-        what = "has no config.json" if run.is_dir() else "does not exist"
+        absent = "is a file" if run.exists() else "does not exist"
+        what = "has no config.json" if run.is_dir() else absent
         raise UserError(
             f"{run} is not a run folder: it {what}; give the folder that --run named at training"
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.plugins import Origin, load_plugin, load_plugins
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import read_stored, sha256
 
 HOW = "with --plugin FILE, in Python plugin=FILE"
 
@@ -28,7 +28,7 @@ def load_run_plugins(
     that is gone and the flag that replaces it.
     """
     loaded = {origin.sha256: origin for origin in load_plugins(plugins)}
-    stored = (read_json(run / "config.json") or {}).get("plugins", {})
+    stored = (read_stored(run / "config.json") or {}).get("plugins", {})
     changed = []
     for what in needed:
         entry = stored.get(what)

@@ -24,7 +24,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import read_json, read_stored, write_json
 from fer_hpc.parallel.world import array_task
 from fer_hpc.run.folder import HALTED_REASON, read_status
 from fer_hpc.sweep.fields import parse_grid
@@ -68,7 +68,7 @@ def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
 
 
 def _manifest(data: Path) -> dict[str, Any]:
-    manifest = read_json(data / "manifest.json")
+    manifest = read_stored(data / "manifest.json")
     if manifest is None:
         raise UserError(f"--data {data} holds no shards (no manifest.json); preprocess first")
     return dict(manifest)
@@ -129,7 +129,7 @@ def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
 
 def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
     """A UserError where --out holds something else than this sweep."""
-    stored = read_json(sweep.out / "sweep.json")
+    stored = read_stored(sweep.out / "sweep.json")
     if stored is None:
         jobs_and_logs = ("jobs", "logs")
         if sweep.out.is_dir() and any(p.name not in jobs_and_logs for p in sweep.out.iterdir()):
@@ -176,7 +176,7 @@ def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tupl
 def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
     """Write sweep.json, or add trials to it; a UserError where it holds another sweep."""
     check_sweep(sweep, trials)
-    before = (read_json(sweep.out / "sweep.json") or {}).get("trials", {})
+    before = (read_stored(sweep.out / "sweep.json") or {}).get("trials", {})
     sweep.out.mkdir(parents=True, exist_ok=True)
     stored = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
     write_json(sweep.out / "sweep.json", stored | {"trials": before | _listed(sweep, trials)})
@@ -187,7 +187,7 @@ def trial_of_array(out: Path, listed: Path) -> TrainConfig:
 
     `listed` is a JSON file with the names of the trials, in the array's order.
     """
-    names, stored = read_json(listed), read_json(out / "sweep.json")
+    names, stored = read_json(listed), read_stored(out / "sweep.json")
     if names is None or stored is None:
         raise UserError(
             f"{out} is not the folder of a sweep, or {listed} is missing; submit the sweep again"

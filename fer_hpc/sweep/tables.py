@@ -17,7 +17,7 @@ from fer_hpc.evaluation.metrics import (
     higher_is_better,
     seeds_interval,
 )
-from fer_hpc.files import read_json, write_bytes, write_json
+from fer_hpc.files import read_stored, write_bytes, write_json
 from fer_hpc.run.folder import read_rows
 from fer_hpc.sweep.grid import format_value, swept_fields, trial_state
 
@@ -35,7 +35,7 @@ def collect(out: Path) -> str:
 
     Ranked by their mean are the configurations of which every seed of the sweep is finished.
     """
-    sweep = read_json(out / "sweep.json")
+    sweep = read_stored(out / "sweep.json")
     if sweep is None:
         raise UserError(
             f"{out} has no sweep.json; give the folder that --out named in fer_hpc.tune"
@@ -147,7 +147,7 @@ def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> di
 
 def best_of(folder: Path) -> dict[str, Any]:
     """The content of a sweep's best.json; a UserError where there is no best configuration."""
-    best = read_json(folder / "best.json")
+    best = read_stored(folder / "best.json")
     if best is None:
         reason = "it has no sweep.json"
         if (folder / "sweep.json").exists():
