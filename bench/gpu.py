@@ -276,7 +276,7 @@ def checkpoint(bench: Bench, *_: object) -> None:
     def timed(self: Saver, *args: Any, **more: Any) -> None:
         begin = time.perf_counter()
         original(self, *args, **more)
-        if not more.get("last"):
+        if not (more.get("last") or any(args[2:])):  # the last one is waited for
             held.append(time.perf_counter() - begin)
 
     Saver.save = timed  # type: ignore[method-assign]

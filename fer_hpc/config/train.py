@@ -120,7 +120,7 @@ class TrainConfig:
         0.0, "blend pairs of images with a share from Beta(mixup, mixup); 0: never", low=0, high=100
     )
 
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = science(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp64"] = science(
         "auto", "auto: bf16 where the hardware supports it, else fp32", group="precision"
     )
     device: Literal["auto", "cpu", "cuda"] = runtime(

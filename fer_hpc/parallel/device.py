@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import socket
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,27 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def load_early(device: torch.device) -> None:
+    """Load in threads what the first step on a GPU would wait for: seconds of a start.
+
+    torch's optimisers import its compiler; the libraries of convolutions and matrix products load
+    when they are first used.
+    """
+    if device.type != "cuda":
+        return
+
+    def use_libraries() -> None:
+        with contextlib.suppress(RuntimeError), torch.no_grad():
+            square = torch.zeros(1, 8, 8, 8, dtype=torch.bfloat16, device=device)
+            torch.nn.functional.conv2d(square, square)
+            torch.mm(square[0, 0], square[0, 0])
+
+    # read when the library of matrix products starts; without determinism it changes nothing
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for work in (use_libraries, partial(importlib.import_module, "torch._dynamo")):
+        threading.Thread(target=work, daemon=True).start()
 
 
 def card_of(device: torch.device) -> tuple[str, str]:
@@ -72,15 +96,16 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     )
 
 
-def configure_torch(threads: int, deterministic: bool, device: torch.device) -> None:
-    """Set what torch keeps per process: CPU threads, determinism, and exact fp32 (no TF32)."""
+def configure_torch(
+    threads: int, deterministic: bool, device: torch.device, precision: str = "fp32"
+) -> None:
+    """Set what torch keeps per process: CPU threads, determinism, fp32 without or with TF32."""
     torch.set_num_threads(threads)
-    if deterministic:  # read when CUDA's libraries start
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
 

@@ -99,6 +99,8 @@ class StepRunner:
         for name, tensor in streamed.items():
             self._streamed[name].copy_(tensor)
         try:
+            if any(t.device.type == "cpu" for t in self._places().values()):
+                raise RuntimeError("it changes a tensor in main memory")
             self._warm_up(given, variant, forbid_waiting=True)
             self._captured[variant] = self._capture(given, variant)
         except RuntimeError as error:

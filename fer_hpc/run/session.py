@@ -34,7 +34,7 @@ from fer_hpc.parallel.collectives import (
     on_rank_0,
     process_group,
 )
-from fer_hpc.parallel.device import configure_torch, pick_device
+from fer_hpc.parallel.device import configure_torch, load_early, pick_device
 from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
@@ -78,6 +78,7 @@ def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterato
     PeerLost where another rank has died, anything else as a failure.
     """
     device = pick_device(config.device, world.local_rank)
+    load_early(device)
     keep_freed_memory()
     attempt: Attempt | None = None
 
@@ -90,7 +91,13 @@ def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterato
         signals = stack.enter_context(stop_signals())
         resolved, attempt = stack.enter_context(claim_run(config, device, world, resolve))
         stack.enter_context(detect_lost_peers(world))
-        configure_torch(resolved.threads, bool(resolved.deterministic), device)
+        deterministic = bool(resolved.deterministic)
+        configure_torch(resolved.threads, deterministic, device, resolved.precision)
+        if attempt and device.type == "cuda" and not deterministic:
+            _to_stderr(
+                "--no-deterministic: quicker, but the same command may give other numbers, and a "
+                "run that was killed and continued may end with other bits"
+            )
         watchdog = Watchdog(config.hang_factor, config.hang_floor_s, world.rank, on_hang)
         watch = stack.enter_context(watchdog)
         yield Run(resolved, world, device, attempt, signals, watch)

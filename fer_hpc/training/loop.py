@@ -6,6 +6,7 @@ with the same weights and metrics as an uninterrupted one.
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -157,11 +158,11 @@ def progress_text(sums: list[int]) -> str:
 
 def image_flops(learner: Learner, images: ImageStore) -> float:
     """Floating-point operations of training on one image."""
-    pixels = torch.from_numpy(images.split.images[0][:1]).to(images.device)
-    one = pixels.permute(0, 3, 1, 2).float()
-    return training_flops(
-        learner.model, one.double() if learner.config.precision == "fp64" else one
-    )
+    height, width, channels = images.parts[0].shape[1:]
+    network = copy.deepcopy(learner.model).to("meta")  # shapes only: nothing is computed
+    dtype = next(network.parameters()).dtype
+    one = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
+    return training_flops(network, one)
 
 
 def bad_step_text(loader: TrainLoader, images_seen: int) -> str:

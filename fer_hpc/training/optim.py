@@ -118,7 +118,8 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, use_buffers=True)
+        # the device also for the number of updates: on the host, a CUDA graph would not count
+        super().__init__(model, next(model.parameters()).device, use_buffers=True)
         own, its = self._tensors(self.module), self._tensors(model)
         floats = [tensor.is_floating_point() for tensor in own]
         self._floats = list(compress(own, floats)), list(compress(its, floats))

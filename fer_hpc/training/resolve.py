@@ -33,6 +33,7 @@ from fer_hpc.training.losses import loss_spec
 
 Config = TypeVar("Config", TrainConfig, GanConfig)
 
+COMPILES_SAME_BITS = (2, 10)  # the first torch whose compiler heeds deterministic algorithms
 # What may lie in a run folder before its first start.
 KNOWN_FILES = ("attempts", "tb", "logs", "jobs", "status.json", "sheet.png")
 
@@ -183,6 +184,15 @@ def _check_classifier(
     if config.sync_bn and (device.type != "cuda" or world.size == 1):
         raise UserError(
             "--sync-bn needs several ranks on GPUs (torch has it for CUDA only); leave it out"
+        )
+    if config.precision == "tf32" and device.type == "cpu":
+        raise UserError("--precision tf32 is fp32 as GPUs multiply it fastest; on a CPU take fp32")
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    compiles_for_gpu = config.compile and device.type == "cuda"
+    if compiles_for_gpu and version < COMPILES_SAME_BITS and config.deterministic is not False:
+        raise UserError(
+            f"--compile with torch {torch.__version__} chooses kernels by their speed, so that "
+            "two starts give other bits: use torch 2.10 or newer, or --no-deterministic"
         )
     compiler = os.environ.get("CXX", "g++")  # as torch looks for it
     if config.compile and device.type == "cpu" and shutil.which(compiler) is None:
