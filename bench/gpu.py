@@ -23,28 +23,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import bare_loop
 import torch
-from torch.nn.functional import cross_entropy
 from train_step import CLASSES, make_shards
 
-from fer_hpc.config import PRESETS, GanConfig, TrainConfig, fields_of, preset
+from fer_hpc.config import PRESETS, GanConfig, TrainConfig, preset
 from fer_hpc.gan.loop import train_gan
-from fer_hpc.models.registry import build_network
-from fer_hpc.parallel.device import autocast, configure_torch
+from fer_hpc.parallel.device import configure_torch
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_rows
 from fer_hpc.run.saver import Saver
 from fer_hpc.training import loop
 from fer_hpc.training.loop import train
-from fer_hpc.training.optim import make_optimizer
 
-SECTIONS = ("rates", "bits", "start", "checkpoint", "gan", "sharing")
 BIG = "resnet_improved"  # the only preset for 224 pixels
 EXTRA_BATCH = {BIG: 256}  # beside the preset's own; others: 1024
 
@@ -96,88 +93,22 @@ class Bench:
 
 def rate(bench: Bench, name: str, epochs: int, **fields: Any) -> dict[str, float]:
     """Images/s of training in the epochs after the first, and of whole epochs."""
-    try:
-        run = bench.train(bench.config(name, epochs=epochs, **fields))
-    except Exception as error:
-        print(f"{name} {fields}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return {"train": 0.0, "epoch": 0.0}
+    run = bench.train(bench.config(name, epochs=epochs, **fields))
     rows = read_rows(run, "timing.jsonl")
     rows = rows[1:] or rows
     whole = [r["train_s"] * r["images_per_s"] / (r["train_s"] + r["val_s"]) for r in rows]
     return {"train": max(r["images_per_s"] for r in rows), "epoch": max(whole)}
 
 
-# ---- the bare loops ------------------------------------------------------------------------------
-
-
-def bare_step(bench: Bench, name: str, batch: int, compiled: bool) -> Callable[[], None]:
-    """A step of the plain loop; all that it reads and changes stays at its place."""
-    config, device = bench.config(name, batch_size=batch), bench.device
-    size, channels = (64 if bench.tiny else 224, 3) if name == BIG else (48, 1)
-    n = 256 if bench.tiny else 4096
-    torch.manual_seed(0)
-    model = build_network(fields_of(config, "science"), CLASSES, (size, size, channels))
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = make_optimizer(config, model)
-    for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(config.lr, device=device)
-        group["capturable"] = device.type == "cuda"
-    net = torch.compile(model, dynamic=False) if compiled else model
-    images = torch.randint(0, 256, (n, size, size, channels), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, CLASSES, (n,), device=device)
-    rows, mirrored = (
-        torch.randperm(n, device=device)[:batch],
-        torch.rand(batch, device=device) < 0.5,
-    )
-    sums = torch.zeros(2, device=device)
-
-    def step() -> None:
-        pixels = images.index_select(0, rows)
-        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
-        x, y = pixels.permute(0, 3, 1, 2).float().mul_(1 / 255), labels.index_select(0, rows)
-        with autocast(config.precision, device):
-            out = net(x)
-        loss = cross_entropy(out.float(), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        sums.add_(torch.stack([loss.detach(), (out.argmax(1) == y).sum().float()]))
-
-    return step
-
-
 def bare_rate(bench: Bench, name: str, batch: int, kind: str) -> float:
-    """Images/s of the plain loop: `eager`, `graph`, or `compile+graph`; 0 where it fails."""
-    try:
-        step = bare_step(bench, name, batch, kind.startswith("compile"))
-        if bench.device.type == "cuda" and kind != "eager":
-            step = captured(step)
-        for _ in range(5):
-            step()
-        synchronize(bench.device)
-        start, steps = time.perf_counter(), 0
-        while time.perf_counter() - start < (0.2 if bench.tiny else 0.8):
-            for _ in range(10):
-                step()
-            synchronize(bench.device)
-            steps += 10
-        return steps * batch / (time.perf_counter() - start)
-    except Exception as error:
-        print(f"bare {kind} {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 0.0
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    """Images/s of the plain loop: `eager`, `graph`, or `compile+graph`."""
+    config = bench.config(name, batch_size=batch, compile=kind.startswith("compile"))
+    side = (64 if bench.tiny else 224) if name == BIG else 48
+    shape, n = (side, side, 3 if name == BIG else 1), 64 if bench.tiny else 4096
+    step = bare_loop.bare_step(config, bench.device, shape, CLASSES, n)
+    if bench.device.type == "cuda" and kind != "eager":
+        step = bare_loop.captured(step)
+    return bare_loop.rate(step, bench.device, config.batch_size, 0.1 if bench.tiny else 0.8)
 
 
 def synchronize(device: torch.device) -> None:
@@ -185,55 +116,67 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 # ---- the sections --------------------------------------------------------------------------------
 
 
-def rates(bench: Bench, presets: list[str], compiled: bool) -> None:
-    for name in presets:
+def rates(bench: Bench, options: argparse.Namespace) -> None:
+    """Images/s of every preset at its own batch size, and at a large one, beside the bare loops."""
+    for name in options.presets:
         own = bench.config(name).batch_size
-        for batch in (own, EXTRA_BATCH.get(name, 1024)) if not bench.tiny else (own,):
-            n, seconds = (64 if bench.tiny else 2_560 if name == BIG else 28_672), 0.7
-            figures: dict[str, Any] = {}
+        large = [] if options.quick or bench.tiny else [EXTRA_BATCH.get(name, 1024)]
+        for batch in (own, *large):
+            compiled = not options.no_compile and batch == own
             configure_torch(os.cpu_count() or 1, False, bench.device)
-            for kind in (
-                "eager",
-                "graph",
-                *(["compile+graph"] if compiled and batch == own else []),
-            ):
-                figures[f"bare {kind}"] = bare_rate(bench, name, batch, kind)
-                torch.cuda.empty_cache()
-            expected = max(figures.values()) or 1000.0
-            epochs = 2 if bench.tiny else max(4, min(40, round(seconds * expected / n) + 2))
+            figures: dict[str, float] = {}
+            for kind in ("eager", "graph", *(["compile+graph"] if compiled else [])):
+                figures[f"bare {kind}"] = bare_loop.or_zero(
+                    f"bare {kind}, {name}", partial(bare_rate, bench, name, batch, kind)
+                )
+                empty_cache(bench.device)
+            best = max(figures.values())
+            n = (bench.tiny and 32) or (2_560 if name == BIG else 28_672)
+            epochs = 2 if bench.tiny else max(4, min(30, round(0.7 * best / n) + 2))
             modes: dict[str, dict[str, Any]] = {
                 "ours": {},
                 "ours, --no-deterministic": {"deterministic": False},
-                "ours, --graph off": {"graph": "off"},
+                "ours, --graph off": {"graph": "off", "epochs": min(epochs, 4)},
             }
-            if compiled and batch == own:
+            if compiled:
                 modes["ours, --compile"] = {"compile": True}
+            whole = {}
             for mode, fields in modes.items():
-                count = min(epochs, 4) if "off" in mode else epochs
-                found = rate(bench, name, count, batch_size=batch, **fields)
+                given = {"epochs": epochs, "batch_size": batch, **fields}
+                try:
+                    found = rate(bench, name, **given)
+                except Exception as error:
+                    print(f"{name}, {mode}: {type(error).__name__}: {error}", file=sys.stderr)
+                    continue
                 figures[mode] = found["train"]
-                figures[mode + ", with validation"] = found["epoch"]
-                torch.cuda.empty_cache()
-            rounded = {key: round(value) for key, value in figures.items()}
-            best = max(v for k, v in figures.items() if k.startswith("bare"))
-            ours = max(v for k, v in figures.items() if k in modes)
-            bench.note(
-                section="rates", preset=name, batch=batch, **rounded, ratio=round(ours / best, 2)
-            )
+                whole[mode + ", with validation"] = found["epoch"]
+                empty_cache(bench.device)
+            ours = max(value for mode, value in figures.items() if mode.startswith("ours"))
+            rounded = {key: round(value) for key, value in (figures | whole).items()}
+            ratio = {
+                "ratio": round(ours / best, 2),
+                "plain ratio": round(figures["ours"] / figures["bare graph"], 2),
+            }
+            bench.note(section="rates", preset=name, batch=batch, **rounded, **ratio)
 
 
-def bits(bench: Bench, presets: list[str], compiled: bool) -> None:
+def bits(bench: Bench, options: argparse.Namespace) -> None:
     """Equal bytes: graphed, called directly, and stopped after an epoch and continued."""
     everything = {
         "ema": 0.99, "mixup": 0.2, "erase": 0.3, "gamma": 0.2, "contrast": 0.2, "clip": 1.0,
         "flip": True, "rotate": 10.0, "schedule": "cosine", "class_weights": 5.0,
     }  # fmt: skip
-    cases: dict[str, dict[str, Any]] = {name: {} for name in presets}
+    cases: dict[str, dict[str, Any]] = {name: {} for name in options.presets}
     cases["fer2013, everything on"] = everything
-    if compiled:
+    if not options.no_compile:
         cases["cnn_improved, --compile"] = {"compile": True}
     for case, fields in cases.items():
         name = case.split(",")[0]
@@ -260,7 +203,7 @@ def same(run: Path, other: Path) -> bool:
     return all(a[key].numpy().tobytes() == b[key].numpy().tobytes() for key in a)
 
 
-def start(bench: Bench, *_: object) -> None:
+def start(bench: Bench, _: argparse.Namespace) -> None:
     """Seconds from process start to the end of the first step, and of the first replay."""
     for graph in ("off", "auto"):
         config = bench.config("cnn_baseline", epochs=1, graph=graph)
@@ -268,7 +211,7 @@ def start(bench: Bench, *_: object) -> None:
         bench.note(section="start", graph=graph, **times)
 
 
-def checkpoint(bench: Bench, *_: object) -> None:
+def checkpoint(bench: Bench, _: argparse.Namespace) -> None:
     """Seconds that a checkpoint holds up the loop, and what it costs in images/s."""
     held: list[float] = []
     original = Saver.save
@@ -295,21 +238,22 @@ def checkpoint(bench: Bench, *_: object) -> None:
     )
 
 
-def gan(bench: Bench, *_: object) -> None:
+def gan(bench: Bench, _: argparse.Namespace) -> None:
     """Pairs/s of the GAN at 64 pixels, and equal bytes with and without a graph."""
     n = 120 if bench.tiny else 4_000
     data = make_shards(bench.folder / "gan", n, 32 if bench.tiny else 64, 1)
-    precision: Any = "bf16" if bench.device.type == "cuda" else "fp32"
+    precision = "bf16" if bench.device.type == "cuda" else "fp32"
+    usual: dict[str, Any] = {"data": data, "precision": precision, "device": bench.device.type}
+    usual["tensorboard"] = False
     found: dict[str, Any] = {}
     runs = {}
     for batch in (8, 64):
         for graph in ("auto", "off"):
             bench.runs += 1
             run = bench.folder / f"run{bench.runs}"
-            config = GanConfig(
-                data, run, batch_size=batch, epochs=1 if batch == 8 else 3, precision=precision,
-                graph=graph, device=bench.device.type, tensorboard=False,
-            )  # type: ignore[arg-type]  # fmt: skip
+            fields: dict[str, Any] = {**usual, "batch_size": batch, "graph": graph, "run": run}
+            fields["epochs"] = 1 if batch == 8 or bench.tiny else 3
+            config = GanConfig(**fields)
             runs[graph] = bench.train(config)
             rows = read_rows(run, "timing.jsonl")
             found[f"{batch}, graph {graph}"] = round(rows[-1]["images_per_s"])
@@ -317,10 +261,10 @@ def gan(bench: Bench, *_: object) -> None:
     bench.note(section="gan", **found)
 
 
-def sharing(bench: Bench, *_: object) -> None:
+def sharing(bench: Bench, options: argparse.Namespace) -> None:
     """Images/s of several trainings on one GPU together."""
-    for count in (1, 2, 4, 8) if not bench.tiny else (1, 2):
-        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 40)
+    for count in (1, 2) if bench.tiny else (1, 4) if options.quick else (1, 2, 4, 8):
+        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 10)
         processes = []
         for k in range(count):
             own = dataclasses.replace(config, run=config.run.with_name(f"{config.run.name}-{k}"))
@@ -371,10 +315,14 @@ def child(text: str, began: float, first_step: bool) -> None:
     print(json.dumps(times if first_step else {"rate": rate}))
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="fer-bench-gpu-") as name:
-        yield Path(name)
+SECTIONS = {
+    "bits": bits,
+    "start": start,
+    "checkpoint": checkpoint,
+    "gan": gan,
+    "sharing": sharing,
+    "rates": rates,
+}
 
 
 def main() -> None:
@@ -384,6 +332,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[*SECTIONS])
     parser.add_argument("--presets", nargs="+", default=[*PRESETS])
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="only the presets' own batch sizes")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
@@ -393,11 +342,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.first_step or args.share:
         return child(args.first_step or args.share, args.began, bool(args.first_step))
-    with scratch() as folder:
-        bench = Bench(folder, args.device, args.rehearse, args.out)
+    with tempfile.TemporaryDirectory(prefix="fer-bench-gpu-") as folder:
+        bench = Bench(Path(folder), args.device, args.rehearse, args.out)
         for section in args.only:
             begin = time.monotonic()
-            globals()[section](bench, args.presets, not args.no_compile)
+            SECTIONS[section](bench, args)
             print(f"-- {section}: {time.monotonic() - begin:.0f} s", flush=True)
 
 

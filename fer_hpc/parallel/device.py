@@ -7,7 +7,6 @@ import importlib
 import os
 import socket
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def load_early(device: torch.device) -> None:
-    """Load in threads what the first step on a GPU would wait for: seconds of a start.
+    """Load what the first step on a GPU would wait for, several things at a time.
 
-    torch's optimisers import its compiler; the libraries of convolutions and matrix products load
-    when they are first used.
+    The libraries of convolutions and matrix products load when they are first used; torch's
+    optimisers import its compiler.
     """
     if device.type != "cuda":
         return
@@ -58,8 +57,8 @@ def load_early(device: torch.device) -> None:
 
     # read when the library of matrix products starts; without determinism it changes nothing
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for work in (use_libraries, partial(importlib.import_module, "torch._dynamo")):
-        threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=use_libraries, daemon=True).start()
+    importlib.import_module("torch._dynamo")  # here: not safe in a thread
 
 
 def card_of(device: torch.device) -> tuple[str, str]:
