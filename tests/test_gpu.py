@@ -102,7 +102,7 @@ def test_steps_do_not_make_the_host_wait(
     original, replays = StepRunner.run, []
 
     def watched(self: StepRunner, *args: Any, **more: Any) -> Any:
-        if not self._captured or self._changed is None or not args[4]:
+        if not self._captured or self._changed is None or not (args[4:] and args[4]):
             return original(self, *args, **more)
         replays.append(1)
         torch.cuda.set_sync_debug_mode("error")

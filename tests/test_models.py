@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fer_hpc.models.cnn import Dropout
+from fer_hpc.models.gpu_convolutions import convolve, use_quick_convolutions
 from fer_hpc.models.registry import MODELS
 
 
@@ -70,3 +71,34 @@ def test_dropout_treats_every_position_alike() -> None:
     kept = torch.stack([Dropout(0.3)(torch.ones(8)) > 0 for _ in range(4000)]).float()
     assert (kept.mean(0) - 0.7).abs().max() < 0.03
     assert (torch.corrcoef(kept.T) - torch.eye(8)).abs().max() < 0.06
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "channels"),
+    [(3, 2, 1, 4), (3, 2, 0, 5), (1, 2, 0, 3), (7, 2, 3, 3), (4, 2, 1, 1), (3, 1, 1, 1)],
+)
+@pytest.mark.parametrize("side", [12, 13])
+def test_quick_forms_of_convolutions_are_the_same_sums(
+    size: int, stride: int, padding: int, channels: int, side: int
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 6, size, stride, padding).double()
+    images = torch.randn(2, channels, side, side, dtype=torch.float64, requires_grad=True)
+    found = []
+    for output in (conv(images), convolve(conv, images)):
+        inputs = [images, conv.weight]
+        gradients = torch.autograd.grad((output * output.detach().cos()).sum(), inputs)
+        found.append((output, *gradients))
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*found, strict=True))
+    assert found[0][0].shape == found[1][0].shape
+
+
+def test_only_plain_convolutions_change_their_form() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, groups=2), nn.Conv2d(4, 8, 3)
+    )
+    before = [type(module) for module in network]
+    state = list(network.state_dict())
+    changed = [type(module) for module in use_quick_convolutions(network)]
+    assert [a is b for a, b in zip(before, changed, strict=True)] == [False, True, True]
+    assert list(network.state_dict()) == state

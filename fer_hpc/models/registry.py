@@ -16,7 +16,7 @@ from fer_hpc.config.plugins import (
     origin_of_caller,
 )
 from fer_hpc.models.cnn import cnn_baseline, cnn_improved
-from fer_hpc.models.narrow import widen_gray_convolutions
+from fer_hpc.models.gpu_convolutions import use_quick_convolutions
 from fer_hpc.models.resnet import resnet_baseline, resnet_small
 from fer_hpc.models.spec import Builder, ModelSpec, Normalized
 from fer_hpc.models.vgg import vgg
@@ -99,7 +99,7 @@ def build_network(
     """
     side, _, channels = image_shape
     spec = model_spec(science["model"])
-    network = widen_gray_convolutions(spec.build(_outputs(science, classes), channels, side))
+    network = use_quick_convolutions(spec.build(_outputs(science, classes), channels, side))
     if spec.mean is None:
         return network
     std = spec.std or (1.0,) * len(spec.mean)

@@ -114,7 +114,8 @@ class StepRunner:
 
     def _capture(self, given: Inputs, variant: Hashable) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: other threads (checkpoints, pixels) may use the GPU meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self._step(given, variant)
         self._pool = graph.pool()
         return graph, result

@@ -159,9 +159,8 @@ def progress_text(sums: list[int]) -> str:
 def image_flops(learner: Learner, images: ImageStore) -> float:
     """Floating-point operations of training on one image."""
     height, width, channels = images.parts[0].shape[1:]
-    network = copy.deepcopy(learner.model).to("meta")  # shapes only: nothing is computed
-    dtype = next(network.parameters()).dtype
-    one = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
+    network = copy.deepcopy(learner.model).cpu()  # a GPU may take another form of a convolution
+    one = torch.zeros(1, channels, height, width, dtype=next(network.parameters()).dtype)
     return training_flops(network, one)
 
 
