@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FER = .venv/bin/python -m fer_hpc
 
-.PHONY: demo test test-fast test-gpu test-long lint flags clean-demo
+.PHONY: demo test test-fast test-gpu bench-gpu test-long lint flags clean-demo
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,12 @@ test-fast: .venv/.installed # no training, no daemons, no browser: under 90 s on
 
 test-gpu: .venv/.installed # on a machine with a CUDA device
 	$(PYTEST) -m gpu
+
+# On a CUDA machine with torch, from a checkout, without pip or network: under 6 minutes.
+bench-gpu:
+	$(BENCH_PYTHON) bench/gpu.py --quick --out gpu.jsonl
+
+BENCH_PYTHON = $(shell test -x .venv/bin/python && echo .venv/bin/python || echo python3)
 
 test-long: .venv/.installed
 	$(PYTEST) -m 'not gpu'
