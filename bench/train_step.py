@@ -5,8 +5,8 @@
 `ours` is `train()` itself: the loader, the preset's augmentation, sums, logs and the checks of
 every step, without validation and checkpoints. `bare loop` is forward, cross-entropy, backward and
 optimiser step on one batch that stays in memory, with the same network, optimiser, precision and
-memory format. Lightning and Keras run with their defaults: fp32, their own loop, batches from
-memory. Rounds are interleaved and the best of each counts. Peers that are not installed are left
+memory format. Lightning and Keras run with their defaults (fp32, their own loop, batches from
+memory) and, where ours is bf16, also in mixed bf16. Rounds are interleaved and the best of each counts. Peers that are not installed are left
 out.
 """
 
@@ -104,7 +104,9 @@ def bare_loop(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int
     return run
 
 
-def lightning(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def lightning(
+    chosen: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
+) -> Callable[[int], float]:
     import logging
     import warnings
 
@@ -137,6 +139,7 @@ def lightning(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            precision="bf16-mixed" if mixed else "32-true",
         )
         module = Module()
         start = time.perf_counter()
@@ -182,10 +185,13 @@ def keras_model(name: str, shape: tuple[int, int, int]) -> Any:
     )
 
 
-def keras(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def keras(
+    chosen: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
+) -> Callable[[int], float]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from keras import optimizers
+    from keras import mixed_precision, optimizers
 
+    mixed_precision.set_global_policy("mixed_bfloat16" if mixed else "float32")
     model = keras_model(chosen.model, shape)
     optimizer = optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
     loss = "sparse_categorical_crossentropy"
@@ -236,9 +242,15 @@ def main() -> None:
                 "bare loop": bare_loop(chosen, shape),
             }
             if name in ("cnn_baseline", "resnet_baseline"):
-                for peer, make in (("Lightning", lightning), ("Keras", keras)):
+                peers: list[tuple[str, Callable[..., Callable[[int], float]], bool]] = [
+                    ("Lightning", lightning, False),
+                    ("Keras", keras, False),
+                ]
+                if precision == "bf16":
+                    peers += [("Lightning, bf16", lightning, True), ("Keras, bf16", keras, True)]
+                for peer, make, mixed in peers:
                     try:
-                        candidates[peer] = make(chosen, shape)
+                        candidates[peer] = make(chosen, shape, mixed)
                     except ImportError as missing:
                         print(f"{peer}: left out ({missing})", file=sys.stderr)
             for run in candidates.values():
@@ -260,7 +272,7 @@ def main() -> None:
         for who, value in rates.items():
             ratio = rates["ours"] / value
             text = f"{value:8,.1f} images/s   ours is {ratio:5.2f} times that"
-            print(f"  {name:<16} {who:<10} {text}", flush=True)
+            print(f"  {name:<16} {who:<15} {text}", flush=True)
 
 
 def _rounds(
