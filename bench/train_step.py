@@ -6,8 +6,8 @@
 every step, without validation and checkpoints. `bare loop` is forward, cross-entropy, backward and
 optimiser step on one batch that stays in memory, with the same network, optimiser, precision and
 memory format. Lightning and Keras run with their defaults (fp32, their own loop, batches from
-memory) and, where ours is bf16, also in mixed bf16. Rounds are interleaved and the best of each counts. Peers that are not installed are left
-out.
+memory) and, where ours is bf16, also in mixed bf16.
+Rounds are interleaved and the best of each counts. Peers that are not installed are left out.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from fer_hpc.parallel.device import autocast
 from fer_hpc.parallel.graph import StepRunner
 
 
+MOST = 8  # at most the eighth part of a split, but one chunk
+
+
 class BatchNormEstimator:
     """Sets the running statistics of `model` to those of a fixed set of training images.
 
@@ -34,13 +37,14 @@ class BatchNormEstimator:
         count: int,
         seed: int,
         precision: str,
-        graph: bool,
+        graph: bool = False,
     ) -> None:
         self.model, self.images, self._precision = model, images, precision
         self.norms = [
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
         ]
-        chunks = -(-count // EVAL_CHUNK)
+        # of a small split less: an epoch of it is short
+        chunks = -(-min(count, len(images.split) // MOST) // EVAL_CHUNK) if count else 0
         if not self.norms or not chunks:
             self.norms, chunks = [], 1
         order = np.random.default_rng(seed).permutation(len(images.split))

@@ -1,0 +1,75 @@
+"""Batch norm's statistics from training images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fer_hpc.config import preset
+from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.data.store import ImageStore
+from fer_hpc.data.stream import gather_rows
+from fer_hpc.models.registry import build_network
+from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import read_rows
+from fer_hpc.training.batch_norm import BatchNormEstimator
+from fer_hpc.training.loop import train
+
+CPU = torch.device("cpu")
+
+
+def test_statistics_are_those_of_the_images(shards: Path) -> None:
+    images = ImageStore(open_split(read_manifest(shards), "train"), CPU)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten(), nn.Linear(32**2, 8))
+    norm = network[0]
+    estimator = BatchNormEstimator(network, images, 256, seed=3, precision="fp32")
+    estimator.estimate()
+    pixels = gather_rows(images, estimator._block.arrays["rows"][0]).images
+    assert norm.running_mean.item() == pytest.approx(pixels.mean().item(), rel=1e-5)
+    assert norm.running_var.item() == pytest.approx(pixels.var().item(), rel=1e-4)
+    assert norm.momentum == 0.1
+    assert int(norm.num_batches_tracked) == 0
+    assert not network.training
+
+
+def test_it_changes_statistics_only_and_repeats(shards: Path) -> None:
+    images = ImageStore(open_split(read_manifest(shards), "train"), CPU)
+    torch.manual_seed(0)
+    network = build_network({"model": "cnn_baseline"}, 8, (32, 32, 1))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    BatchNormEstimator(network, images, 300, 0, "fp32").estimate()
+    first = {name: value.clone() for name, value in network.state_dict().items()}
+    BatchNormEstimator(network, images, 300, 0, "fp32").estimate()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, first[name]), name
+        changed = not torch.equal(value, before[name])
+        assert changed == name.endswith(("running_mean", "running_var")), name
+    BatchNormEstimator(network, images, 0, 0, "fp32").estimate()  # 0: nothing
+
+
+def test_a_short_run_is_validated_with_statistics_that_fit_its_weights(
+    shards: Path, tmp_path: Path
+) -> None:
+    """A running average of 1 % a step lags behind weights that change quickly."""
+    rows = {}
+    for count in (0, 256):
+        config = preset(
+            "cnn_improved",
+            data=shards,
+            run=tmp_path / str(count),
+            bn_images=count,
+            batch_size=30,
+            optimizer="adamw",
+            lr=0.01,
+            epochs=1,
+            tensorboard=False,
+            device="cpu",
+        )
+        train(config, World())
+        rows[count] = read_rows(tmp_path / str(count))[0]
+    assert rows[0]["train_loss"] == rows[256]["train_loss"]
+    assert rows[256]["val_loss"] < 0.5 * rows[0]["val_loss"]
