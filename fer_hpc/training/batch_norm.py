@@ -18,7 +18,6 @@ from fer_hpc.data.stream import PixelStream
 from fer_hpc.parallel.device import autocast
 from fer_hpc.parallel.graph import StepRunner
 
-
 MOST = 8  # at most the eighth part of a split, but one chunk
 
 
