@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -234,6 +235,7 @@ class Run(Generic[Config]):
         place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
         self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
         self.log.hparams(_hparams(config))
+        gc.freeze()  # what exists by now stays: collections need not look at it
 
     def after_step(
         self,
