@@ -37,8 +37,8 @@ test: lint # everything but the long drills: under 10 minutes on 2 cores
 test-fast: .venv/.installed # no training, no daemons, no browser: under 90 s on 2 cores
 	$(PYTEST) -m 'not slow and not long and not gpu' $(PARALLEL)
 
-test-gpu: .venv/.installed # on a machine with a CUDA device
-	$(PYTEST) -m gpu
+test-gpu: # on a machine with a CUDA device; needs torch and pytest, no network
+	$(BENCH_PYTHON) -m pytest -m gpu tests/test_gpu.py tests/test_gpu_ranks.py
 
 # On a CUDA machine with torch, from a checkout, without pip or network: under 6 minutes.
 bench-gpu:

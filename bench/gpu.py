@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bare_loop
 import torch
+from lightning_loop import lightning_rate
 from train_step import CLASSES, make_shards
 
 from fer_hpc.config import PRESETS, GanConfig, TrainConfig, preset
@@ -52,7 +53,7 @@ class Bench:
     def __init__(self, folder: Path, device: str, tiny: bool, out: Path) -> None:
         self.folder, self.device, self.tiny, self.out = folder, torch.device(device), tiny, out
         self.name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-        small, large = (64, 32) if tiny else (28_672, 2_560)
+        small, large = (64, 32) if tiny else (14_336, 2_560)
         self.small = make_shards(folder / "small", small, 48, 1)
         self.large = make_shards(folder / "large", large, 64 if tiny else 224, 3)
         self.runs = 0
@@ -139,12 +140,12 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
                 )
                 empty_cache(bench.device)
             best = max(figures.values())
-            n = (bench.tiny and 32) or (2_560 if name == BIG else 28_672)
-            epochs = 2 if bench.tiny else max(4, min(30, round(0.7 * best / n) + 2))
+            n = (bench.tiny and 32) or (2_560 if name == BIG else 14_336)
+            epochs = 2 if bench.tiny else max(3, min(40, round(0.7 * best / n) + 2))
             modes: dict[str, dict[str, Any]] = {
                 "ours": {},
                 "ours, --no-deterministic": {"deterministic": False},
-                "ours, --graph off": {"graph": "off", "epochs": min(epochs, 4)},
+                "ours, --graph off": {"graph": "off", "epochs": 2},
             }
             if compiled:
                 modes["ours, --compile"] = {"compile": True}
@@ -174,7 +175,7 @@ def bits(bench: Bench, options: argparse.Namespace) -> None:
         "ema": 0.99, "mixup": 0.2, "erase": 0.3, "gamma": 0.2, "contrast": 0.2, "clip": 1.0,
         "flip": True, "rotate": 10.0, "schedule": "cosine", "class_weights": 5.0,
     }  # fmt: skip
-    cases: dict[str, dict[str, Any]] = {name: {} for name in options.presets}
+    cases: dict[str, dict[str, Any]] = {name: {} for name in options.presets if not options.quick}
     cases["fer2013, everything on"] = everything
     if not options.no_compile:
         cases["cnn_improved, --compile"] = {"compile": True}
@@ -224,7 +225,7 @@ def checkpoint(bench: Bench, _: argparse.Namespace) -> None:
 
     Saver.save = timed  # type: ignore[method-assign]
     try:
-        epochs = 2 if bench.tiny else 40
+        epochs = 2 if bench.tiny else 30
         every = rate(bench, "cnn_improved", epochs, checkpoint_every_s=0.3)
     finally:
         Saver.save = original  # type: ignore[method-assign]
@@ -261,10 +262,23 @@ def gan(bench: Bench, _: argparse.Namespace) -> None:
     bench.note(section="gan", **found)
 
 
+def peer(bench: Bench, _: argparse.Namespace) -> None:
+    """Lightning with 8 workers at 48 pixels and at 224, batch 64."""
+    for name in ("cnn_baseline", BIG):
+        config = bench.config(name, batch_size=64)
+        side = 48 if name != BIG else 64 if bench.tiny else 224
+        shape, n = (side, side, 3 if name == BIG else 1), 640 if bench.tiny else 2_560
+        found = bare_loop.or_zero(
+            f"Lightning, {name}",
+            partial(lightning_rate, config, shape, CLASSES, n, bench.device),
+        )
+        bench.note(section="peer", preset=name, batch=64, lightning=round(found))
+
+
 def sharing(bench: Bench, options: argparse.Namespace) -> None:
     """Images/s of several trainings on one GPU together."""
     for count in (1, 2) if bench.tiny else (1, 4) if options.quick else (1, 2, 4, 8):
-        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 10)
+        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 16)
         processes = []
         for k in range(count):
             own = dataclasses.replace(config, run=config.run.with_name(f"{config.run.name}-{k}"))
@@ -321,6 +335,7 @@ SECTIONS = {
     "checkpoint": checkpoint,
     "gan": gan,
     "sharing": sharing,
+    "peer": peer,
     "rates": rates,
 }
 
