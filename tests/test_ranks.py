@@ -55,7 +55,12 @@ def kill_and_finish(
 
 
 @pytest.mark.parametrize(
-    ("size", "case"), [(1, "resnet_cosine_ema"), (2, "cnn_plateau_mixup"), (4, "resnet_cosine_ema")]
+    ("size", "case"),
+    [
+        (1, "resnet_cosine_ema"),
+        (2, "cnn_plateau_mixup"),
+        pytest.param(4, "resnet_cosine_ema", marks=pytest.mark.long),
+    ],
 )
 def test_killed_ranks_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
     kill_and_finish(size, case, shards, tmp_path, kills=3, rng=random.Random(size))

@@ -111,6 +111,7 @@ def test_the_report_shows_a_sweep_as_one(fer: Fer, swept: Path, tmp_path: Path) 
     assert page.count("<h2 ") == 2, "the sweep and its data, no trial by itself"
 
 
+@pytest.mark.long
 def test_more_seeds_run_only_what_is_new_also_in_another_place(
     shards: Path, swept: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def four_gpus() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_several_workers_have_a_gpu_each(shards: Path, four_gpus: str, tmp_path: Path) -> None:
     """Two trials of two workers fill four GPUs, each worker its own; five workers do not fit."""
     ray = {"RAY_ADDRESS": four_gpus, "RAY_AUTH_MODE": "disabled"}

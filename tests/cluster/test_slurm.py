@@ -86,6 +86,7 @@ def train(
     return cluster.sbatch(*sbatch, *call, cwd=site, **PYTHON)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("undisturbed")
 def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> None:
     """Preprocess as an array, train on 2 nodes x 2 ranks, score, each after the one before."""
@@ -258,6 +259,7 @@ def test_dozens_of_random_losses(
     assert_same_outcome(run, whole)
 
 
+@pytest.mark.long
 def test_a_killed_node(
     cluster: Cluster, site: Path, shards: Path, short: tuple[object, ...], whole: dict[int, Path]
 ) -> None:
