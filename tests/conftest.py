@@ -35,7 +35,12 @@ SLOW = set(
 )
 
 
+# Long chains begin first: a file's tests run one after the other.
+FIRST = ("test_tune.py", "test_slurm.py", "test_extending.py", "test_ranks.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
     for item in items:
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
