@@ -29,8 +29,7 @@ demo: .venv/.installed
 DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 
 PYTEST = .venv/bin/python -m pytest
-# Twice as many as cores: half of the time tests wait for daemons, signals and each other.
-PARALLEL = --numprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: lint # everything but the long drills: under 10 minutes on 2 cores
 	$(PYTEST) -m 'not long and not gpu' $(PARALLEL)
