@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fer_hpc import register_model
+from fer_hpc.models.resnet import initialized
 from fer_hpc.models.seresnet import SqueezeExcitation
 
 
@@ -42,14 +43,7 @@ def build(
         layers += [Block(outputs, squeeze) for _ in range(blocks)] if k else []
         inputs = outputs
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
-    network = nn.Sequential(*layers, nn.Linear(inputs, classes))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    return network
+    return initialized(nn.Sequential(*layers, nn.Linear(inputs, classes)))
 
 
 @register_model("small_wide")

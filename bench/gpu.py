@@ -40,7 +40,6 @@ from fer_hpc.parallel.device import configure_torch
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_rows
 from fer_hpc.run.saver import Saver
-from fer_hpc.training import loop
 from fer_hpc.training.loop import train
 
 BIG = "resnet_improved"  # the only preset for 224 pixels
@@ -82,13 +81,13 @@ class Bench:
 
     def train(self, config: TrainConfig | GanConfig, **more: Any) -> Path:
         """Train to the end; gives the run folder."""
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as output:
             if isinstance(config, GanConfig):
                 train_gan(config, World())
             else:
                 train(config, World(), **more)
-        if "--graph off" in said.getvalue():
-            print(said.getvalue(), file=sys.stderr)
+        if "--graph off" in output.getvalue():
+            print(output.getvalue(), file=sys.stderr)
         return config.run
 
 
@@ -110,11 +109,6 @@ def bare_rate(bench: Bench, name: str, batch: int, kind: str) -> float:
     if bench.device.type == "cuda" and kind != "eager":
         step = bare_loop.captured(step)
     return bare_loop.rate(step, bench.device, config.batch_size, 0.1 if bench.tiny else 0.8)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def empty_cache(device: torch.device) -> None:
@@ -208,7 +202,7 @@ def start(bench: Bench, _: argparse.Namespace) -> None:
     """Seconds from process start to the end of the first step, and of the first replay."""
     for graph in ("off", "auto"):
         config = bench.config("cnn_baseline", epochs=1, graph=graph)
-        times = subprocess_json("--first-step", config, bench)
+        times = subprocess_json("first-step", config, bench)
         bench.note(section="start", graph=graph, **times)
 
 
@@ -282,7 +276,7 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
         processes = []
         for k in range(count):
             own = dataclasses.replace(config, run=config.run.with_name(f"{config.run.name}-{k}"))
-            processes.append(start_process("--share", own, bench))
+            processes.append(start_process("share", own, bench))
         figures = [json.loads(p.communicate()[0].splitlines()[-1]) for p in processes]
         bench.note(
             section="sharing", processes=count, together=round(sum(f["rate"] for f in figures))
@@ -295,7 +289,8 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
 def start_process(what: str, config: TrainConfig, bench: Bench) -> subprocess.Popen[str]:
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     text = json.dumps(fields, default=str)
-    command = [sys.executable, __file__, what, text, "--began", str(time.time())]
+    script = str(Path(__file__).with_name("gpu_child.py"))
+    command = [sys.executable, script, what, text, str(time.time())]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -303,30 +298,6 @@ def subprocess_json(what: str, config: TrainConfig, bench: Bench) -> dict[str, A
     output = start_process(what, config, bench).communicate()[0]
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
-
-
-def child(text: str, began: float, first_step: bool) -> None:
-    """Train with the given fields; print times of the first steps, or the rate."""
-    config = TrainConfig(**{k: v for k, v in json.loads(text).items() if v != [] and v != "None"})
-    times: dict[str, float] = {"imported_s": round(time.time() - began, 2)}
-    original = loop.StepRunner.run
-
-    def timed(self: Any, *args: Any, **more: Any) -> Any:
-        result = original(self, *args, **more)
-        name = {0: "first_step_s", 1: "second_step_s", 2: "third_step_s"}.get(timed.calls)  # type: ignore[attr-defined]
-        if name:
-            synchronize(torch.device(config.device))
-            times[name] = round(time.time() - began, 2)
-        timed.calls += 1  # type: ignore[attr-defined]
-        return result
-
-    timed.calls = 0  # type: ignore[attr-defined]
-    if first_step:
-        loop.StepRunner.run = timed  # type: ignore[method-assign]
-    train(config, World())
-    rows = read_rows(config.run, "timing.jsonl")[1:]
-    rate = statistics.median(r["images_per_s"] for r in rows) if rows else 0.0
-    print(json.dumps(times if first_step else {"rate": rate}))
 
 
 SECTIONS = {
@@ -351,12 +322,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
-    parser.add_argument("--first-step", help=argparse.SUPPRESS)
-    parser.add_argument("--share", help=argparse.SUPPRESS)
-    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.first_step or args.share:
-        return child(args.first_step or args.share, args.began, bool(args.first_step))
     with tempfile.TemporaryDirectory(prefix="fer-bench-gpu-") as folder:
         bench = Bench(Path(folder), args.device, args.rehearse, args.out)
         for section in args.only:

@@ -99,6 +99,11 @@ def resnet_small(classes: int, channels: int = 1, size: int = 48) -> nn.Module:
     network = nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, classes)
     )
+    return initialized(network)
+
+
+def initialized(network: nn.Module) -> nn.Module:
+    """The network with He initialisation of convolutions by fan-out, Glorot of dense layers."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -118,20 +118,20 @@ def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> d
     Copied on a stream of its own, which waits for `ready` only, not for later training steps.
     """
 
-    def moved(value: Any) -> Any:
+    def on_host(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.cpu()
         if isinstance(value, dict):
-            return {key: moved(v) for key, v in value.items()}
-        return [moved(v) for v in value] if isinstance(value, list | tuple) else value
+            return {key: on_host(v) for key, v in value.items()}
+        return [on_host(v) for v in value] if isinstance(value, list | tuple) else value
 
     if ready is None:
-        found: dict[str, Any] = moved(content)
+        found: dict[str, Any] = on_host(content)
         return found
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         ready.wait()
-        found = moved(content)
+        found = on_host(content)
     return found
 
 

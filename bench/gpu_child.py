@@ -1,0 +1,52 @@
+"""One training in a process of its own, for bench/gpu.py: times of its first steps, or its rate.
+
+python bench/gpu_child.py first-step|share FIELDS BEGAN
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from fer_hpc.config import TrainConfig
+from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import read_rows
+from fer_hpc.training import loop
+
+STEPS = ("first_step_s", "second_step_s", "third_step_s")
+
+
+def main() -> None:
+    what, text, began = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    config = TrainConfig(**{k: v for k, v in json.loads(text).items() if v != [] and v != "None"})
+    times: dict[str, float] = {"imported_s": round(time.time() - began, 2)}
+    original, calls = loop.StepRunner.run, 0
+
+    def timed(self: Any, *args: Any, **more: Any) -> Any:
+        nonlocal calls
+        result = original(self, *args, **more)
+        if calls < len(STEPS):
+            if config.device == "cuda":
+                torch.cuda.synchronize()
+            times[STEPS[calls]] = round(time.time() - began, 2)
+        calls += 1
+        return result
+
+    if what == "first-step":
+        loop.StepRunner.run = timed  # type: ignore[method-assign]
+    loop.train(config, World())
+    rows = read_rows(config.run, "timing.jsonl")[1:]
+    rate = statistics.median(r["images_per_s"] for r in rows) if rows else 0.0
+    print(json.dumps(times if what == "first-step" else {"rate": rate}))
+
+
+if __name__ == "__main__":
+    main()
