@@ -75,7 +75,7 @@ def test_dropout_treats_every_position_alike() -> None:
 
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "channels"),
-    [(3, 2, 1, 4), (3, 2, 0, 5), (1, 2, 0, 3), (7, 2, 3, 3), (4, 2, 1, 1), (3, 1, 1, 1)],
+    [(3, 2, 1, 8), (3, 2, 0, 5), (1, 2, 0, 8), (1, 1, 0, 3), (2, 2, 1, 1), (3, 1, 1, 1)],
 )
 @pytest.mark.parametrize("side", [12, 13])
 def test_quick_forms_of_convolutions_are_the_same_sums(
@@ -86,16 +86,16 @@ def test_quick_forms_of_convolutions_are_the_same_sums(
     images = torch.randn(2, channels, side, side, dtype=torch.float64, requires_grad=True)
     found = []
     for output in (conv(images), convolve(conv, images)):
-        inputs = [images, conv.weight]
+        inputs = [images, conv.weight, conv.bias]
         gradients = torch.autograd.grad((output * output.detach().cos()).sum(), inputs)
         found.append((output, *gradients))
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*found, strict=True))
     assert found[0][0].shape == found[1][0].shape
 
 
-def test_only_plain_convolutions_change_their_form() -> None:
+def test_only_plain_convolutions_of_few_channels_change_their_form() -> None:
     network = nn.Sequential(
-        nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, groups=2), nn.Conv2d(4, 8, 3)
+        nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, groups=2), nn.Conv2d(64, 8, 3)
     )
     before = [type(module) for module in network]
     state = list(network.state_dict())
