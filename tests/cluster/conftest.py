@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import gridengine
+from tests.helpers.gridengine import Cell
 from tests.helpers.slurm import Cluster, lacking
 
 
@@ -15,6 +17,16 @@ def cluster() -> Iterator[Cluster]:
     if why:
         pytest.skip(f"no Slurm here: {why}")
     with Cluster() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def cell() -> Iterator[Cell]:
+    """A Grid Engine of one host, up for all tests; skips where it cannot be started."""
+    why = lacking(gridengine.PROGRAMS)
+    if why:
+        pytest.skip(f"no Grid Engine here: {why}")
+    with Cell() as started:
         yield started
 
 

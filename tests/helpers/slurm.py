@@ -109,11 +109,11 @@ while :; do wait; sleep 1; done
 """
 
 
-def lacking() -> str:
-    """Why a cluster cannot be started here; "" where it can."""
+def lacking(programs: Sequence[str] = PROGRAMS) -> str:
+    """Why a cluster of these programs cannot be started here; "" where it can."""
     if os.geteuid() != 0:
         return "not root"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+    missing = [name for name in programs if shutil.which(name, path=PATH) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
