@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.helpers.gridengine import Cell
 from tests.helpers.slurm import until
 
 OPTIONS = ("-cwd", "-j", "y", "-S", "/bin/bash")
+
+
+@pytest.fixture
+def users_folder(cell: Cell) -> Iterator[Path]:
+    """A folder of an ordinary user: pytest's own are closed to all but their owner."""
+    folder = Path(tempfile.mkdtemp(prefix="fer-user-", dir="/tmp"))
+    os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_two_jobs_on_a_host_get_different_gpus(cell: Cell, tmp_path: Path) -> None:
@@ -54,3 +71,31 @@ def test_jobs_run_on_while_the_master_is_away_and_move_when_their_host_dies(
     cell.wait(job, seconds=90)
     assert (tmp_path / f"job.sh.o{job}").read_text().split() == ["0", "1"]
     assert [row["failed"] for row in cell.account(job)] == ["25  : rescheduling", "0"]
+
+
+CHILD = """\
+import signal, time
+signal.signal(signal.SIGUSR2, lambda *_: print("child", flush=True))
+print("up", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+
+def test_a_users_warning_reaches_every_process_of_the_job(
+    users_folder: Path,
+) -> None:
+    with Cell(user="nobody") as cell:
+        (users_folder / "child.py").write_text(CHILD)
+        (users_folder / "job.sh").write_text(
+            "trap 'echo shell' USR2\n"
+            f"setsid {sys.executable} child.py &\n"
+            "while :; do wait; sleep 0.1; done\n"
+        )
+        job = cell.qsub(*OPTIONS, "-notify", "job.sh", cwd=users_folder)
+        output = users_folder / f"job.sh.o{job}"
+        until(lambda: output.exists() and "up" in output.read_text(), 20, "the child")
+        cell.cancel(job)
+        cell.wait(job)
+        assert set(output.read_text().split()) == {"child", "shell", "up"}  # the shell may get two
+        assert cell.account(job)[-1]["owner"] == "nobody"

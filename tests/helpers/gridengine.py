@@ -14,10 +14,12 @@ chosen by a prolog that writes a variable into the job's environment, as Grid En
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,13 +37,17 @@ CLIENTS = "qsub qstat qacct qdel qmod qalter qhold qrls qconf qhost qresub qsele
 class Cell:
     """Hosts n1, n2, ... of 8 slots and 4 fake GPUs in all.q.
 
-    `gpu_variable` is what the site's prolog sets: CUDA_VISIBLE_DEVICES, SGE_GPU, ...
+    `gpu_variable` is what the site's prolog sets: CUDA_VISIBLE_DEVICES, SGE_GPU, ... Jobs are those
+    of `user`, who needs to be able to write where they run. Only for root, signals reach nothing
+    but the process group of the job's shell; others' reach all processes, the group's up to twice.
     """
 
-    def __init__(self, hosts: int = 1, gpu_variable: str = "CUDA_VISIBLE_DEVICES") -> None:
+    def __init__(
+        self, hosts: int = 1, gpu_variable: str = "CUDA_VISIBLE_DEVICES", user: str = "root"
+    ) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="fer-sge-", dir="/tmp"))
         self.hosts = [f"n{i + 1}" for i in range(hosts)]
-        self.gpu_variable = gpu_variable
+        self.gpu_variable, self.user = gpu_variable, user
         self._holders: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         foreign = ("SGE_", "JOB_", "QUEUE", "PE_", "SLURM_", "SBATCH_")
@@ -108,11 +114,12 @@ class Cell:
 
     def _hold(self, host: str) -> None:
         """Make the namespaces of a host; they exist until `kill_host`."""
-        script = site.HOST_SCRIPT.format(host=host, base=self.base)
+        script = site.HOST_SCRIPT.format(host=host, base=self.base, user=self.user)
         spaces = ["--net", "--uts", "--pid", "--ipc", "--mount", "--fork", "--mount-proc"]
         command = ["unshare", *spaces, "--kill-child=KILL", "bash", "-c", script]
+        env = {**self.env, "PYTHON": sys.base_prefix}
         process = subprocess.Popen(
-            command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         up = self.base / f"{host}.up"
         self._holders[host] = process, 0
@@ -130,12 +137,15 @@ class Cell:
         return self._must(*self._enter(host, *args))
 
     def _write_clients(self) -> None:
-        pid = self._holders["master"][1]
+        values = {"base": self.base, "lib": site.LIB, "pid": self._holders["master"][1]}
+        values["become"] = ""
+        if self.user != "root":
+            entry = pwd.getpwnam(self.user)
+            ids = f"--reuid {entry.pw_uid} --regid {entry.pw_gid} --clear-groups"
+            values["become"] = f"setpriv {ids} env USER={self.user} LOGNAME={self.user}"
         for name in CLIENTS:
             script = self.base / "bin" / name
-            script.write_text(
-                site.CLIENT_SCRIPT.format(base=self.base, lib=site.LIB, name=name, pid=pid)
-            )
+            script.write_text(site.CLIENT_SCRIPT.format(name=name, **values))
             script.chmod(0o755)
 
     def _write_spool(self) -> None:
@@ -165,18 +175,21 @@ class Cell:
     def _configure(self) -> None:
         scheduler = self.base / "site/scheduler"
         scheduler.write_text(_changed(self.ask("qconf", "-ssconf"), site.SCHEDULER))
-        self._must("qconf", "-Msconf", scheduler)
-        self._must("qconf", "-as", "master")
+        self._qconf("-Msconf", scheduler)
+        self._qconf("-as", "master")
         (self.base / "site/project").write_text(site.PROJECT)
-        self._must("qconf", "-Aprj", self.base / "site/project")
+        self._qconf("-Aprj", self.base / "site/project")
         # an editor that changes nothing: all values of a new queue are the defaults
-        self._must("qconf", "-aq", "all.q")
+        self._qconf("-aq", "all.q")
         for name, value in site.QUEUE.items():
-            self._must("qconf", "-rattr", "queue", name, value, "all.q")
+            self._qconf("-rattr", "queue", name, value, "all.q")
         for host in self.hosts:
-            self._must("qconf", "-ah", host)
-            self._must("qconf", "-as", host)
-            self._must("qconf", "-aattr", "queue", "hostlist", host, "all.q")
+            self._qconf("-ah", host)
+            self._qconf("-as", host)
+            self._qconf("-aattr", "queue", "hostlist", host, "all.q")
+
+    def _qconf(self, *args: object) -> str:
+        return self._inside("master", site.LIB / "qconf", *args)
 
     def _must(self, *args: object) -> str:
         done = self._call(*args)
@@ -231,7 +244,7 @@ class Cell:
         self._inside(host, "ip", "link", "set", "eth0", "up")
         self.start_execd(host)
         until(lambda: self._call("qconf", "-se", host).returncode == 0, 20, f"host {host}")
-        self._must("qconf", "-rattr", "exechost", "complex_values", "gpus=4,gpu_c=8.0", host)
+        self._qconf("-rattr", "exechost", "complex_values", "gpus=4,gpu_c=8.0", host)
 
     def kill_host(self, host: str = "n1") -> None:
         """As if its power had failed: every process of the host is gone."""

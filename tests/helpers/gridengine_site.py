@@ -12,6 +12,13 @@ for file in hosts nsswitch.conf resolv.conf; do
     [ -e /etc/$file ] && mount --bind {base}/$file /etc/$file
 done
 ip link set lo up
+if [ {user} != root ] && [ "${{PYTHON#/root/}}" != "$PYTHON" ]; then  # users may not enter /root
+    mkdir {base}/python.{host}
+    mount --bind "$PYTHON" {base}/python.{host}
+    mount -t tmpfs -o mode=755 tmpfs /root
+    mkdir -p "$PYTHON"
+    mount --bind {base}/python.{host} "$PYTHON"
+fi
 touch {base}/{host}.up
 while :; do wait; sleep 1; done
 """
@@ -21,7 +28,7 @@ CLIENT_SCRIPT = """\
 export SGE_ROOT={base}/sge SGE_CELL=default
 # on a host of the cell
 cmp -s /etc/hosts {base}/hosts && exec {lib}/{name} "$@"
-exec nsenter -t {pid} --net --uts --pid --mount --wdns="$PWD" {lib}/{name} "$@"
+exec nsenter -t {pid} --net --uts --pid --mount --wdns="$PWD" {become} {lib}/{name} "$@"
 """
 
 # As many sites do it: a lock for each device, and a line in the file of the job's environment.
