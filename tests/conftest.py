@@ -2,49 +2,82 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers import processes
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
+Once = Callable[[str, Callable[[Path], subprocess.CompletedProcess[str]]], Path]
 Train = Preprocess = Fer  # with arguments of their own: see the fixtures
 TRAIN_SPEED = (
     "--epochs 3 --batch-size 30 --checkpoint-every-s 0.2 --no-tensorboard --threads 1"
 ).split()
+GAN_SPEED = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.8, "--no-tensorboard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests compare bits and start ranks, so they train on the CPU; only `-m gpu` uses a GPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Several test processes share the cores: threads that spin cost the others' time.
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 # Files of tests that train, start daemons or look at pages: left out of `make test-fast`.
 SLOW = set(
-    "test_api.py test_batch_norm.py test_classes.py test_cluster.py test_doctor.py "
-    "test_evaluate.py test_extending.py test_gan.py test_gridengine_cell.py test_heartbeat.py "
-    "test_load.py test_local.py "
-    "test_memory.py test_plugins.py test_preprocess.py test_ranks.py test_rejects.py "
-    "test_report.py test_slurm.py test_sources.py test_timm.py test_train.py test_tune.py "
+    "test_api.py test_batch_norm.py test_classes.py test_cluster.py "
+    "test_doctor.py test_evaluate.py test_extending.py test_gan.py test_gan_training.py "
+    "test_gan_use.py test_heartbeat.py test_load.py test_local.py test_memory.py "
+    "test_plugins.py test_preprocess.py test_ranks.py test_rejects.py test_report.py "
+    "test_sources.py test_timm.py test_train.py test_tune.py "
     "test_watchdog.py".split()
 )
 
 
-# Long chains begin first: a file's tests run one after the other.
-FIRST = ("test_tune.py", "test_slurm.py", "test_extending.py", "test_ranks.py")
+# Chains that take longest begin first, and short tests fill up the end.
+FIRST = "test_slurm.py test_tune.py test_extending.py test_gan_use.py test_local.py".split()
+# Slow files without fixtures of their own: each of their tests may run in any process.
+SINGLE = set(
+    "test_batch_norm.py test_cluster.py test_gan_training.py test_heartbeat.py test_local.py "
+    "test_ranks.py test_sources.py test_step.py test_timm.py test_train.py "
+    "test_watchdog.py".split()
+)
+
+
+@pytest.hookimpl(optionalhook=True)  # a bare GPU machine lacks xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests in one process, but single tests of the files that are in SINGLE."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if Path(file).name in SINGLE else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def is_slow(item: pytest.Item) -> bool:
+    return item.path.name in SLOW or item.path.parent.name == "cluster"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
-    for item in items:
-        if item.path.name in SLOW:
-            item.add_marker(pytest.mark.slow)
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.name
+        return FIRST.index(name) if name in FIRST else len(FIRST), not is_slow(item)
+
+    items.sort(key=place)
+    for item in filter(is_slow, items):
+        item.add_marker(pytest.mark.slow)
 
 
 def command(verb: str, *args: object) -> list[str]:
@@ -79,21 +112,50 @@ def preprocess(fer: Fer) -> Preprocess:
 
 
 @pytest.fixture(scope="session")
-def shards(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """360 synthetic faces, split by person, 32x32 gray: half the work of 48x48."""
-    out = tmp_path_factory.mktemp("data") / "shards"
-    done = preprocess("synthetic", out, "--count", 360, "--size", 32)
-    assert done.returncode == 0, done.stderr
-    return out
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a path once for all test processes: `once(name, make)`, where make(path) writes it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def call(name: str, make: Callable[[Path], subprocess.CompletedProcess[str]]) -> Path:
+        path, made = base / name, base / name.replace("/", "-")
+        path.parent.mkdir(exist_ok=True)
+        with made.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not file.tell():
+                done = make(path)
+                assert done.returncode == 0, done.stderr
+                file.write("made")
+        return path
+
+    return call
 
 
 @pytest.fixture(scope="session")
-def affectnet(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(preprocess: Preprocess, once: Once) -> Path:
+    """360 synthetic faces, split by person, 32x32 gray: half the work of 48x48."""
+    flags = ("--count", 360, "--size", 32)
+    return once("data/shards", lambda path: preprocess("synthetic", path, *flags))
+
+
+@pytest.fixture(scope="session")
+def faces(preprocess: Preprocess, once: Once) -> Path:
+    """160 synthetic faces of 32 pixels, for the GAN."""
+    flags = ("--count", 160, "--size", 32)
+    return once("gan/shards", lambda path: preprocess("synthetic", path, *flags))
+
+
+@pytest.fixture(scope="session")
+def of_40_pixels(preprocess: Preprocess, once: Once) -> Path:
+    """The same faces, larger."""
+    flags = ("--count", 160, "--size", 40)
+    return once("larger/shards", lambda path: preprocess("synthetic", path, *flags))
+
+
+@pytest.fixture(scope="session")
+def affectnet(fer: Fer, once: Once) -> Path:
     """60 synthetic faces as AffectNet's annotations folder."""
-    out = tmp_path_factory.mktemp("data") / "faces"
-    done = fer("data.synthetic", "--count", 60, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out
+    return once("data/faces", lambda path: fer("data.synthetic", "--count", 60, "--out", path))
 
 
 @pytest.fixture(scope="session")
@@ -107,12 +169,13 @@ def train(fer: Fer, shards: Path) -> Train:
 
 
 @pytest.fixture(scope="session")
-def finished_run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run that killed and resumed ones are compared with."""
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = train(run)
-    assert done.returncode == 0, done.stderr
-    return run
+def finished_run(train: Train, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run that killed and resumed ones are compared with: a copy a process."""
+    return Path(
+        shutil.copytree(
+            once("runs/undisturbed", train), tmp_path_factory.mktemp("runs") / "undisturbed"
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -51,18 +51,11 @@ def state(pid: int) -> str:
         return "Z"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two ranks with torchrun's variables."""
-    run = tmp_path_factory.mktemp("ranks") / "undisturbed"
-    assert finish(start_ranks(2, "train", *call(shards, run))) == [0, 0]
-    return run
-
-
 def test_stopped_and_started_again_it_ends_as_two_ranks_of_torchrun(
-    shards: Path, undisturbed: Path, tmp_path: Path
+    shards: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    assert finish(start_ranks(2, "train", *call(shards, undisturbed))) == [0, 0]
     first = start("train", *call(shards, run, "--checkpoint-every-s", 1000), "--procs", 2)
     until_training(run, 1)
     ranks = children(first.pid)

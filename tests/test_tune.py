@@ -129,30 +129,73 @@ def test_more_seeds_run_only_what_is_new_also_in_another_place(
     assert "finished, nothing to do" in again.stdout
 
 
+def hparams(run: Path) -> set[str]:
+    """The columns of TensorBoard's HParams table in which a run has a value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(run / "tb")).Reload()
+    start = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    return set(HParamsPluginData.FromString(start).session_start_info.hparams)
+
+
+PLUGIN = """
+from torch import nn
+from fer_hpc import register_model
+
+@register_model("mine", sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    inputs = channels * (side // 4) ** 2
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
+"""
+
+
 def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
-    shards: Path, swept: Path, tmp_path: Path
+    fer: Fer, shards: Path, swept: Path, tmp_path: Path
 ) -> None:
+    """Over two networks, one of which is a plugin's: Ray's workers, the report and --from-sweep
+    find it, though its path is relative."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
     out = tmp_path / "out"
-    call = sweep(shards, out, "--lrs", 0.01, 0.003, "--seeds", 0, 1, "--epochs", 3)
+    grid = ("--grid", "model=cnn_baseline,mine", "--grid", "flip=false", "--plugin", "mine.py")
+    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, 1, *grid)
     marked = {**os.environ, "FER_TEST": MARK}
     running = subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked
+        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked, cwd=tmp_path
     )
-    until(lambda: list(out.glob("trials/b36-lr0.01-seed0-*/attempts/0001/0*.pt")))
-    victim = trial(out, "b36-lr0.01-seed0")
+    first = "b36-lr0.01-model=cnn_baseline-flip=false-seed0"
+    until(lambda: list(out.glob(f"trials/{first}-*/attempts/0001/0*.pt")))
+    victim = trial(out, first)
     os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
     until(lambda: (victim / "attempts/0002/environment.json").exists())
     assert read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
-    until(lambda: list(out.glob("trials/b36-lr0.003-seed*/attempts/0001/0*.pt")))
     running.send_signal(signal.SIGTERM)  # as Ctrl-C
     text = running.communicate(timeout=60)[0]
     assert running.returncode == 75, text
     assert "the same command continues from there" in text
     until(lambda: not of_ray())
-    ended = done(call)
-    assert ended.returncode == 0, ended.stderr
-    for start in ("b36-lr0.01-seed0", "b36-lr0.01-seed1", "b36-lr0.003-seed0", "b36-lr0.003-seed1"):
-        assert_same_outcome(trial(out, start), trial(swept, start))
+    ended = done(call, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "model" in ended.stdout
+    for seed in (0, 1):
+        start = f"b36-lr0.01-model=cnn_baseline-flip=false-seed{seed}"
+        assert_same_outcome(trial(out, start), trial(swept, f"b36-lr0.01-seed{seed}"))
+
+    mine = trial(out, "b36-lr0.01-model=mine-flip=false-seed0")
+    stored = json.loads((mine / "config.json").read_text())
+    assert stored["science"]["model"] == "mine"
+    assert stored["science"]["plugin_hash"]
+    assert {"batch_size", "lr", "seed", "model", "flip"} <= hparams(mine), "also at its default"
+    page = fer("report", out, "--out", tmp_path / "report")
+    assert page.returncode == 0, page.stderr
+    assert "<td>mine</td>" in (tmp_path / "report" / "index.html").read_text()
+    best = json.loads((out / "best.json").read_text())
+    best["science"]["model"] = "mine"  # as if it had won
+    (out / "best.json").write_text(json.dumps(best))
+    run = ("--run", tmp_path / "run", "--seed", 0, "--no-tensorboard")
+    again = fer("train", "--from-sweep", out, *run)
+    assert again.returncode == 0, again.stderr
+    assert_same_outcome(tmp_path / "run", mine)
 
 
 def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Path) -> None:
@@ -177,59 +220,6 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
     assert "Number of matching session groups: 6" in text
     for name in (path.name for path in (out / "trials").iterdir()):
         assert text.count(f"trials/{name}/tb") == 1
-
-
-def hparams(run: Path) -> set[str]:
-    """The columns of TensorBoard's HParams table in which a run has a value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    events = EventAccumulator(str(run / "tb")).Reload()
-    start = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-    return set(HParamsPluginData.FromString(start).session_start_info.hparams)
-
-
-PLUGIN = """
-from torch import nn
-from fer_hpc import register_model
-
-@register_model("mine", sides=(16, 64), face=(32, 1))
-def build(outputs, channels, side):
-    inputs = channels * (side // 4) ** 2
-    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
-"""
-
-
-def test_a_grid_over_networks_of_which_one_is_a_plugins(
-    fer: Fer, shards: Path, tmp_path: Path
-) -> None:
-    """Ray's workers, the report and --from-sweep find the plugin, whose path is relative."""
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    out = tmp_path / "out"
-    grid = ("--grid", "model=mine,cnn_baseline", "--grid", "flip=false")
-    flags = ("--lrs", 0.01, "--seeds", 0, "--plugin", "mine.py", "--epochs", 1)
-    call = sweep(shards, out, *grid, *flags)
-    ended = done(call, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "model" in ended.stdout
-    mine = trial(out, "b36-lr0.01-model=mine-flip=false-seed0")
-    stored = json.loads((mine / "config.json").read_text())
-    assert stored["science"]["model"] == "mine"
-    assert stored["science"]["plugin_hash"]
-    assert (
-        read_status(trial(out, "b36-lr0.01-model=cnn_baseline-flip=false-seed0"))["state"]
-        == "finished"
-    )
-    assert {"batch_size", "lr", "seed", "model", "flip"} <= hparams(mine), "also at its default"
-    page = fer("report", out, "--out", tmp_path / "report")
-    assert page.returncode == 0, page.stderr
-    assert "<td>mine</td>" in (tmp_path / "report" / "index.html").read_text()
-    best = json.loads((out / "best.json").read_text())
-    best["science"]["model"] = "mine"  # as if it had won
-    (out / "best.json").write_text(json.dumps(best))
-    again = fer("train", "--from-sweep", out, "--run", tmp_path / "run", "--no-tensorboard")
-    assert again.returncode == 0, again.stderr
-    assert_same_outcome(tmp_path / "run", mine)
 
 
 def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path) -> None:

@@ -39,10 +39,12 @@ OBJECT_STORE_BYTES = 80 * 2**20  # nearly the least that Ray takes: no data goes
 # RAY_memory_monitor_refresh_ms: where Ray's own monitor kills a worker, Tune ends the sweep. The
 # kernel also kills workers first when memory runs out, and then the trial is retried.
 # RAY_NUM_REDIS_GET_RETRIES: 2 s apart; a busy node may need more than the usual 20 to start.
+# RAY_worker_niceness: 15 by default, with which trials nearly stand still beside other processes.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_NUM_REDIS_GET_RETRIES": str(round(START_S / 2)),
+    "RAY_worker_niceness": "0",
 }
 
 
