@@ -29,13 +29,14 @@ demo: .venv/.installed
 DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 
 PYTEST = .venv/bin/python -m pytest
-PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# One process more than cores: tests wait for daemons, signals and each other.
+PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: lint # everything but the long drills: under 10 minutes on 2 cores
 	$(PYTEST) -m 'not long and not gpu' $(PARALLEL)
 
 test-fast: .venv/.installed # no training, no daemons, no browser: under 90 s on 2 cores
-	$(PYTEST) -m 'not slow and not long and not gpu' $(PARALLEL)
+	$(PYTEST) -m 'not slow and not long and not gpu' $(PARALLEL) --numprocesses 2
 
 test-gpu: # on a machine with a CUDA device; needs torch and pytest, no network
 	$(BENCH_PYTHON) -m pytest -m gpu tests/test_gpu.py tests/test_gpu_ranks.py

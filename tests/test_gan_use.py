@@ -171,17 +171,8 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
 ) -> None:
     judge = tmp_path / "judge"
-    how = (
-        "--data",
-        of_40_pixels,
-        "--epochs",
-        2,
-        "--batch-size",
-        32,
-        "--threads",
-        1,
-        "--no-tensorboard",
-    )
+    speed = "--epochs 2 --batch-size 32 --threads 1 --no-tensorboard"
+    how = ("--data", of_40_pixels, *speed.split())
     assert fer("train", "cnn_baseline", "--run", judge, *how).returncode == 0
     done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
     assert done.returncode == 0, done.stderr
@@ -219,12 +210,8 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     )
     (gan_run / "eval-test.json").write_text(json.dumps(found))  # as earlier versions wrote it
     assert fer("report", gan_run, "--out", tmp_path / "earlier").returncode == 0
-    assert (
-        fer(
-            "train", "resnet_baseline", "--run", tmp_path / "alike", *how[:3], 1, *how[4:]
-        ).returncode
-        == 0
-    )
+    alike = ("train", "resnet_baseline", "--run", tmp_path / "alike", *how, "--epochs", 1)
+    assert fer(*alike).returncode == 0
     for wrong, message in (
         (("--judge", gan_run), "wanted the finished run of a classifier"),
         (("--judge", tmp_path / "alike"), "is a resnet_baseline, the network of the GAN's own"),
@@ -299,18 +286,8 @@ def test_generated_faces_fill_up_a_rare_class_of_train_only(
         ("paper", "its outputs are nearly blank"),
         ("improved", "its outputs are the neutral faces"),
     ):
-        untrained = (
-            "--data",
-            faces,
-            "--run",
-            tmp_path / mode,
-            "--mode",
-            mode,
-            "--epochs",
-            1,
-            "--lr",
-            0.0,
-        )
+        run = ("--run", tmp_path / mode)
+        untrained = ("--data", faces, *run, "--mode", mode, "--epochs", 1, "--lr", 0.0)
         assert fer("train_gan", *untrained, *GAN_SPEED).returncode == 0
         refused = fer(
             "generate", "--run", tmp_path / mode, "--data", of_40_pixels, "--out", tmp_path / "no"

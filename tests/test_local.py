@@ -94,8 +94,10 @@ def test_a_killed_rank_ends_all_and_the_run_may_continue(
 
 def test_ranks_die_with_the_process_that_started_them(shards: Path, tmp_path: Path) -> None:
     parent = start("train", *call(shards, tmp_path / "run", "--epochs", 500), "--procs", 2)
-    until_training(tmp_path / "run", 1)
-    ranks = children(parent.pid)
+    end = time.monotonic() + 30
+    while len(ranks := children(parent.pid)) < 2:
+        assert time.monotonic() < end, "no ranks"
+        time.sleep(0.05)
     parent.kill()
     parent.communicate()
     until_gone(ranks)
