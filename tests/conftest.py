@@ -92,7 +92,7 @@ def fer() -> Fer:
     """
 
     def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        if verb in ("train", "train_gan", "evaluate", "generate", "transfer"):
+        if verb in processes.VERBS:
             return processes.run(verb, *args, timeout=timeout)
         return subprocess.run(
             command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,33 @@ import numpy as np
 import pytest
 
 import fer_hpc
+from tests.helpers import processes
 
 PAGE = Path(fer_hpc.__file__).parents[1] / "docs" / "extending.md"
 BLOCKS: list[tuple[str, str]] = re.findall(
     r"^```((?:python|bash)[^\n]*)\n(.*?)^```$", PAGE.read_text(), re.M | re.S
 )
-SHELL = """set -e
-fer-hpc() { "$INTERPRETER" -m fer_hpc.cli "$@"; }
-python() { "$INTERPRETER" "$@"; }
-"""
+
+
+def run(line: str, folder: Path) -> str:
+    """The output of one command of the page."""
+    program, *args = shlex.split(line)
+    environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[1])}
+    if program == "fer-hpc" and args[0] in processes.VERBS:
+        done = processes.run(*args, env={**environment, processes.FOLDER: str(folder)}, timeout=500)
+    else:
+        call = {"fer-hpc": [sys.executable, "-m", "fer_hpc.cli"], "python": [sys.executable]}
+        done = subprocess.run(
+            [*call[program], *args],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def draw_pictures(folder: Path) -> None:
@@ -43,13 +62,6 @@ def test_the_page_and_its_blocks_are_short() -> None:
 def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     draw_pictures(tmp_path)
-    environment = {
-        **os.environ,
-        "INTERPRETER": sys.executable,
-        "PYTHONPATH": str(PAGE.parents[1]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     outputs = []
     for kind, code in BLOCKS:
         language, _, file = kind.partition(" ")
@@ -57,19 +69,10 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
             (tmp_path / file).write_text(code)
             continue
         assert language == "bash"
-        done = subprocess.run(
-            ["bash", "-c", SHELL + code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
+        lines = code.replace("\\\n", " ").splitlines()
+        outputs += [run(line, tmp_path) for line in lines]
     assert "(4, 8)" in outputs[-1]
     assert "two_convs" in (tmp_path / "report" / "index.html").read_text()
-    for run in ("mine", "best", "focal", "named", "three", "timm", "linear"):
-        assert (tmp_path / "runs" / run / "best.pt").exists(), run
+    for name in ("mine", "best", "focal", "named", "three", "timm", "linear"):
+        assert (tmp_path / "runs" / name / "best.pt").exists(), name
     assert (tmp_path / "runs" / "three" / "eval-test.json").exists()

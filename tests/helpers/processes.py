@@ -16,6 +16,8 @@ from pathlib import Path
 from fer_hpc.config import PRESETS
 
 FIELDS = "--fields"
+FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
+VERBS = ("train", "train_gan", "evaluate", "generate", "transfer")  # those that load torch
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -31,6 +33,7 @@ FORKS.set_forkserver_preload(
 def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(os.environ.pop(FOLDER, "."))
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     from fer_hpc.cli.main import main, run_command
