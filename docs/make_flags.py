@@ -19,8 +19,8 @@ from fer_hpc.config import (
     flag_name,
     preset_changes,
 )
-from fer_hpc.config.commands import JobConfig, PipelineConfig
 from fer_hpc.config.fields import value_type
+from fer_hpc.config.jobs import JobConfig, PipelineConfig
 
 PAGE = Path(__file__).parent / "flags.md"
 HEAD = """# Flags

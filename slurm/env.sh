@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # The one file a site edits. Every job reads it on its node. Source it once in each shell before
-# sbatch as well (bash or zsh), because a script cannot choose partition and account for itself:
+# sbatch or qsub as well (bash or zsh), because a script cannot choose partition and account for
+# itself:
 #     . slurm/env.sh
 # A variable that is set already keeps its value:
 #     FER_DATA=/scratch/other sbatch slurm/train_cnn.sh
@@ -22,7 +23,17 @@ export FER_SCRATCH="${FER_SCRATCH:-}"
 export FER_SOURCE="${FER_SOURCE:-affectnet}"
 export FER_INPUT="${FER_INPUT:-$fer_home/AffectNet}"
 
-# The interpreter, as a command. A container works too: fer_python=(apptainer exec fer.sif python)
-fer_python=(python3)
-[ ! -x "$fer_home/.venv/bin/python" ] || fer_python=("$fer_home/.venv/bin/python")
+# The interpreter, as a command, for example (apptainer exec --nv fer.sif python). Empty: the one
+# that submitted the job, else .venv, else python3. FER_PYTHON comes before all of them.
+fer_python=()
+if [ ${#fer_python[@]} -eq 0 ]; then
+    fer_python=(python3)
+    [ ! -x "$fer_home/.venv/bin/python" ] || fer_python=("$fer_home/.venv/bin/python")
+    [ -z "${FER_SUBMIT_PYTHON:-}" ] || fer_python=("$FER_SUBMIT_PYTHON")
+fi
 [ -z "${FER_PYTHON:-}" ] || fer_python=("$FER_PYTHON")
+
+# The network interface of several nodes, as `ip -br addr` names it; empty: chosen by torch.
+# export FER_INTERFACE=ib0
+# Grid Engine: numbers of this host's GPUs; empty: all. Each job takes as many as it was granted.
+# export FER_GPUS="0 1 2 3"

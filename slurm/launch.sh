@@ -1,143 +1,155 @@
-#!/usr/bin/env bash
-# launch.sh VERB [PRESET | RUN] [FLAGS...]
+# shellcheck shell=bash
+# launch.sh [--job] VERB [ARGUMENTS...] [-- PROGRAM...]: one fer_hpc command, in a job or outside.
 #
-# Runs one fer_hpc command. Outside Slurm it is that command and nothing more. Inside a Slurm job it
-# starts one task per GPU on every node, passes warning signals on to them, and afterwards requeues
-# the job where the run folder calls for it; nothing else requeues. A site edits env.sh, not this.
-# jobs/*.py call it too: after `--` comes the program that is started instead.
-set -euo pipefail
+# The scripts of slurm/ and sge/ and the jobs of jobs/*.py source this file. What a shell must do is
+# here: ask the scheduler, start the processes, pass signals on, start the job again. What is
+# decided, fer_hpc/cluster/launch.py decides. A site edits env.sh, not this.
+# --job: the arguments are complete; without it the site's defaults come first. PROGRAM is what each
+# task of the job gives to Python instead.
+# shellcheck disable=SC2317 # functions are called through fer_retry
+set -uo pipefail # not -e: a program that fails once must not lose the job
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+fer_signal=${fer_signal:-0} fer_step=''
+trap 'fer_signal=$((fer_signal + 1)); [ -z "$fer_step" ] ||
+    kill -USR1 "$fer_step" 2>/dev/null' USR1 USR2 TERM
+
+fer_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=env.sh
-. "$here/env.sh"
+. "$fer_here/env.sh"
 
-verb=$1 name=''
-shift
-args=() task=()
+fer_kind=''
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+    fer_kind=slurm
+elif [ -n "${JOB_ID:-}" ] && [ -n "${SGE_TASK_ID:-}" ]; then
+    fer_kind=sge
+    PATH=$PATH:${SGE_O_PATH:-} # the job's shell is a login shell, which may lack qstat
+fi
+
+fer_args=() fer_program=()
 while [ $# -gt 0 ]; do
     if [ "$1" = -- ]; then
         shift
-        task=("$@")
+        fer_program=("$@")
         break
     fi
-    args+=("$1")
+    fer_args+=("$1")
     shift
 done
-set -- ${args[@]+"${args[@]}"}
 
-# ---- the command: a script's defaults come first, the user's flags behind them win ---------------
+fer_retry() { # COMMAND...: for 15 minutes, because a controller may be away
+    local until=$((SECONDS + ${FER_RETRY_S:-900})) pause=1
+    until "$@"; do
+        if [ $SECONDS -ge $until ]; then
+            echo "launch.sh: given up after ${FER_RETRY_S:-900} s: $*" >&2
+            return 1
+        fi
+        sleep $pause
+        [ $pause -ge 20 ] || pause=$((pause * 2))
+    done
+}
 
-if [ ${#task[@]} -eq 0 ]; then
-    case $verb in
-    train | train_gan | tune)
-        if [ "$verb" != train_gan ]; then
-            name=$1
-            shift
-            case ${1:--} in -*) ;; *) name=$1 && shift ;; esac # train_cnn.sh cnn_baseline
-        fi
-        data=$FER_DATA run=$FER_RUNS/${name:-gan}
-        [ ! -d "$data/${FER_FACES:-48x48x1}" ] || data=$data/${FER_FACES:-48x48x1}
-        defaults=(${name:+"$name"} --data "$data")
-        [ -z "$FER_SCRATCH" ] || defaults+=(--stage "$FER_SCRATCH")
-        if [ "$verb" = tune ]; then
-            set -- "${defaults[@]}" --out "$FER_RUNS/sweep-$name" "$@"
-        elif [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then # sbatch --array=0-2: one seed each
-            run=$run-seed$SLURM_ARRAY_TASK_ID
-            defaults+=(--seed "$SLURM_ARRAY_TASK_ID")
-        fi
-        [ "$verb" = tune ] || set -- "${defaults[@]}" --run "$run" "$@"
-        ;;
-    evaluate)
-        run=$FER_RUNS/$1
-        shift
-        case ${1:--} in -*) ;; *) run=$1 && shift ;; esac # evaluate.sh runs/mine
-        set -- "$run" "$@"
-        ;;
-    preprocess)
-        set -- --out "$FER_DATA" "$@"
-        case " $* " in
-        *' --source'*) ;;
-        *) set -- --source "$FER_SOURCE" --input "$FER_INPUT" "$@" ;;
-        esac
-        if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-            first=${SLURM_ARRAY_TASK_MIN:?} # --array=1-8 counts from 1
-            task_of_all=$((SLURM_ARRAY_TASK_ID - first))
-            set -- "$@" --task "$task_of_all" --tasks "$SLURM_ARRAY_TASK_COUNT"
-        fi
-        ;;
+fer_ask() { # what the scheduler says about this job
+    case $fer_kind in
+    slurm) scontrol show job -d "$SLURM_JOB_ID" 2>/dev/null ;;
+    sge) qstat -j "$JOB_ID" -xml 2>/dev/null ;;
     esac
-    task=("${fer_python[@]}" -m fer_hpc "$verb" "$@")
-fi
+}
 
+fer_decide() { # begin or end; Grid Engine sends its signals to all processes of the job
+    (trap '' USR1 USR2 TERM && exec "${fer_python[@]}" -m fer_hpc "$@")
+}
+
+fer_facts() { [ -z "$fer_kind" ] || fer_retry fer_ask; }
+
+fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the site may choose them
+    local gpu handle taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
+    if [ -n "$chosen" ]; then
+        export CUDA_VISIBLE_DEVICES=${chosen//[ ,]/,}
+        return
+    fi
+    for gpu in ${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | tr -dc '0-9\n')}; do
+        [ ${#taken[@]} -lt "$1" ] || break
+        { : >>"/tmp/fer-gpu-$gpu.lock"; } 2>/dev/null
+        exec {handle}<"/tmp/fer-gpu-$gpu.lock" || continue
+        if flock -n "$handle"; then taken+=("$gpu"); else exec {handle}<&-; fi
+    done
+    if [ ${#taken[@]} -lt "$1" ]; then
+        echo "launch.sh: $1 GPUs granted, ${#taken[@]} of this host's are free" >&2
+        return 1
+    fi
+    CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${taken[*]}")
+    export CUDA_VISIBLE_DEVICES
+}
+
+# ---- the code and the command: an edit does not change a job that starts again -------------------
+
+case $fer_kind in
+slurm) fer_copy=$FER_RUNS/.code/starts/slurm-$SLURM_JOB_ID ;;
+sge) fer_copy=$FER_RUNS/.code/starts/sge-$JOB_ID && [ "$SGE_TASK_ID" = undefined ] ||
+    fer_copy=$fer_copy.$SGE_TASK_ID ;;
+*) fer_copy='' ;;
+esac
+[ ! -s "$fer_copy" ] || read -r fer_kept <"$fer_copy"
+if [ -d "${fer_kept:-}" ]; then
+    export PYTHONPATH=$fer_kept${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+fi
 export PYTHONUNBUFFERED=1
-if [ -z "${SLURM_JOB_ID:-}" ]; then
-    exec "${task[@]}"
-fi
 
-# ---- the job, as Slurm describes it; read here because a container may lack Slurm's programs ----
+# A user's mistake ends the job here with one message, before any rank starts.
+fer_task=() fer_start='' fer_nodes=1 fer_ranks=1 fer_gpus=0 fer_job='' fer_logs='' fer_srun_logs=''
+fer_again=no fer_pointer=''
+fer_answer=$(fer_facts | fer_decide begin "${fer_args[@]}") || exit $?
+eval "$fer_answer"
+fer_command=("${fer_python[@]}" -m fer_hpc "${fer_task[@]}")
+[ ${#fer_program[@]} -eq 0 ] || fer_command=("${fer_python[@]}" "${fer_program[@]}")
+[ "$fer_start" != exec ] || exec "${fer_command[@]}"
 
-job=$SLURM_JOB_ID # of an array's task both numbers: the bare number may mean the whole array
-[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-starts_before=${SLURM_RESTART_COUNT:-0}
-nodes=$SLURM_JOB_NUM_NODES
+# ---- the processes -------------------------------------------------------------------------------
 
-end_time() { # when the job will be ended, seconds since 1970
-    local end
-    end=$(squeue -h -j "$job" -o %e) && [ -n "$end" ] && date -d "$end" +%s
-}
-
-state_and_restarts() { # RUNNING/2
-    local restarts
-    restarts=$(scontrol show -o job "$job" | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
-    echo "$(squeue -h -j "$job" -o %T || true)/$restarts"
-}
-
-if [ -z "${SLURM_JOB_END_TIME:-}" ] && end=$(end_time); then
-    export SLURM_JOB_END_TIME=$end
-fi
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR
-unset MASTER_PORT # each task takes the port that belongs to the job number
-
-tasks=1
-case $verb in train | train_gan | evaluate | trial) tasks=${SLURM_GPUS_ON_NODE:-1} ;; esac
-if [ "$verb" = tune ]; then # Ray listens on the network: only holders of the job's token may use it
+if [ "${fer_task[0]}" = tune ]; then # Ray listens: only holders of the job's token may use it
     RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | base64 | tr -d '=+/')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 fi
+if [ "$fer_gpus" -gt 0 ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    fer_retry fer_take_gpus "$fer_gpus" || exit 1
+fi
 
-# A user's mistake ends the job here with one message, before any rank starts.
-logs=$("${fer_python[@]}" -m fer_hpc begin "$((tasks * nodes))" "$verb" "$@")
-echo "job $job, start $((starts_before + 1)): fer_hpc.$verb $*"
-echo "on $SLURM_JOB_NODELIST, $tasks task(s) a node; each writes $logs/$SLURM_JOB_ID-RANK.log"
+fer_code=75 # of a job that is asked to stop before its processes have started
+if [ "$fer_signal" = 0 ]; then
+    if [ "$fer_start" = srun ]; then
+        srun --nodes="$fer_nodes" --ntasks="$((fer_ranks * fer_nodes))" \
+            --ntasks-per-node="$fer_ranks" --kill-on-bad-exit=1 --open-mode=append \
+            --output="$fer_srun_logs/%j-%t.log" "${fer_command[@]}" \
+            2>>"$fer_logs/$fer_job-srun.log" &
+    else
+        "${fer_command[@]}" >>"$fer_logs/$fer_job-0.log" 2>&1 &
+    fi
+    fer_step=$!
+    fer_code=0
+    while :; do # wait also returns when the trap has run
+        fer_before=$fer_signal fer_last=$fer_code
+        wait "$fer_step" 2>/dev/null && fer_code=0 || fer_code=$?
+        [ "$fer_signal" != "$fer_before" ] || break
+    done
+    [ "$fer_code" != 127 ] || [ "$fer_last" = 0 ] || fer_code=$fer_last # had ended with the signal
+    fer_step=''
+fi
 
-# ---- the ranks -----------------------------------------------------------------------------------
-
-srun --nodes="$nodes" --ntasks="$((tasks * nodes))" --ntasks-per-node="$tasks" \
-    --kill-on-bad-exit=1 --open-mode=append --output="$logs/%j-%t.log" "${task[@]}" &
-step=$!
-trap 'kill -USR1 "$step" 2>/dev/null || true' USR1 USR2 TERM # srun sends it to every task
-code=0
-while :; do
-    wait "$step" && code=0 || code=$?
-    kill -0 "$step" 2>/dev/null || break # wait also returns when a trap has run
+for fer_log in "$fer_logs/$fer_job-srun.log" "$fer_logs/$fer_job-0.log"; do
+    if [ -s "$fer_log" ]; then # the end is copied to the job's log, where a person looks first
+        echo "... $fer_log:"
+        tail -n 20 "$fer_log"
+    fi
 done
 
-rank0_log=$logs/$SLURM_JOB_ID-0.log
-if [ -e "$rank0_log" ]; then # its end is copied to the job's log, where a person looks first
-    echo "... $rank0_log:"
-    tail -n 20 "$rank0_log"
-fi
+# ---- the end -------------------------------------------------------------------------------------
 
-# ---- requeue, unless the job is being cancelled or was restarted while this node was cut off -----
-
-# srun's exit code does not decide alone: it was seen to be 0 after a node had died.
-if "${fer_python[@]}" -m fer_hpc end "$code" "$verb" "$@"; then
-    now=$(state_and_restarts)
-    if [ "$now" = "RUNNING/$starts_before" ]; then
-        scontrol requeue "$job" || echo "job $job could not be requeued: submit again" >&2
-    else
-        echo "job $job does not belong to this script any more (now: $now): not requeued"
-    fi
+fer_requeue=() fer_exit=$fer_code
+fer_answer=$(fer_facts | fer_decide end "$fer_code" "$fer_again" "${fer_task[@]}")
+eval "$fer_answer"
+if [ ${#fer_requeue[@]} -gt 0 ]; then
+    fer_retry "${fer_requeue[@]}" || echo 'launch.sh: not started again; submit again' >&2
+elif [ "$fer_exit" != 99 ]; then
+    rm -f "$fer_pointer"
 fi
-exit "$code"
+exit "$fer_exit"

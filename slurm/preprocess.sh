@@ -9,8 +9,14 @@
 # Turns raw faces into shards; the tasks of the array share the work:
 #     sbatch --array=0-7 slurm/preprocess.sh --source fer2013 --input fer2013.csv
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
-    [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" preprocess "$@"
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/preprocess\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
+    [ -e "$here/launch.sh" ] || continue
+    # shellcheck source-path=SCRIPTDIR source=launch.sh
+    . "$here/launch.sh" preprocess "$@"
 done
-echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
+echo "found no launch.sh beside preprocess.sh: submit it from its checkout" >&2
 exit 2

@@ -8,14 +8,17 @@
 # Serves the curves of FER_RUNS, or of the folder given, to its own node only. The job's log has the
 # ssh command that forwards the page to your machine.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/tensorboard\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
     [ ! -e "$here/env.sh" ] || break
 done
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . "$here/env.sh" || exit 2
 case ${1:--} in -*) ;; *) FER_RUNS=$1 && shift ;; esac
 # The port of this job number stays the same after a requeue.
-ask_port="from fer_hpc.parallel.world import job_port; print(job_port(${SLURM_JOB_ID:-1}))"
+ask_port="from fer_hpc.parallel.job import job_port; print(job_port(${SLURM_JOB_ID:-1}))"
 port=$("${fer_python[@]}" -c "$ask_port") || exit 2
 echo "on your own machine:  ssh -N -L $port:localhost:$port $(hostname)"
 echo "                      (add -J LOGIN-NODE if the node cannot be reached from there)"

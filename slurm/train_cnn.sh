@@ -9,8 +9,14 @@
 # Trains cnn_improved, or another preset: `sbatch slurm/train_cnn.sh cnn_baseline`. Any flag of
 # fer_hpc.train may follow. `sbatch --array=0-2 slurm/train_cnn.sh` trains the seeds 0, 1 and 2.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
-    [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" train cnn_improved "$@"
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/train_cnn\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
+    [ -e "$here/launch.sh" ] || continue
+    # shellcheck source-path=SCRIPTDIR source=launch.sh
+    . "$here/launch.sh" train cnn_improved "$@"
 done
-echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
+echo "found no launch.sh beside train_cnn.sh: submit it from its checkout" >&2
 exit 2

@@ -9,9 +9,15 @@
 # Trains resnet_improved (SE-ResNet-50). Any flag of fer_hpc.train may follow. On 8 GPUs:
 #     sbatch --nodes=2 --gres=gpu:4 slurm/train_resnet.sh
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
-    [ ! -e "$here/launch.sh" ] ||
-        FER_FACES=224x224x3 exec "$here/launch.sh" train resnet_improved "$@"
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/train_resnet\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
+    [ -e "$here/launch.sh" ] || continue
+    export FER_FACES=${FER_FACES:-224x224x3}
+    # shellcheck source-path=SCRIPTDIR source=launch.sh
+    . "$here/launch.sh" train resnet_improved "$@"
 done
-echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
+echo "found no launch.sh beside train_resnet.sh: submit it from its checkout" >&2
 exit 2

@@ -8,8 +8,14 @@
 #SBATCH --output=%x-%j.log
 # Trains vgg. Any flag of fer_hpc.train may follow.
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
-    [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" train vgg "$@"
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/train_vgg\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
+    [ -e "$here/launch.sh" ] || continue
+    # shellcheck source-path=SCRIPTDIR source=launch.sh
+    . "$here/launch.sh" train vgg "$@"
 done
-echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
+echo "found no launch.sh beside train_vgg.sh: submit it from its checkout" >&2
 exit 2

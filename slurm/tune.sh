@@ -9,8 +9,14 @@
 # Trains every batch size x learning rate x seed on all nodes of the job. Any flag of fer_hpc.tune
 # may follow:    sbatch --nodes=2 slurm/tune.sh cnn_improved --lrs 0.01 0.003
 
-for here in "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do # sbatch runs a copy of this file
-    [ ! -e "$here/launch.sh" ] || exec "$here/launch.sh" tune cnn_improved "$@"
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# sbatch runs a copy of this file; Slurm knows where it was.
+script=$(scontrol show job "${SLURM_JOB_ID-}" 2>/dev/null |
+    sed -n 's|^ *Command=\(.*\)/tune\.sh.*|\1|p' | head -n 1)
+for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
+    [ -e "$here/launch.sh" ] || continue
+    # shellcheck source-path=SCRIPTDIR source=launch.sh
+    . "$here/launch.sh" tune cnn_improved "$@"
 done
-echo "$here has no launch.sh: submit from the folder that holds slurm/" >&2
+echo "found no launch.sh beside tune.sh: submit it from its checkout" >&2
 exit 2

@@ -13,7 +13,8 @@ from fer_hpc.cli import jobs
 from fer_hpc.cli.main import VERBS, job, main, run_command
 from fer_hpc.cli.parse import configure, configure_job
 from fer_hpc.config import EXIT_CRASHED, EXIT_USER_ERROR, PRESETS, TrainConfig, UserError
-from fer_hpc.config.commands import SOURCES, JobConfig
+from fer_hpc.config.commands import SOURCES
+from fer_hpc.config.jobs import JobConfig
 from fer_hpc.data import sources
 
 ROOT = Path(__file__).parents[1]
@@ -330,8 +331,8 @@ def test_a_source_without_its_input_is_refused_at_once() -> None:
 
 def test_internal_verbs_are_those_that_launch_asks() -> None:
     launch = (ROOT / "slurm" / "launch.sh").read_text()
-    assert "-m fer_hpc begin" in launch
-    assert "-m fer_hpc end" in launch
+    assert "fer_decide begin" in launch
+    assert "fer_decide end" in launch
     assert callable(jobs.begin)
     assert callable(jobs.end)
 

@@ -16,9 +16,11 @@ import pytest
 
 from fer_hpc.cli.parse import configure
 from fer_hpc.cluster.launch import should_requeue
+from fer_hpc.cluster.starts import exit_in_words, give_up_message, may_start_again
 from fer_hpc.config import TrainConfig
 from fer_hpc.files import write_json
-from fer_hpc.parallel.world import free_port, job_port
+from fer_hpc.parallel.job import expand_hosts, job_port
+from fer_hpc.parallel.world import free_port
 from fer_hpc.run.folder import attempt_path, read_environment, read_status
 from tests.conftest import Fer
 
@@ -64,8 +66,9 @@ def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(
         "2 node(s) x 4 task(s) = 8 ranks, 1 core(s) each, 4 GPU(s) a node; batch 256 = 8 x 32; "
         "90 min, signal 30 s before"
     )
-    command = f"{ROOT / 'slurm' / 'launch.sh'} train cnn_improved --data {shards} --run '{run}'"
-    program = f"{sys.executable} -u -m submitit.core._submit '{run}/jobs'"
+    launch = ROOT / "slurm" / "launch.sh"
+    command = f"{launch} --job train cnn_improved --data {shards} --run '{run}'"
+    program = f"-u -m submitit.core._submit '{run}/jobs'"
     assert (
         script
         == f"""#!/bin/bash
@@ -86,11 +89,13 @@ def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(
 #SBATCH --wckey=submitit
 
 # setup
-export FER_PYTHON={sys.executable}
+trap 'fer_signal=$((${{fer_signal:-0}} + 1))' USR1 USR2 TERM  # kept for launch.sh
+export FER_SUBMIT_PYTHON={sys.executable}
+fer_kept=''
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-exec {command} -- {program}
+. {command} -- {program}
 
 """
     )
@@ -171,50 +176,74 @@ def test_a_debug_job_runs_here_and_now(shards: Path, tmp_path: Path) -> None:
     assert read_status(run)["state"] == "finished"
 
 
-def made(run: Path, *starts: tuple[int, str, int]) -> Path:
-    """A run folder whose starts began at an image, ended in a state, and left a checkpoint."""
-    parent = None
-    for number, (images_seen, state, saved) in enumerate(starts, 1):
-        folder = attempt_path(run, number)
-        folder.mkdir(parents=True)
-        write_json(folder / "environment.json", {"parent": parent})
-        write_json(folder / "status.json", {"state": state, "why": "x"})
-        write_json(
-            folder / "owner.json",
-            {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0},
-        )
-        os.utime(folder, (0, 0))  # its heartbeat stopped long ago
-        assert parent is None or parent["images_seen"] == images_seen
-        if saved > images_seen:
-            (folder / f"{saved:012d}.pt").touch()
-            parent = {"attempt": number, "images_seen": saved}
-    return run
+@pytest.mark.parametrize(
+    ("state", "code", "again"),
+    [
+        ("interrupted", 75, True),
+        ("interrupted", 0, True),  # srun gave 0 though a node had died
+        ("running", 137, True),  # killed before it could write its end
+        ("finished", 0, False),
+        ("failed", 1, False),
+        ("superseded", 4, False),
+        ("interrupted", 2, False),  # a mistake of the user
+    ],
+)
+def test_who_is_started_again(tmp_path: Path, state: str, code: int, again: bool) -> None:
+    attempt = attempt_path(tmp_path / "run", 1)
+    attempt.mkdir(parents=True)
+    write_json(attempt / "environment.json", {"parent": None})
+    write_json(attempt / "status.json", {"state": state, "why": "x"})
+    owner = {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0}
+    write_json(attempt / "owner.json", owner)
+    os.utime(attempt, (0, 0))  # its heartbeat stopped long ago
+    config = configure("train", ["cnn_baseline", "--data", "x", "--run", str(tmp_path / "run")])
+    assert isinstance(config, TrainConfig)
+    assert should_requeue(config, code)[0] is again
 
 
 @pytest.mark.parametrize(
-    ("starts", "code", "again"),
+    ("before", "reached", "again"),
     [
-        ([(0, "interrupted", 36)], 75, True),
-        ([(0, "interrupted", 36)], 0, True),  # srun gave 0 though a node had died
-        ([(0, "running", 36)], 137, True),  # killed before it could write its end
-        ([(0, "finished", 36)], 0, False),
-        ([(0, "failed", 36)], 1, False),
-        ([(0, "superseded", 36)], 4, False),
-        ([(0, "interrupted", 36)], 2, False),  # a mistake of the user
-        ([(0, "interrupted", 36), (36, "interrupted", 36), (36, "interrupted", 36)], 75, True),
-        ([(0, "interrupted", 36), *[(36, "interrupted", 36)] * 3], 75, False),
-        ([*[(0, "interrupted", 0)] * 3], 75, False),
-        ([*[(0, "interrupted", 0)] * 2, (0, "interrupted", 36)], 75, True),
+        ([0], 36, True),
+        ([0, 36], 36, True),
+        ([0, 36, 36], 36, True),
+        ([0, 36, 36, 36], 36, False),
+        ([0, 0, 0], 0, False),
+        ([0, 0, 0], 36, True),
     ],
 )
-def test_who_is_started_again(
-    tmp_path: Path, starts: list[tuple[int, str, int]], code: int, again: bool
+def test_three_starts_in_a_row_without_a_gain_are_the_last(
+    before: list[int], reached: int, again: bool
 ) -> None:
-    config = configure(
-        "train", ["cnn_baseline", "--data", "x", "--run", str(made(tmp_path / "run", *starts))]
+    starts = [{"restarts": i, "time": 0.0, "before": images} for i, images in enumerate(before)]
+    assert may_start_again(starts, reached) is again
+
+
+def test_who_gives_up_says_how_the_first_start_ended() -> None:
+    end = {"how": exit_in_words(137), "lines": ["1-0.log: Killed"]}
+    starts = [{"restarts": i, "time": 0.0, "before": 0, "end": end} for i in range(3)]
+    message = give_up_message(Path("run"), starts)
+    assert "3 starts in a row gained nothing" in message
+    assert "ended by SIGKILL, often because memory ran out (exit code 137)" in message
+    assert "1-0.log: Killed" in message
+
+
+def test_lists_of_nodes() -> None:
+    assert expand_hosts("n[1-3,07],m4,r[1-2]c[8-9]") == (
+        ["n1", "n2", "n3", "n07", "m4", "r1c8", "r1c9", "r2c8", "r2c9"]
     )
-    assert isinstance(config, TrainConfig)
-    assert should_requeue(config, code)[0] is again
+    assert expand_hosts("gpu-a.site") == ["gpu-a.site"]
+
+
+@pytest.mark.parametrize("value", ["a\ntouch X\n", "a\x1b[2J", "a\r"])
+@pytest.mark.parametrize("flag", ["--run", "--partition", "--mem"])
+def test_a_control_character_is_refused(
+    shards: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    call = ("cnn_baseline", "--data", shards, "--run", tmp_path / "run", flag, value, "--dry-run")
+    done = run_job("train", *call)
+    assert done.returncode == 2
+    assert f"the argument {value!r} contains a control character" in done.stderr
 
 
 def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path) -> None:
@@ -235,12 +264,12 @@ def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path
 def test_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck here")
-    scripts = sorted(map(str, (ROOT / "slurm").glob("*.sh")))
+    scripts = sorted(str(path) for kind in ("slurm", "sge") for path in (ROOT / kind).glob("*.sh"))
     done = subprocess.run(
         ["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-    assert len(scripts) >= 9
+    assert len(scripts) >= 16
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -251,7 +280,7 @@ def test_env_sh_finds_its_checkout_from_any_folder(shell: str, tmp_path: Path) -
     (checkout / "slurm").mkdir(parents=True)
     shutil.copy(ROOT / "slurm" / "env.sh", checkout / "slurm")
     env = {k: v for k, v in os.environ.items() if not k.startswith("FER_")}
-    show = 'echo "$FER_DATA|$FER_RUNS|${fer_python[@]}"'
+    show = 'echo "$FER_DATA|$FER_RUNS|${fer_python[*]}"'
     for folder, name in ((checkout, "slurm/env.sh"), (tmp_path, "my checkout/slurm/env.sh")):
         done = subprocess.run(
             [shell, "-c", f'. "{name}"; {show}'],

@@ -34,7 +34,7 @@ USERS = {
     "h5py": {"data/shards.py", "training/keras.py"},
     "matplotlib": {"evaluation/plots.py"},
     "tyro": {"cli/flags.py"},
-    "submitit": {"cluster/submit.py"},
+    "submitit": {"cluster/slurm.py"},
 }
 NO_TORCH = {"config", "files", "report", "cluster", "cli"}
 MAX_LINES, MAX_FUNCTION, MAX_WIDTH, MAX_SKIPS = 350, 80, 100, 10

@@ -14,7 +14,8 @@ import pytest
 from fer_hpc.cli.main import main
 from fer_hpc.cli.parse import configure_job
 from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
-from fer_hpc.config.commands import JobConfig, RanksConfig
+from fer_hpc.config.commands import RanksConfig
+from fer_hpc.config.jobs import JobConfig
 from fer_hpc.parallel import local
 from fer_hpc.run.folder import read_environment, read_status
 from tests.test_ranks import finish, start_ranks

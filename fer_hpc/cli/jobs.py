@@ -1,12 +1,13 @@
-"""Commands as jobs: submitted by jobs/*.py, checked and requeued by slurm/launch.sh."""
+"""Commands as jobs: submitted by jobs/*.py, checked and started again by slurm/launch.sh."""
 
 from __future__ import annotations
 
 import sys
 
 from fer_hpc.cli.parse import configure, configure_job, configure_pipeline
-from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
-from fer_hpc.config.commands import JobConfig, PreprocessConfig
+from fer_hpc.config import EXIT_FINISHED, UserError
+from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.jobs import JobConfig
 
 
 def submit(verb: str, args: list[str], command: str) -> int:
@@ -32,8 +33,7 @@ def submit(verb: str, args: list[str], command: str) -> int:
         return EXIT_FINISHED
     jobs = submit_job(resources, folder, commands, config, gpus=gpus)
     if jobs:
-        log = folder / "jobs" / f"{jobs[0]}_0_log.out"
-        print(f"job {', '.join(jobs)}    log {log}    results {folder}")
+        print(f"job {', '.join(jobs)}    logs {folder / 'jobs'}    results {folder}")
         print(f"fer-hpc status {folder}")
         print(f"fer-hpc logs {folder} --follow")
         print(f"fer-hpc cancel {folder}")
@@ -63,26 +63,24 @@ def sweep(args: list[str]) -> int:
 
 
 def begin(args: list[str]) -> int:
-    """RANKS VERB ARGS: check that the command can start; print the folder of its ranks' logs."""
+    """[--job] VERB ARGUMENTS, with the scheduler's answer on stdin: what launch.sh is to do."""
     from fer_hpc.cluster.launch import begin
 
-    ranks, *command = args
-    config = configure(command[0], command[1:])
-    if command[0] == "tune":
-        from fer_hpc.sweep.grid import check_sweep, grid
-
-        check_sweep(config[0], grid(config[0], config[2]))
-        config = config[0]
-    print(begin(config, int(ranks), command))
+    print(begin(args, _facts(), configure), end="")
     return EXIT_FINISHED
 
 
 def end(args: list[str]) -> int:
-    """CODE VERB ARGS: after the processes have ended; exit code 0 means: requeue the job."""
-    from fer_hpc.cluster.launch import should_requeue
+    """CODE yes|no VERB ARGUMENTS: after the processes have ended; what launch.sh is to do.
 
-    code, verb, *rest = args
-    config = configure(verb, rest)
-    again, why = should_requeue(config[0] if verb == "tune" else config, int(code))
-    print(f"fer-hpc: {why}", flush=True)
-    return EXIT_FINISHED if again else EXIT_CRASHED
+    yes: the job is a script, which may be started again.
+    """
+    from fer_hpc.cluster.launch import end
+
+    code, may_start, *command = args
+    print(end(int(code), may_start == "yes", command, _facts(), configure), end="")
+    return EXIT_FINISHED
+
+
+def _facts() -> str:
+    return "" if sys.stdin.isatty() else sys.stdin.read()

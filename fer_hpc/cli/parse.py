@@ -10,13 +10,12 @@ from fer_hpc.cli.verbs import VERBS
 from fer_hpc.config import PRESETS, TrainConfig, UserError, unknown_name_error
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import (
-    JobConfig,
-    PipelineConfig,
     PreprocessConfig,
     RanksConfig,
     StartConfig,
     SweepConfig,
 )
+from fer_hpc.config.jobs import JobConfig, PipelineConfig
 from fer_hpc.config.plugins import load_plugins
 from fer_hpc.parallel.local import LOCAL_VERBS
 
@@ -41,10 +40,6 @@ PIPELINE_NOTES = {
 
 def configure(verb: str, args: list[str]) -> Any:
     """The configuration that a command's arguments mean; of tune: (sweep, preset, base)."""
-    if verb == "trial":
-        from fer_hpc.sweep.grid import trial_of_array
-
-        return trial_of_array(Path(args[0]), Path(args[1]))
     return configure_job(verb, args)[1]
 
 

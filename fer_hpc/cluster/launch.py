@@ -1,13 +1,41 @@
-"""The two decisions of slurm/launch.sh: may the job start, and is it requeued."""
+"""The decisions of slurm/launch.sh: what a job runs, may it start, and is it started again.
+
+launch.sh asks the host's scheduler, because a container may lack its programs, and gives the answer
+to `begin` and `end`. Both print shell assignments; what people read goes to stderr.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import shlex
 import signal
 import socket
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fer_hpc.cluster.records import JobCommand, read_records, record_job, results_dir
+from fer_hpc.cluster.code import code_root, keep_code, pointer, write_pointer
+from fer_hpc.cluster.defaults import command_of_array, script_command
+from fer_hpc.cluster.records import JobCommand, results_dir
+from fer_hpc.cluster.scheduler import Allocation, Scheduler, scheduler
+from fer_hpc.cluster.starts import (
+    exit_in_words,
+    gained,
+    give_up_message,
+    last_lines,
+    may_start_again,
+    record_end,
+    record_start,
+    starts_of,
+    without_gain,
+)
+from fer_hpc.cluster.summary import summary
 from fer_hpc.config import (
+    EXIT_CRASHED,
     EXIT_FINDINGS,
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
@@ -21,16 +49,12 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfig
 from fer_hpc.files import read_stored
-from fer_hpc.parallel.world import current_job, job_name
-from fer_hpc.run.folder import (
-    MAX_STARTS,
-    no_gain_message,
-    read_run_config,
-    read_status,
-    starts_without_gain,
-)
+from fer_hpc.parallel.job import INHERITED, current_step, job_port, scheduler_of_process
+from fer_hpc.parallel.local import LOCAL_VERBS
+from fer_hpc.run.folder import read_run_config, read_status
 
-# A command other than a training is requeued only with one of these exit codes.
+Configure = Callable[[str, list[str]], Any]  # cli.parse.configure, which is above this package
+# A command other than a training is started again only with one of these exit codes.
 INTERRUPTED_CODES = (
     EXIT_RUN_AGAIN,
     128 + signal.SIGTERM,
@@ -62,56 +86,251 @@ def check_job(config: JobCommand, ranks: int) -> None:
         merge_for_resume(config, stored["science"])
 
 
-def begin(config: JobCommand, ranks: int, command: list[str]) -> Path:
-    """Check the job that has just started and record it in its results folder.
+# ---- the start -----------------------------------------------------------------------------------
 
-    Gives the folder for the ranks' logs, an absolute path.
+
+def begin(args: list[str], facts: str, configure: Configure) -> str:
+    """What launch.sh does with `args`: [--job] VERB ARGUMENTS, or --job --array FILE.
+
+    Without --job the arguments are those behind a script's name, and the site's defaults come
+    first. `facts` is what the scheduler says about the job; "" outside a job. Gives shell text.
     """
-    check_job(config, ranks)
-    folder = results_dir(config)
+    kind = scheduler_of_process()
+    found = scheduler(kind).allocation(facts) if kind else None
+    if args[0] != "--job":
+        command = script_command(args[0], args[1:], found)
+    elif args[1] == "--array":
+        command = command_of_array(Path(args[2]), found)
+    else:
+        command = args[1:]
+    step = current_step()
+    if step and step.size > 1:
+        raise UserError(
+            f"this script runs as {step.size} tasks of srun, and starts the processes by itself: "
+            "submit it with sbatch, or run it with bash inside salloc"
+        )
+    if found is None:
+        return f"fer_task=({shlex.join(command)}) fer_start=exec\n"
+    inside = kind != "slurm" or step is not None  # the processes are started on this host alone
+    nodes = found.nodes if not inside else found.nodes[:1]
+    per_node, hosts = _ranks_of_node(command[0], found, nodes), max(len(nodes), 1)
+    _check_predecessors(scheduler(kind))
+    config = _checked(command, configure)
+    check_job(config, per_node * hosts)
+    found = _with_counted_restarts(config, found)
+    answer = [f"unset {name}" for name in sorted(os.environ) if name.startswith(INHERITED)]
+    answer += scheduler(kind).environment(found)
+    answer += _exports(found)
+    if inside and per_node > 1 and command[0] in LOCAL_VERBS:
+        command = [*command, "--procs", str(per_node)]
+    logs = _record(config, found, command, answer)
+    again = f"start {found.restarts + 1}" + ("" if found.batch else ", interactive")
+    print(f"job {found.name}, {again}: fer_hpc {shlex.join(command)}", file=sys.stderr)
+    hosts_text = ",".join(host for host, _ in nodes) or socket.gethostname()
+    print(f"on {hosts_text}, {per_node} task(s) a node; logs: {logs}", file=sys.stderr)
+    answer += [
+        f"fer_task=({shlex.join(command)})",
+        f"fer_start={'here' if inside else 'srun'}",
+        f"fer_nodes={hosts} fer_ranks={per_node} fer_job={shlex.quote(found.id)}",
+        f"fer_logs={shlex.quote(str(logs))}",
+        f"fer_srun_logs={shlex.quote(str(logs).replace('%', '%%'))}",
+        f"fer_gpus={nodes[0][1] if nodes and kind == 'sge' else 0}",
+        f"fer_again={'yes' if found.batch and step is None else 'no'}",
+    ]
+    return "\n".join(answer) + "\n"
+
+
+def _ranks_of_node(verb: str, found: Allocation, nodes: tuple[tuple[str, int], ...]) -> int:
+    """Processes on each node: one for each GPU, without GPUs one for each task asked for."""
+    gpus = [count for _, count in nodes] or [0]
+    if len(set(gpus)) > 1:
+        shown = ", ".join(f"{host} has {count}" for host, count in nodes)
+        raise UserError(
+            f"the GPUs are spread unevenly ({shown}), and every node needs the same number: ask "
+            f"for them by node, as --nodes={len(nodes)} --gpus-per-node={max(gpus)}"
+        )
+    if found.asked_gpus > gpus[0]:
+        raise UserError(
+            f"{found.asked_gpus} GPUs a node were asked for and {gpus[0]} granted: Slurm takes the "
+            f"script's own --gres=gpu:{gpus[0]} where --gpus-per-node is given; submit with "
+            f"--gres=gpu:{found.asked_gpus}"
+        )
+    if verb not in LOCAL_VERBS:
+        return 1
+    if gpus[0]:
+        if found.tasks not in (1, len(nodes), gpus[0] * len(nodes)) and found.scheduler == "slurm":
+            print(
+                f"fer-hpc: {found.tasks} tasks were asked for; one process for each GPU is "
+                f"started: {gpus[0] * len(nodes)}",
+                file=sys.stderr,
+            )
+        return gpus[0]
+    if found.tasks % max(len(nodes), 1):
+        raise UserError(
+            f"{found.tasks} tasks on {len(nodes)} nodes: every node needs the same number; use "
+            f"--ntasks-per-node={-(-found.tasks // len(nodes))}"
+        )
+    return found.tasks // max(len(nodes), 1)
+
+
+def _check_predecessors(by: Scheduler) -> None:
+    """Raise a UserError where a job that this one waits for has failed.
+
+    Slurm does not start it then; Grid Engine does, and its jobs name them in FER_AFTER.
+    """
+    after = os.environ.get("FER_AFTER", "").split()
+    for job, state in by.states(after).items() if after else ():
+        if not state.alive and state.state != "COMPLETED":
+            raise UserError(
+                f"job {job}, whose result this one needs, {state.state.lower()} ({state.reason}); "
+                "correct its cause and submit both again"
+            )
+
+
+def _checked(command: list[str], configure: Configure) -> JobCommand:
+    """The configuration of a command; that of a sweep with all of its trials checked."""
+    config = configure(command[0], command[1:])
+    if command[0] != "tune":
+        return config
+    from fer_hpc.sweep.grid import check_sweep, grid
+
+    check_sweep(config[0], grid(config[0], config[2]))
+    return config[0]
+
+
+def _with_counted_restarts(config: JobCommand, found: Allocation) -> Allocation:
+    """With the number of starts in the job's record, where the scheduler keeps none."""
+    if found.scheduler != "sge" or not found.restarts:
+        return found
+    before = starts_of(results_dir(config) / "jobs" / f"{found.name}.json")
+    return dataclasses.replace(found, restarts=max(1, len(before)))
+
+
+def _exports(found: Allocation) -> list[str]:
+    """The job as its processes see it (parallel/job.py), and where the ranks meet."""
+    number = found.id.partition(".")[0]
+    values = {
+        "FER_JOB_NUMBER": f"{found.scheduler} {number}",
+        "FER_JOB_ID": found.id,
+        "FER_JOB_NAME": found.name,
+        "FER_JOB_RESTARTS": str(found.restarts),
+        "FER_JOB_END": str(found.end),
+    }
+    if len(found.nodes) > 1:
+        values |= {"MASTER_ADDR": found.nodes[0][0], "MASTER_PORT": str(_port(int(number)))}
+    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _port(job: int) -> int:
+    """The first port of the job that nobody uses on this host, which is the ranks' first."""
+    for offset in range(0, 7, 2):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", job_port(job, offset)))
+            return job_port(job, offset)
+    return job_port(job)
+
+
+def _record(config: JobCommand, found: Allocation, command: list[str], answer: list[str]) -> Path:
+    """Record this start and keep its code; gives the folder of the ranks' logs.
+
+    Adds to the shell text the place of the code that all starts of this job use.
+    """
+    folder = results_dir(config).absolute()
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    job = current_job()
-    if job:
-        record_job(folder, job_name(), command, [job.id])
-    return logs.absolute()
+    copy = ""
+    if os.environ.get("FER_KEEP_CODE", "1") != "0":
+        root = code_root(folder)
+        kept = keep_code(root)
+        copy = str(kept)
+        place = pointer(root, found.scheduler, found.id)
+        write_pointer(place, kept)
+        path = os.pathsep.join([copy, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+        answer += [f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1"]
+        answer += [f"fer_pointer={shlex.quote(str(place))}"]
+    record_start(config, found, command, [f"{found.id}-*.log"], copy)
+    return logs
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def end(code: int, may_start: bool, args: list[str], facts: str, configure: Configure) -> str:
+    """What follows after the ranks have ended with `code`; `args` is the command that has run.
+
+    `may_start`: a script, which the scheduler can start again.
+
+    Gives shell text: the command that starts the job again, or none, and the exit code.
+    """
+    config = configure(args[0], _without_procs(args[1:]))
+    config = config[0] if args[0] == "tune" else config
+    folder, job = results_dir(config), os.environ["FER_JOB_NAME"]
+    again, why = should_requeue(config, code)
+    again = again and may_start
+    lines = [] if code in (EXIT_FINISHED, EXIT_RUN_AGAIN) else last_lines(folder / "logs", job)
+    ended = {"time": round(time.time(), 1), "code": code, "how": exit_in_words(code)}
+    starts = record_end(config, job, {**ended, "lines": lines})
+    reached = gained(config)
+    if again and not may_start_again(starts, reached):
+        again, why = False, give_up_message(folder, without_gain(starts, reached))
+    by = scheduler(scheduler_of_process())
+    found = _allocation_now(by, facts)
+    if again and not _is_ours(found):
+        again, why = False, "the job is being ended, or belongs to another start: not started again"
+    print(f"fer-hpc: {why}", file=sys.stderr)
+    print(summary(config, starts, found), file=sys.stderr)
+    finished = not isinstance(config, TrainConfig | GanConfig) or _is_finished(config.run)
+    exit_code = EXIT_CRASHED if code == EXIT_FINISHED and not finished else code
+    requeue = by.requeue_command(found) if again and found else []
+    if again and found and found.scheduler == "sge":
+        exit_code = 99  # Grid Engine's code for: run this job again
+    return f"fer_requeue=({shlex.join(requeue)}) fer_exit={exit_code}\n"
+
+
+def _without_procs(args: list[str]) -> list[str]:
+    """The arguments without the --procs N that `begin` has added."""
+    return args[:-2] if args[-2:-1] == ["--procs"] else args
+
+
+def _allocation_now(by: Scheduler, facts: str) -> Allocation | None:
+    try:
+        return by.allocation(facts)
+    except UserError as error:
+        print(f"fer-hpc: {error}", file=sys.stderr)
+        return None
+
+
+def _is_ours(found: Allocation | None) -> bool:
+    """Whether the job still runs, and this start is its newest."""
+    if found is None or not found.running or not found.batch:
+        return False
+    newest = found.scheduler == "sge" or found.restarts == int(os.environ["FER_JOB_RESTARTS"])
+    return newest
+
+
+def _is_finished(run: Path) -> bool:
+    return bool(read_status(run)["state"] == "finished")
 
 
 def should_requeue(config: JobCommand, code: int) -> tuple[bool, str]:
     """Whether a job whose processes ended with exit code `code` is to run again, and why.
 
     For a training its run folder decides, not the code: srun was seen to end with code 0 after one
-    of its nodes had died.
+    of its nodes had died. How often is not decided here.
     """
     if isinstance(config, TrainConfig | GanConfig):
-        return _should_requeue_training(config.run, code)
+        status = read_status(config.run)
+        state, why = status["state"], status["why"] or exit_in_words(code)
+        over = state in ("finished", "failed", "superseded")
+        if over or code in (EXIT_USER_ERROR, EXIT_TAKEN_OVER):
+            return False, f"{config.run}: {state}" + (f", {why}" if state != "finished" else "")
+        return True, f"{config.run}: {why}; the same command continues from there"
     if isinstance(config, SweepConfig):
-        again = _sweep_can_continue(config, code)
-        reason = f"sweep ended with code {code}"
+        # Ray ends in many ways, with many exit codes; starts without a gain are counted.
+        again = code not in (EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FINDINGS)
+        reason = f"sweep: {exit_in_words(code)}"
     else:
         again = code in INTERRUPTED_CODES
-        reason = "done" if code == EXIT_FINISHED else f"ended with code {code}"
+        reason = "done" if code == EXIT_FINISHED else exit_in_words(code)
     return again, f"{reason}; it continues from there" if again else reason
-
-
-def _should_requeue_training(run: Path, code: int) -> tuple[bool, str]:
-    status = read_status(run)
-    state, why = status["state"], status["why"] or f"ended with code {code}"
-    over = state in ("finished", "failed", "superseded")
-    if over or code in (EXIT_USER_ERROR, EXIT_TAKEN_OVER):
-        return False, f"{run}: {state}" + (f", {why}" if state != "finished" else "")
-    if starts_without_gain(run) >= MAX_STARTS:
-        return False, no_gain_message(run)
-    return True, f"{run}: {why}; the same command continues from there"
-
-
-def _sweep_can_continue(config: SweepConfig, code: int) -> bool:
-    """Whether a sweep was interrupted, or crashed after some trial had started in this job."""
-    if code in (EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FINDINGS):
-        return False
-    if code == EXIT_RUN_AGAIN:
-        return True
-    # Ray ends in many ways, with many exit codes. So the sweep is requeued if a trial has started.
-    job_start = max((record["time"] for record in read_records(config.out)), default=0.0)
-    trial_starts = config.out.glob("trials/*/attempts/*/environment.json")
-    return any(path.stat().st_mtime > job_start for path in trial_starts)

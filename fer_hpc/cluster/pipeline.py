@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fer_hpc.cluster.launch import check_job
 from fer_hpc.cluster.records import JobCommand
+from fer_hpc.cluster.scheduler import scheduler
 from fer_hpc.cluster.submit import dry_run, layout, submit
 from fer_hpc.config import TrainConfig, UserError, changed_fields, flag_arguments
-from fer_hpc.config.commands import JobConfig, PipelineConfig, SweepConfig
+from fer_hpc.config.commands import SweepConfig
+from fer_hpc.config.jobs import JobConfig, PipelineConfig
 from fer_hpc.config.plugins import load_plugins
-from fer_hpc.files import write_json
 
 Configure = Callable[[str, list[str]], Any]  # cli.parse.configure, which is above this package
 WAIT = ["wait"]  # `after` of a job without a scheduler: submit returns when the job has ended
@@ -55,17 +56,25 @@ def pipeline(
     preprocess_config = configure("preprocess", preprocess[0][1:])
     report = ["report", str(out / "runs"), "--out", str(out / "report")]
 
+    report_config = configure("report", report[1:])
+    scores = {run: ["evaluate", str(run), "--split", study.eval_split] for run in trainings}
+    score_configs = {run: configure("evaluate", args[1:]) for run, args in scores.items()}
+
     stages = _Stages(job)
     gpus = job.gpus_per_node
-    shard_jobs = stages.submit(shards, preprocess, preprocess_config, [], check=True)
-    shard_jobs = _whole_arrays(shard_jobs)
+    # What a stage cannot have is refused before the first is submitted, too.
+    plan = [(preprocess_config, 0), *((config, gpus) for config in configs.values())]
+    for config, count in plan:
+        layout(job, config, count)
+    check_job(preprocess_config, 1)
+    shard_jobs = stages.submit(shards, preprocess, preprocess_config, [])
     score_jobs: list[str] = []
     for run, args in trainings.items():
         train_jobs = stages.submit(run, [args], configs[run], shard_jobs, gpus)
-        evaluate = ["evaluate", str(run), "--split", study.eval_split]
-        evaluate_config = configure("evaluate", evaluate[1:])
-        score_jobs += stages.submit(run, [evaluate], evaluate_config, train_jobs, min(gpus, 1))
-    stages.submit(out / "report", [report], configure("report", report[1:]), score_jobs)
+        score_jobs += stages.submit(
+            run, [scores[run]], score_configs[run], train_jobs, min(gpus, 1)
+        )
+    stages.submit(out / "report", [report], report_config, score_jobs)
     yield from stages.lines
     yield f"page: {out / 'report' / 'index.html'}    fer-hpc status {out}    fer-hpc cancel {out}"
 
@@ -84,23 +93,27 @@ class _Stages:
         config: JobCommand,
         after: list[str],
         gpus: int = 0,
-        check: bool = False,
     ) -> list[str]:
-        """Submit `commands` behind the jobs `after`; gives the ids that the next stage waits for.
-
-        `check`: the input of `config` is there already, so that mistakes are found now.
-        """
+        """Submit `commands` behind the jobs `after`; gives those that the next waits for."""
         job = self.job
         self.lines.append(f"{folder}: {layout(job, config, gpus)}")
         if job.dry_run:
             self.lines.append(dry_run(job, folder, commands, after, gpus))
             return [f"JOB-OF-{commands[0][0].upper()}-{folder.name}"]
-        if job.cluster != "slurm":
-            after = WAIT
-        ids = submit(job, folder, commands, config if check else None, after, gpus)
-        follows = f", after {', '.join(after)}" if after and after != WAIT else ""
-        self.lines.append(f"  job {', '.join(ids)}{follows}")
-        return ids if job.cluster == "slurm" else []
+        ids = submit(job, folder, commands, None, after or _wait(job), gpus)
+        follows = f", after {', '.join(after)}" if after else ""
+        self.lines.append(f"  job {', '.join(ids)}{follows}" if ids else "  done")
+        return _to_wait_for(job, ids)
+
+
+def _wait(job: JobConfig) -> list[str]:
+    """`after` of a job without a scheduler: submitting returns when the job has ended."""
+    return WAIT if job.cluster == "local" else []
+
+
+def _to_wait_for(job: JobConfig, ids: list[str]) -> list[str]:
+    """What the jobs behind `ids` name as those that they wait for."""
+    return scheduler(job.cluster).dependency(ids) if job.cluster in ("slurm", "sge") else []
 
 
 def _face_of(config: TrainConfig) -> tuple[int, int]:
@@ -109,11 +122,6 @@ def _face_of(config: TrainConfig) -> tuple[int, int]:
 
     load_plugins(config.plugin)
     return model_spec(config.model).face
-
-
-def _whole_arrays(jobs: list[str]) -> list[str]:
-    """The array numbers of array tasks: 12 for 12_0, 12_1, ...; a dependency means all tasks."""
-    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
 def sweep_array(
@@ -145,18 +153,14 @@ def sweep_array(
             yield dry_run(job, out, commands, gpus=gpus)
         return
     prepare(config, preset, trials)
-    wait = WAIT if job.cluster == "local" else []
     array: list[str] = []
     if commands:
-        names = out / "jobs" / f"array-{time.time_ns()}.json"
-        names.parent.mkdir(exist_ok=True)
-        write_json(names, [t.name for t in unfinished])
-        launch_args = ["trial", str(out), str(names)]
-        ids = submit(job, out, commands, unfinished[0].config, wait, gpus, launch_args)
-        yield f"  job {', '.join(ids)}"
-        array = _whole_arrays(ids) if job.cluster == "slurm" else []
+        first = unfinished[0].config
+        ids = submit(job, out, commands, first, _wait(job), gpus)
+        yield f"  job {', '.join(ids)}" if ids else "  done"
+        array = _to_wait_for(job, ids)
     tables = ["tune", *args, "--collect"]
-    ids = submit(job, out, [tables], None, array or wait, dependency_type="afterany")
+    ids = submit(job, out, [tables], None, array or _wait(job), dependency_type="afterany")
     yield f"  job {', '.join(ids)}, the tables" + (f", after {', '.join(array)}" if array else "")
     yield f"fer-hpc status {out}    fer-hpc cancel {out}    results {out / 'summary.json'}"
 

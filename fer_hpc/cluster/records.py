@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fer_hpc.files import read_json, write_json
 JobCommand = (
     TrainConfig | GanConfig | EvaluateConfig | PreprocessConfig | ReportConfig | SweepConfig
 )
+TEXTS = ("job", "scheduler", "cluster", "name")
 
 
 def results_dir(config: JobCommand) -> Path:
@@ -22,14 +24,51 @@ def results_dir(config: JobCommand) -> Path:
     return config.run
 
 
-def record_job(folder: Path, job: str, command: list[str], logs: list[str]) -> None:
-    """Write FOLDER/jobs/JOB.json; `logs` are glob patterns of the job's log files."""
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    record = {"job": job, "command": command, "logs": logs, "time": round(time.time(), 1)}
-    write_json(folder / "jobs" / f"{job}.json", record)
+def record_job(folder: Path, job: str, command: list[str], logs: list[str], **more: Any) -> None:
+    """Write FOLDER/jobs/JOB.json; `logs` are glob patterns of the job's log files.
+
+    more: scheduler, cluster, name, submitted (seconds since 1970), starts, code
+    """
+    path = folder / "jobs" / f"{job}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = read_record(path) or {"time": round(time.time(), 1)}
+    known = [log for log in record.get("logs", []) if log not in logs]
+    record |= {"job": job, "command": command, "logs": known + logs, **more}
+    write_json(path, record)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A job's record; None where the file is missing or is no record.
+
+    A log's pattern that leaves the folder is left out.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("job"), str):
+        return None
+    if not _is_number(found.get("time")) or not isinstance(found.get("command", []), list):
+        return None
+    logs = found.get("logs")
+    found["logs"] = [
+        log
+        for log in (logs if isinstance(logs, list) else [])
+        if isinstance(log, str) and log and "/" not in log and log != ".."
+    ]
+    # Records of earlier versions name only the job.
+    default = {"scheduler": "slurm" if found["job"][:1].isdigit() else "local", "submitted": 0.0}
+    found = {"cluster": "", "name": "", "starts": [], **default, **found}
+    good = all(isinstance(found[key], str) for key in TEXTS) and _is_number(found["submitted"])
+    starts = found["starts"]
+    good = good and isinstance(starts, list) and all(isinstance(s, dict) for s in starts)
+    return found if good else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The job records of a folder, oldest first."""
-    records = [read_json(p) for p in (folder / "jobs").glob("[0-9]*.json")]
-    return sorted((record for record in records if record), key=lambda record: record["time"])
+    """The job records of a folder, oldest first. What is no record is left out."""
+    patterns = ("jobs/[0-9]*.json", "jobs/local-*.json")
+    paths = [path for pattern in patterns for path in folder.glob(pattern)]
+    records = [record for path in paths if (record := read_record(path))]
+    return sorted(records, key=lambda record: record["time"])

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.cluster.records import read_records
-from fer_hpc.cluster.slurm import ENDED, cancel_jobs, job_states, waiting_jobs
+from fer_hpc.cluster.scheduler import JobState, Usage, scheduler
+from fer_hpc.cluster.summary import usage_line
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import LogsConfig
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import read_rows, read_status
 
-JobStates = dict[str, tuple[str, str]]
+SCHEDULERS = ("slurm", "sge")
+CLOCK_S = 120.0  # by which clocks may differ: a record is made before its job is numbered
 
 
 def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -24,23 +26,61 @@ def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
     Waiting jobs of this user that have no folder yet follow, a row each.
     """
     folders = _folders(paths)
-    jobs_of = {folder: [record["job"] for record in read_records(folder)] for folder in folders}
-    known = {job for jobs in jobs_of.values() for job in jobs}
-    states = job_states([job for job in known if not job.startswith("local")])
-    rows = [_row_of_folder(folder, jobs_of[folder], states) for folder in folders]
-    for job, name, reason in waiting_jobs():
-        if name.startswith("fer-") and job not in known:
-            row = _new_row(name)
-            row |= {"why": reason, "jobs": [{"job": job, "state": "PENDING", "reason": reason}]}
-            rows.append(row)
+    records = {folder: read_records(folder) for folder in folders}
+    states = states_of([record for found in records.values() for record in found])
+    rows = [_row_of_folder(folder, records[folder], states) for folder in folders]
+    known = {job for _, job in states}
+    for job, state in [pair for name in SCHEDULERS for pair in scheduler(name).waiting()]:
+        if state.job_name.startswith("fer-") and job not in known:
+            row = _new_row(state.job_name)
+            shown = {"job": job, "state": state.state, "reason": state.reason}
+            rows.append(row | {"why": state.reason, "jobs": [shown]})
+    if len(rows) == 1:
+        rows[0]["usage"] = usage_line(_usage(records[folders[0]])) if folders else ""
     return rows
+
+
+def states_of(records: list[dict[str, Any]]) -> dict[tuple[str, str], JobState]:
+    """The state of each recorded job, by scheduler and job; one that another cluster numbered alike
+    is not among them."""
+    found: dict[tuple[str, str], JobState] = {}
+    for name in ("local", *SCHEDULERS):
+        by, here = scheduler(name), [r for r in records if r["scheduler"] == name]
+        states = by.states(list(dict.fromkeys(r["job"] for r in here)))
+        cluster = by.cluster() if states else ""
+        for record in here:
+            state = states.get(record["job"])
+            if state and _is_same_job(record, state, cluster):
+                found[name, record["job"]] = state
+    return found
+
+
+def _is_same_job(record: dict[str, Any], state: JobState, cluster: str) -> bool:
+    """Whether the scheduler's job is the recorded one: cluster, name and time of submission fit."""
+    if record["cluster"] and record["cluster"] != cluster:
+        return False
+    if record["name"] and state.job_name and record["name"] != state.job_name:
+        return False
+    if not record["cluster"]:  # of an earlier version, whose jobs were called fer-...
+        return (state.job_name or record["job"]).startswith(("fer-", "local"))
+    return not state.submitted or state.submitted >= record["submitted"] - CLOCK_S
+
+
+def _usage(records: list[dict[str, Any]]) -> Usage | None:
+    for name in SCHEDULERS:
+        jobs = [r["job"] for r in records if r["scheduler"] == name]
+        if jobs and (usage := scheduler(name).usage(jobs)):
+            return usage
+    return None
 
 
 def _new_row(folder: str) -> dict[str, Any]:
     return {"folder": folder, "state": "waiting", "epoch": "", "val_accuracy": None, "why": ""}
 
 
-def _row_of_folder(folder: Path, jobs: list[str], states: JobStates) -> dict[str, Any]:
+def _row_of_folder(
+    folder: Path, records: list[dict[str, Any]], states: dict[tuple[str, str], JobState]
+) -> dict[str, Any]:
     row = _new_row(str(folder))
     stored = read_json(folder / "config.json")
     if stored:
@@ -54,10 +94,11 @@ def _row_of_folder(folder: Path, jobs: list[str], states: JobStates) -> dict[str
             "why": state["why"],
         }
     row["jobs"] = []
-    for job in jobs:
-        state_of_job, reason = states.get(job, ("", ""))
-        row["jobs"].append({"job": job, "state": state_of_job, "reason": reason})
-    if not stored and jobs:
+    for record in records:
+        found = states.get((record["scheduler"], record["job"]), JobState(""))
+        shown = {"job": record["job"], "state": found.state, "reason": found.reason}
+        row["jobs"].append(shown | {"starts": len(record["starts"])})
+    if not stored and records:
         newest = row["jobs"][-1]
         has_shards = (folder / "manifest.json").exists()
         row["state"] = "finished" if has_shards else newest["state"].lower() or "unknown"
@@ -76,7 +117,7 @@ def _folders(paths: tuple[Path, ...]) -> list[Path]:
         for pattern in ("config.json", "*/config.json", "*/*/config.json"):
             folders |= {p.parent for p in path.glob(pattern)}
         for pattern in ("jobs", "*/jobs", "*/*/jobs"):
-            folders |= {p.parent for p in path.glob(pattern) if any(p.glob("[0-9]*.json"))}
+            folders |= {p.parent for p in path.glob(pattern) if read_records(p.parent)}
     return sorted(folders)
 
 
@@ -90,8 +131,11 @@ def format_status(rows: list[dict[str, Any]]) -> str:
         best = "" if row["val_accuracy"] is None else f"best val {row['val_accuracy']:.4f}"
         newest = row["jobs"][-1] if row["jobs"] else None
         job = f"job {newest['job']} {newest['state'].lower()}".rstrip() if newest else ""
+        starts = newest.get("starts", 0) if newest else 0
+        job += f", {starts} starts" if starts > 1 else ""
         progress = f"{row['state']:<11} {row['epoch']:>10}  {best:<15}"
         lines.append(f"{row['folder']:<{width}}  {progress}  {job:<22} {row['why']}".rstrip())
+        lines += [f"    {row['usage']}"] if row.get("usage") else []
     return "\n".join(lines)
 
 
@@ -138,10 +182,16 @@ def _log_files(folder: Path, patterns: list[str]) -> list[Path]:
 
 def cancel(paths: tuple[Path, ...]) -> list[str]:
     """End every living job recorded in the folders; gives a line for each."""
-    jobs = [record["job"] for folder in _folders(paths) for record in read_records(folder)]
-    states = job_states([job for job in jobs if job.replace("_", "").isdigit()])
-    alive = [job for job in dict.fromkeys(jobs) if job in states and states[job][0] not in ENDED]
-    if not alive:
-        return ["no living job there"]
-    cancel_jobs(alive)
-    return [f"cancelled job {job} ({states[job][0].lower()})" for job in alive]
+    records = [record for folder in _folders(paths) for record in read_records(folder)]
+    states = states_of(records)
+    lines = []
+    for name in ("local", *SCHEDULERS):
+        alive = [job for (by, job), state in states.items() if by == name and state.alive]
+        if alive:
+            scheduler(name).cancel(alive)
+        lines += [f"cancelled job {job} ({states[name, job].state.lower()})" for job in alive]
+    known = {job for _, job in states}
+    foreign = [r["job"] for r in records if r["job"] not in known and r["cluster"]]
+    if not lines and foreign:
+        return [f"no living job there (of another cluster or gone: {', '.join(foreign)})"]
+    return lines or ["no living job there"]

@@ -266,60 +266,6 @@ class CancelConfig:
 
 
 @dataclass(frozen=True)
-class JobConfig:
-    """Resources of a submitted job."""
-
-    cluster: Literal["slurm", "local", "debug"] = option(
-        "slurm",
-        "local: in the background of this machine; debug: in this process",
-        group="job",
-    )
-    nodes: int = option(1, "number of nodes", low=1)
-    gpus_per_node: int = option(
-        1, "GPUs per node, one process for each; 0: one process on CPUs", low=0
-    )
-    cpus: int = option(1, "cores per process", low=1)
-    mem: str = option("", "memory per node, for example 32G; default: the site's")
-    partition: str | None = option(None, "partition; default: the site's")
-    account: str | None = option(None, "account; default: the site's")
-    qos: str | None = option(None, "quality of service; default: the site's")
-    time_min: int = option(
-        720, "time limit, minutes; a longer run saves, is requeued and continues", low=1
-    )
-    signal_lead_s: int = option(
-        30, "seconds before the time limit at which Slurm sends its warning signal", low=0
-    )
-    dry_run: bool = option(False, "print the batch script and the layout, submit nothing")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """preprocess (an array) -> train, once per seed -> evaluate -> report, as dependent jobs."""
-
-    source: str = required(
-        f"format of the input: {', '.join(SOURCES)}, or a plugin's", group="pipeline"
-    )
-    out: Path = required("folder for shards/, runs/ and report/")
-    input: Path | None = option(None, "folder or file to read; not needed for synthetic", file=True)
-    classes: str = option(
-        "", "class names in the order of the data's numbers, or a CSV, as for preprocess"
-    )
-    split: Splitting = option("auto", SPLITTING_HELP)
-    count: int = option(0, "synthetic: number of faces", low=0, high=MAX_DRAWN)
-    size: int = option(0, "height and width of the faces, pixels; 0: the preset's", low=0)
-    channels: Literal[0, 1, 3] = option(0, "1: gray, 3: RGB; 0: the preset's")
-    tasks: int = option(4, "array tasks that share the preprocessing", low=1)
-    seeds: tuple[int, ...] = option((0, 1, 2), "one training for each seed", low=0)
-    eval_split: Split = option("val", "faces to score the runs on")
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True)
 class StartConfig:
     """The configuration of a training, where it does not come from a PRESET."""
 

@@ -15,6 +15,7 @@ import math
 import numbers
 import types
 import typing
+import unicodedata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +97,10 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
         if isinstance(value, str | Path) or not isinstance(value, list | tuple):
             raise UserError(f"{flag} {value!r}: wanted a list or tuple of values")
         return tuple(_checked(field, typing.get_args(wanted)[0], v) for v in value)
+    if isinstance(value, str | Path) and not str(value).isprintable():
+        bad = next(c for c in str(value) if not c.isprintable())
+        if unicodedata.category(bad) == "Cc":  # in a job's script a line end is a new command
+            raise UserError(f"{flag} {str(value)!r}: has the control character {bad!r}")
     if wanted is Path and isinstance(value, str):
         if not value:
             raise UserError(f"{flag} '': wanted a path")

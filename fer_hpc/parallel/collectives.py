@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError
 from fer_hpc.parallel.heartbeat import Heartbeat
-from fer_hpc.parallel.world import World, set_rendezvous
+from fer_hpc.parallel.world import World, rendezvous_in_words, set_rendezvous
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +71,8 @@ def process_group(
     except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(
             f"rank {world.rank} of {world.size} could not reach the others: "
-            f"{str(error).splitlines()[0]}; start all ranks with --procs, torchrun or srun, "
-            "or set MASTER_ADDR and MASTER_PORT"
+            f"{str(error).splitlines()[0]}; {rendezvous_in_words()}. Start all ranks with --procs, "
+            "torchrun or srun; where hosts have several networks, set FER_INTERFACE (ip -br addr)"
         ) from None
     with heartbeat:
         if device and backend == "auto":

@@ -1,32 +1,27 @@
-"""Which process this is among those of a run, and which scheduler job it belongs to.
+"""Which process this is among those of a run, and where they meet.
 
-The only file of the package that reads RANK, WORLD_SIZE and their like, and the variables that
-Slurm sets for a job (SLURM_*). cluster/slurm.py is the only one that runs Slurm's programs on a
-login node.
+The only file of the package that reads RANK, WORLD_SIZE and their like.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import re
 import socket
-import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from fer_hpc.config import UserError
-
-FIRST_PORT, PORT_COUNT = 20_000, 12_000  # below 32,768, where Linux takes ports of its own choice
-
-
-@dataclass(frozen=True)
-class Job:
-    """The scheduler's job that this process belongs to."""
-
-    id: str
-    restarts: int = 0
-    end: float = math.inf  # when it will be ended, seconds since 1970
+from fer_hpc.parallel.job import (
+    FIRST_PORT,
+    PORT_COUNT,
+    Job,
+    current_job,
+    current_step,
+    expand_hosts,
+    job_port,
+    number_in_environment,
+)
 
 
 @dataclass(frozen=True)
@@ -44,29 +39,27 @@ class World:
     def detect() -> World:
         """The place of this process, from its environment.
 
-        torchrun's variables come first. Slurm's count only inside a step of several tasks: a batch
-        shell has SLURM_PROCID=0 too, and is not a rank. Without either it is the only process.
+        torchrun's variables come first. A scheduler's count only inside a step of several tasks: a
+        batch shell is not a rank. Without either it is the only process.
         """
-        env, job = os.environ, current_job()
+        job = current_job()
         if has_ranks():
-            rank, size = _number("RANK"), _number("WORLD_SIZE")
+            rank, size = number_in_environment("RANK"), number_in_environment("WORLD_SIZE")
             if rank >= size:
                 raise UserError(
                     f"RANK is {rank} and WORLD_SIZE {size}: ranks count from 0; use torchrun"
                 )
-            local_size = _number("LOCAL_WORLD_SIZE", "1")
-            return World(rank, size, _number("LOCAL_RANK", "0"), local_size, job)
-        if _in_step() and _number("SLURM_STEP_NUM_TASKS", "1") > 1:
-            per_node = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-            local_size = per_node[min(_number("SLURM_NODEID", "0"), len(per_node) - 1)]
-            rank, size = _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS")
-            return World(rank, size, _number("SLURM_LOCALID"), local_size, job)
+            local_size = number_in_environment("LOCAL_WORLD_SIZE", "1")
+            return World(rank, size, number_in_environment("LOCAL_RANK", "0"), local_size, job)
+        step = current_step()
+        if step and step.size > 1:
+            return World(step.rank, step.size, step.local_rank, step.local_size, job)
         return World(job=job)
 
 
 @dataclass(frozen=True)
 class StepNode:
-    """This node's place in a Slurm step that has one task on each node."""
+    """This node's place in a step that has one task on each node."""
 
     index: int
     count: int
@@ -75,55 +68,20 @@ class StepNode:
     gpus: int
 
 
-# ---- the job -------------------------------------------------------------------------------------
-
-
-def current_job() -> Job | None:
-    """The scheduler's job that this process runs in; None outside one."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    end = _number("SLURM_JOB_END_TIME", "0") or math.inf
-    return Job(os.environ["SLURM_JOB_ID"], _number("SLURM_RESTART_COUNT", "0"), end)
-
-
-def job_name() -> str:
-    """The current job's id as squeue prints it: 123, or 123_4 for a task of an array."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-
-
-def array_task() -> int:
-    """The index of this job in its array; 0 outside an array."""
-    return _number("SLURM_ARRAY_TASK_ID", "0")
-
-
 def current_step_node() -> StepNode | None:
-    """This process's node among those of its Slurm step; None outside one, as in a batch shell."""
-    if not _in_step():
+    """This process's node among those of its step; None outside one, as in a batch shell."""
+    step = current_step()
+    if not step:
         return None
     set_rendezvous()
     env = os.environ
-    count, gpus = _number("SLURM_STEP_NUM_TASKS", "1"), _number("SLURM_GPUS_ON_NODE", "0")
-    return StepNode(
-        _number("SLURM_PROCID"), count, env["MASTER_ADDR"], _number("MASTER_PORT"), gpus
-    )
-
-
-# ---- where the ranks meet ------------------------------------------------------------------------
+    port = number_in_environment("MASTER_PORT")
+    return StepNode(step.rank, step.size, env["MASTER_ADDR"], port, step.gpus)
 
 
 def has_ranks() -> bool:
     """Whether torchrun, or somebody in its place, has numbered this process."""
     return "WORLD_SIZE" in os.environ or "RANK" in os.environ
-
-
-def job_port(job: int, offset: int = 0) -> int:
-    """The TCP port that belongs to a job (or process) number: the same on every node and start.
-
-    Neighbouring numbers are seven ports apart, so that jobs of one node do not meet; `offset`
-    selects one of the seven.
-    """
-    return FIRST_PORT + (7 * job + offset) % PORT_COUNT
 
 
 def free_port() -> int:
@@ -137,51 +95,56 @@ def free_port() -> int:
 
 
 def set_rendezvous() -> None:
-    """Set MASTER_ADDR and MASTER_PORT where they are missing in a Slurm step.
+    """Set MASTER_ADDR and MASTER_PORT where they are missing in a step, and the interface.
 
-    The address is the step's first node, the port comes from the job and the step.
+    The address is the step's first node, the port comes from the job and the step. FER_INTERFACE
+    names the network interface of gloo and NCCL; without it one is chosen where the own name means
+    a loopback address, which other nodes cannot reach.
     """
-    env = os.environ
-    if "SLURM_STEP_ID" not in env:
-        return
-    if "MASTER_ADDR" not in env:
-        env["MASTER_ADDR"] = _first_node(env.get("SLURM_STEP_NODELIST", "localhost"))
-    if "MASTER_PORT" not in env:
-        port = job_port(_number("SLURM_JOB_ID"), _number("SLURM_STEP_ID"))
-        env["MASTER_PORT"] = str(port)
+    env, step = os.environ, current_step()
+    interface = env.get("FER_INTERFACE", "")
+    if step:
+        hosts = expand_hosts(step.nodes)
+        env.setdefault("MASTER_ADDR", hosts[0])
+        env.setdefault("MASTER_PORT", str(step.port))
+        if len(hosts) > 1 and not interface and _own_address().startswith("127."):
+            own = socket.gethostname().partition(".")[0]
+            interface = _interface_to(next((h for h in hosts if h.partition(".")[0] != own), own))
+    if interface:
+        env.setdefault("GLOO_SOCKET_IFNAME", interface)
+        env.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _own_address() -> str:
+    """The address that this machine's name means; "" where it means none."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
+
+
+def _interface_to(host: str) -> str:
+    """The network interface that leads to another host; "" where there is none."""
+    try:
+        target = int.from_bytes(socket.inet_aton(socket.gethostbyname(host)), "little")
+        routes = [row.split() for row in Path("/proc/net/route").read_text().splitlines()[1:]]
+    except OSError:
+        return ""
+    fitting = [r for r in routes if target & int(r[7], 16) == int(r[1], 16)]
+    return max(fitting, key=lambda r: int(r[7], 16).bit_count())[0] if fitting else ""
+
+
+def rendezvous_in_words() -> str:
+    """This host and where it looks for the first rank, for messages."""
+    host, port = os.environ.get("MASTER_ADDR", "?"), os.environ.get("MASTER_PORT", "?")
+    try:
+        address = socket.gethostbyname(host)
+    except OSError as error:
+        address = f"unknown: {error.strerror}"
+    return f"{socket.gethostname()} looks for rank 0 at {host}:{port} ({address})"
 
 
 def store_holder() -> str:
     """Who holds the store where the ranks meet, in words: its end is theirs."""
     # torchrun's agent has a store already, which its ranks use.
     return "torchrun" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
-
-
-def _first_node(nodes: str) -> str:
-    """The first name of a Slurm node list such as n[1-3],m4."""
-    if "[" not in nodes and "," not in nodes:
-        return nodes
-    command = ["scontrol", "show", "hostnames", nodes]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return listed.stdout.split()[0]
-
-
-def _in_step() -> bool:
-    """Whether this is a task that srun started: a batch shell has no numbered step."""
-    return os.environ.get("SLURM_STEP_ID", "").isdecimal()
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))] or [1]
-
-
-def _number(name: str, default: str | None = None) -> int:
-    text = os.environ.get(name, default)
-    if text is None or not text.isdecimal():
-        raise UserError(
-            f"environment variable {name} is {text!r}, wanted a whole number; "
-            "start ranks with --procs, torchrun or srun"
-        )
-    return int(text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.files import read_json, write_json
-from fer_hpc.parallel.world import Job
+from fer_hpc.parallel.job import Job
 from fer_hpc.run.folder import attempt_numbers, attempt_path, checkpoint_files
 from fer_hpc.run.lease import (
     HEARTBEAT_S,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
 import resource
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fer_hpc import __version__
 from fer_hpc.parallel.world import World
+from fer_hpc.run.version import code_version
 
 # Dense bf16 (else fp16) peak in FLOP/s, from data sheets; the first name found in the device's.
 PEAK_FLOPS = {
@@ -85,7 +83,7 @@ def describe_environment(world: World, device: torch.device) -> dict[str, Any]:
         "job": {"id": world.job.id, "restarts": world.job.restarts} if world.job else None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "code": _code_version(),
+        "code": code_version(),
     }
 
 
@@ -94,24 +92,3 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _code_version() -> dict[str, str]:
-    """Version, and in a git checkout the commit and a hash of what differs from it."""
-    folder = Path(__file__).parents[1]
-    version = {"version": __version__}
-    try:
-        git = ["git", "-C", str(folder)]
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-        diff = subprocess.run(
-            [*git, "diff", "HEAD", "--", "."], capture_output=True, check=True, timeout=10
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return {
-        **version,
-        "commit": commit.stdout.strip(),
-        "diff": hashlib.sha256(diff).hexdigest()[:12] if diff else "",
-    }

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from fer_hpc.files import read_json
-from fer_hpc.parallel.world import Job
+from fer_hpc.parallel.job import Job
 
 HEARTBEAT_S = 5.0
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,8 @@ import torch
 
 from fer_hpc.config import UserError
 from fer_hpc.parallel.collectives import on_rank_0
-from fer_hpc.parallel.world import Job, World
+from fer_hpc.parallel.job import Job, extended_end
+from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt
 from fer_hpc.run.folder import list_checkpoints
@@ -54,8 +56,12 @@ class Saver:
         """
         if self.attempt is None or self.job is None:
             return 0
-        latest = self.job.end - 2 * (self.cost_s + step_s) - MARGIN_S
-        return STOP_END_IS_NEAR if time.time() > latest else 0
+        needed_s = 2 * (self.cost_s + step_s) + MARGIN_S
+        if time.time() <= self.job.end - needed_s:
+            return 0
+        # The limit may have been extended since the start.
+        self.job = dataclasses.replace(self.job, end=extended_end(self.job))
+        return STOP_END_IS_NEAR if time.time() > self.job.end - needed_s else 0
 
     def save(self, images_seen: int, content: dict[str, Any], last: bool = False) -> None:
         """Write a checkpoint; the next step may change the tensors of `content` once this returns.

@@ -25,7 +25,6 @@ from fer_hpc.config import (
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.files import read_json, read_stored, write_json
-from fer_hpc.parallel.world import array_task
 from fer_hpc.run.folder import HALTED_REASON, read_status
 from fer_hpc.sweep.fields import parse_grid
 
@@ -180,25 +179,6 @@ def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
     sweep.out.mkdir(parents=True, exist_ok=True)
     stored = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
     write_json(sweep.out / "sweep.json", stored | {"trials": before | _listed(sweep, trials)})
-
-
-def trial_of_array(out: Path, listed: Path) -> TrainConfig:
-    """The trial of the present task of a Slurm array.
-
-    `listed` is a JSON file with the names of the trials, in the array's order.
-    """
-    names, stored = read_json(listed), read_stored(out / "sweep.json")
-    if names is None or stored is None:
-        raise UserError(
-            f"{out} is not the folder of a sweep, or {listed} is missing; submit the sweep again"
-        )
-    name = names[array_task()]
-    return TrainConfig(
-        data=Path(stored["data"]),
-        run=out / "trials" / name,
-        **current_science(stored["science"] | stored["trials"][name]),
-        **with_paths(stored.get("runtime", {})),
-    )
 
 
 def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:

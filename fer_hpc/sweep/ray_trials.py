@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fer_hpc.config import TrainConfig, UserError
-from fer_hpc.parallel.world import World, current_job
+from fer_hpc.parallel.job import current_job
+from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_status
 from fer_hpc.sweep.grid import Trial
 

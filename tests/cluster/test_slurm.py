@@ -387,7 +387,12 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
         for row in json.loads(fer(cluster, "-m", "fer_hpc", "status", site / "runs", "--json"))
     }
     assert rows["submitted"]["state"] == "running"
-    assert rows["submitted"]["jobs"][-1] == {"job": job, "state": "RUNNING", "reason": ""}
+    assert rows["submitted"]["jobs"][-1] == {
+        "job": job,
+        "state": "RUNNING",
+        "reason": "",
+        "starts": 2,
+    }
     assert "attempt 2" in fer(cluster, "-m", "fer_hpc", "logs", run, "--lines", 200)
     assert cluster.wait(job) == "COMPLETED", logs(site)
     assert_same_outcome(run, whole[2])

@@ -1,0 +1,108 @@
+"""Jobs on this machine without a scheduler: processes in the background.
+
+A job's name is local-PID. Its process id alone may mean another process by now, so its start time
+is kept beside it, in FOLDER/jobs of the results.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from fer_hpc.cluster.scheduler import Allocation, JobState, Request, Usage
+from fer_hpc.config import UserError
+from fer_hpc.parallel.local import LOCAL_VERBS
+from fer_hpc.run.lease import pid_scope, process_state
+
+
+class Local:
+    """See `Scheduler`. Jobs that wait for others are started by `wait`, one after the other."""
+
+    name = "local"
+
+    def check_installed(self) -> None:
+        pass
+
+    def cluster(self) -> str:
+        return pid_scope()
+
+    def allocation(self, facts: str) -> Allocation:
+        raise UserError("a local job has no scheduler")
+
+    def environment(self, allocation: Allocation) -> list[str]:
+        return []
+
+    def requeue_command(self, allocation: Allocation) -> list[str]:
+        return []
+
+    def script(self, request: Request) -> str:
+        return "\n".join(" ".join(_command(request, args)) for args in request.commands)
+
+    def submit(self, request: Request) -> list[str]:
+        """Start the first command at once; each of the others when the one before has ended."""
+        logs = request.folder / "jobs"
+        logs.mkdir(parents=True, exist_ok=True)
+        names = []
+        for index, args in enumerate(request.commands):
+            process = self._start(request, args)
+            names.append(f"local-{process.pid}_{process_state(process.pid)[1]}")
+            if index + 1 < len(request.commands) or request.after:
+                process.wait()
+        return names
+
+    def _start(self, request: Request, args: list[str]) -> subprocess.Popen[bytes]:
+        # The log is renamed after the process, which does not exist yet.
+        log = request.folder / "jobs" / f".starting-{os.getpid()}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                _command(request, args),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={k: v for k, v in os.environ.items() if not k.startswith("FER_JOB_")},
+            )
+        job = f"local-{process.pid}_{process_state(process.pid)[1]}"
+        log.rename(log.with_name(f"{job}_0_log.out"))
+        return process
+
+    def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
+        states = {}
+        for job in jobs:
+            alive = _is_alive(job)
+            states[job] = JobState("RUNNING" if alive else "ENDED", "", alive)
+        return states
+
+    def waiting(self) -> list[tuple[str, JobState]]:
+        return []
+
+    def usage(self, jobs: Sequence[str]) -> Usage | None:
+        return None
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        for job in jobs:
+            if _is_alive(job):
+                os.kill(_pid_and_start(job)[0], signal.SIGTERM)
+
+    def dependency(self, jobs: Sequence[str]) -> list[str]:
+        return []
+
+
+def _command(request: Request, args: list[str]) -> list[str]:
+    verb, *rest = args
+    ranks = ["--procs", str(request.gpus)] if request.gpus > 1 and verb in LOCAL_VERBS else []
+    return [sys.executable, "-m", "fer_hpc", verb, *rest, *ranks]
+
+
+def _pid_and_start(job: str) -> tuple[int, str]:
+    pid, _, start = job.removeprefix("local-").partition("_")
+    return int(pid), start
+
+
+def _is_alive(job: str) -> bool:
+    pid, start = _pid_and_start(job)
+    letter, started = process_state(pid)
+    return started == start != "" and letter not in "ZX"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+#$ -N fer-gan -S /bin/bash
+#$ -pe omp 1
+#$ -l h_rt=24:00:00,s_rt=23:57:00 -l gpus=1
+#$ -r y -notify -cwd -j y
+#$ -o $JOB_NAME-$JOB_ID.log
+# Trains the expression-transfer GAN. Any flag of fer_hpc.train_gan may follow.
+
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# Grid Engine runs a copy of this file, and knows where it was.
+PATH=$PATH:${SGE_O_PATH-}
+script=$(qstat -j "${JOB_ID-}" 2>/dev/null |
+    sed -n 's|^script_file: *\(.*\)/train_gan\.sh$|\1|p')
+for here in "$script" "${SGE_O_WORKDIR-}/$script" "$(dirname "$0")" "${SGE_O_WORKDIR-}"{/sge,}; do
+    [ -e "$here/../slurm/launch.sh" ] || continue
+    export FER_FACES=${FER_FACES:-256x256x3}
+    # shellcheck source-path=SCRIPTDIR source=../slurm/launch.sh
+    . "$here/../slurm/launch.sh" train_gan "$@"
+done
+echo "found no slurm/launch.sh near train_gan.sh: submit it from its checkout" >&2
+exit 2

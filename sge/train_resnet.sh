@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#$ -N fer-resnet -S /bin/bash
+#$ -pe omp 1
+#$ -l h_rt=24:00:00,s_rt=23:57:00 -l gpus=1
+#$ -r y -notify -cwd -j y
+#$ -o $JOB_NAME-$JOB_ID.log
+# Trains resnet_improved (SE-ResNet-50). Any flag of fer_hpc.train may follow. On 4 GPUs:
+#     qsub -pe omp 4 -l gpus=4 sge/train_resnet.sh
+
+trap 'fer_signal=$((${fer_signal:-0} + 1))' USR1 USR2 TERM # kept until launch.sh acts on it
+# Grid Engine runs a copy of this file, and knows where it was.
+PATH=$PATH:${SGE_O_PATH-}
+script=$(qstat -j "${JOB_ID-}" 2>/dev/null |
+    sed -n 's|^script_file: *\(.*\)/train_resnet\.sh$|\1|p')
+for here in "$script" "${SGE_O_WORKDIR-}/$script" "$(dirname "$0")" "${SGE_O_WORKDIR-}"{/sge,}; do
+    [ -e "$here/../slurm/launch.sh" ] || continue
+    export FER_FACES=${FER_FACES:-224x224x3}
+    # shellcheck source-path=SCRIPTDIR source=../slurm/launch.sh
+    . "$here/../slurm/launch.sh" train resnet_improved "$@"
+done
+echo "found no slurm/launch.sh near train_resnet.sh: submit it from its checkout" >&2
+exit 2
