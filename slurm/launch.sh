@@ -1,11 +1,10 @@
 # shellcheck shell=bash
-# launch.sh [--job] VERB [ARGUMENTS...] [-- PROGRAM...]: one fer_hpc command, in a job or outside.
+# launch.sh [--job] VERB [ARGUMENTS...]: one fer_hpc command, in a job or outside.
 #
 # The scripts of slurm/ and sge/ and the jobs of jobs/*.py source this file. What a shell must do is
 # here: ask the scheduler, start the processes, pass signals on, start the job again. What is
 # decided, fer_hpc/cluster/launch.py decides. A site edits env.sh, not this.
-# --job: the arguments are complete; without it the site's defaults come first. PROGRAM is what each
-# task of the job gives to Python instead.
+# --job: the arguments are complete; without it the site's defaults come first.
 # shellcheck disable=SC2317 # functions are called through fer_retry
 set -uo pipefail # not -e: a program that fails once must not lose the job
 
@@ -25,13 +24,8 @@ elif [ -n "${JOB_ID:-}" ] && [ -n "${SGE_TASK_ID:-}" ]; then
     PATH=$PATH:${SGE_O_PATH:-} # the job's shell is a login shell, which may lack qstat
 fi
 
-fer_args=() fer_program=()
-while [ $# -gt 0 ]; do
-    if [ "$1" = -- ]; then
-        shift
-        fer_program=("$@")
-        break
-    fi
+fer_args=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do # behind -- is what submitit would run
     fer_args+=("$1")
     shift
 done
@@ -101,7 +95,6 @@ fer_again=no fer_pointer=''
 fer_answer=$(fer_facts | fer_decide begin "${fer_args[@]}") || exit $?
 eval "$fer_answer"
 fer_command=("${fer_python[@]}" -m fer_hpc "${fer_task[@]}")
-[ ${#fer_program[@]} -eq 0 ] || fer_command=("${fer_python[@]}" "${fer_program[@]}")
 [ "$fer_start" != exec ] || exec "${fer_command[@]}"
 
 # ---- the processes -------------------------------------------------------------------------------

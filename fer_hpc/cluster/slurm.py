@@ -1,7 +1,8 @@
 """Slurm: its programs, options and states. The only user of submitit.
 
 submitit writes and submits the batch script; the job is slurm/launch.sh, as for
-`sbatch slurm/train_cnn.sh`. That script starts the ranks, forwards signals and requeues the job.
+`sbatch slurm/train_cnn.sh`. That script starts the ranks, forwards signals and requeues the job;
+the function that submitit stores beside it is not called.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fer_hpc.cluster.programs import output_of, size_in_bytes
-from fer_hpc.cluster.ranks import RankCommand
 from fer_hpc.cluster.scheduler import Allocation, ArrayTask, JobState, Request, Usage
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.parallel.job import expand_hosts
@@ -98,14 +98,15 @@ class Slurm:
         self.check_installed()
         _check_options(request.job.sbatch)
         logs = request.folder / "jobs"
-        calls = [RankCommand(tuple(args)) for args in request.commands]
         executor = SlurmExecutor(logs, python=_batch_command(request))
         try:
-            executor.update_parameters(**_parameters(request), array_parallelism=len(calls))
-            if len(calls) == 1:
-                return [str(executor.submit(calls[0]).job_id)]
+            executor.update_parameters(
+                **_parameters(request), array_parallelism=len(request.commands)
+            )
+            if len(request.commands) == 1:
+                return [str(executor.submit(print, request.name).job_id)]
             with executor.batch():
-                jobs = [executor.submit(call) for call in calls]
+                jobs = [executor.submit(print, request.name) for _ in request.commands]
             return [str(job.job_id) for job in jobs]
         except (FailedJobError, subprocess.CalledProcessError) as error:
             raise _refusal_error(request, str(error)) from None
@@ -257,7 +258,7 @@ def _log_pattern(request: Request) -> str:
 
 
 def _batch_command(request: Request) -> str:
-    """The batch script's command: launch.sh, its arguments, and --; submitit adds its program."""
+    """The batch script's command: launch.sh and its arguments; submitit adds what is not run."""
     launch = shlex.join([str(request.launch), *request.launch_args])
     return f". {launch} --"
 

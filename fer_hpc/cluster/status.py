@@ -174,9 +174,12 @@ def follow_logs(config: LogsConfig) -> Iterator[str]:
 
 
 def _log_files(folder: Path, patterns: list[str]) -> list[Path]:
-    """The files that a job record's `logs` name: RUN/logs/JOB-RANK.log or RUN/jobs/PATTERN."""
-    files = {p for pattern in patterns for p in (folder / "logs").glob(f"{pattern}-*.log")}
-    files |= {p for pattern in patterns for p in (folder / "jobs").glob(pattern)}
+    """The files that a job record's `logs` name, in RUN/logs and RUN/jobs.
+
+    Records of earlier versions have JOB for JOB-*.log.
+    """
+    kinds = [f"logs/{{}}{end}" for end in ("", "-*.log")] + ["jobs/{}"]
+    files = {p for kind in kinds for name in patterns for p in folder.glob(kind.format(name))}
     return sorted(files)
 
 

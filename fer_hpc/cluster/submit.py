@@ -6,14 +6,15 @@ Every scheduler starts a job through slurm/launch.sh, for `sbatch slurm/train_cn
 
 from __future__ import annotations
 
+import runpy
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fer_hpc.cluster.code import code_root, keep_code
 from fer_hpc.cluster.launch import check_job
-from fer_hpc.cluster.ranks import run_here
 from fer_hpc.cluster.records import JobCommand, record_job
 from fer_hpc.cluster.scheduler import DependencyType, Request, scheduler
 from fer_hpc.config import EXIT_FINISHED, GanConfig, TrainConfig, UserError, check_divides
@@ -92,10 +93,14 @@ def submit(
 
 
 def _run_in_this_process(args: list[str], gpus: int) -> None:
-    ranks = ("--procs", str(gpus)) if gpus > 1 and args[0] in LOCAL_VERBS else ()
-    code = run_here((*args, *ranks))
-    if code != EXIT_FINISHED:
-        raise SystemExit(code)
+    """Run `python -m fer_hpc ARGS`. The command line is above this package: found by name."""
+    ranks = ["--procs", str(gpus)] if gpus > 1 and args[0] in LOCAL_VERBS else []
+    sys.argv = ["fer-hpc", *args, *ranks]
+    try:
+        runpy.run_module("fer_hpc", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code not in (None, EXIT_FINISHED):
+            raise
 
 
 def dry_run(

@@ -426,7 +426,7 @@ def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     )
     page = out / "report" / "index.html"
     until(page.exists, 180, f"the pipeline's page\n{output}\n{logs(site)}")
-    (run,) = (out / "runs").iterdir()
+    (run,) = (out / "runs").glob("[!.]*")
     assert run.name == "cnn_baseline-seed0"
     assert (run / "eval-val.json").exists()
 
