@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.data.affectnet import AffectNetFolder
 from fer_hpc.data.faces import Reject, decode
-from fer_hpc.data.fer2013 import ORDER, Fer2013Csv
+from fer_hpc.data.readers.affectnet import AffectNetFolder
+from fer_hpc.data.readers.fer2013 import ORDER, Fer2013Csv
 
 GRAY = " ".join(["7"] * 2304)
 

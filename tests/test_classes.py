@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.data.affectnet import NUMBERING, AffectNetCsv
-from fer_hpc.data.arrays import Arrays
 from fer_hpc.data.classes import StatedClasses, map_classes, read_stated
-from fer_hpc.data.folders import ClassFolders
+from fer_hpc.data.readers.affectnet import NUMBERING
+from fer_hpc.data.readers.arrays import Arrays
+from fer_hpc.data.readers.folders import ClassFolders
+from fer_hpc.data.readers.table import AffectNetCsv
 from fer_hpc.data.shards import open_split, read_manifest
 from tests.conftest import Fer
 
@@ -85,6 +86,7 @@ def test_a_forms_own_numbers_need_no_flag_and_are_described() -> None:
 
 def test_a_table_of_names_or_of_other_numbers(tmp_path: Path) -> None:
     photo(tmp_path / "1.jpg")
+    photo(tmp_path / "2.jpg")
     head = "image_path,x_min,y_min,x_max,y_max,expression\n"
     table = tmp_path / "t.csv"
     table.write_text(head + "1.jpg,0,0,9,9,smile\n2.jpg,0,0,9,9,frown\n")

@@ -18,7 +18,7 @@ import pytest
 
 from fer_hpc.config import UserError
 from fer_hpc.data import faces, shards
-from fer_hpc.data.affectnet import AffectNetFolder
+from fer_hpc.data.readers.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import sha256

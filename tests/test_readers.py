@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import cv2
@@ -12,16 +13,17 @@ import numpy as np
 import pytest
 
 from fer_hpc.config import CLASSES, UserError
-from fer_hpc.data.affectnet import AffectNetCsv
-from fer_hpc.data.arrays import Arrays
+from fer_hpc.data.classes import read_stated
 from fer_hpc.data.faces import Reject, decode
-from fer_hpc.data.fer2013 import FER2013_CLASSES
-from fer_hpc.data.folders import ClassFolders
-from fer_hpc.data.pictures import resolve_inside
+from fer_hpc.data.readers.arrays import Arrays
+from fer_hpc.data.readers.fer2013 import FER2013_CLASSES
+from fer_hpc.data.readers.folders import ClassFolders
+from fer_hpc.data.readers.table import AffectNetCsv
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.tables import read_columns
 from tests.conftest import Fer, Preprocess
 
+AFFECTNET = read_stated("affectnet")
 POINTS = [[10 + i, 20 + i / 2] for i in range(68)]
 OWN_HEADER = (
     "subDirectory_filePath,face_x,face_y,face_width,face_height,"
@@ -93,18 +95,36 @@ def test_the_box_csv(tmp_path: Path) -> None:
         "./images/1.jpg",
     ],
 )
-def test_paths_of_another_machine_go_by_their_longest_suffix(tmp_path: Path, path: str) -> None:
-    wanted = photo(tmp_path / "train_set" / "images" / "1.jpg")
-    photo(tmp_path / "images" / "1.jpg")  # a shorter suffix would find this one
-    expected = wanted if "train_set" in path else tmp_path / "images" / "1.jpg"
-    assert resolve_inside(tmp_path, path) == expected
+def test_paths_of_another_machine_go_without_one_prefix(tmp_path: Path, path: str) -> None:
+    photo(tmp_path / "train_set" / "images" / "1.jpg", 10)
+    photo(tmp_path / "images" / "1.jpg", 200)  # a longer prefix would find this one
+    source = AffectNetCsv(table(tmp_path, f"image_path,expression,landmarks\n{path},1,\n"))
+    rows = source.rows()
+    wanted = 10 if "train_set" in path else 200
+    assert abs(decode(source.face(rows.locators[0]).encoded, 1)[0, 0] - wanted) < 3
+    assert rows.source_id == [path]
+    assert bool(rows.notes) == ("data" in path)  # the prefix is named
 
 
-def test_a_path_in_val_set_finds_no_picture_of_train_set(tmp_path: Path) -> None:
+def test_the_prefix_is_the_same_for_all_rows(tmp_path: Path) -> None:
+    for name in ("train_set/images/1.jpg", "images/1.jpg", "images/2.jpg"):
+        photo(tmp_path / name)
+    lines = [f"/x/{s}/images/{i}.jpg,1," for s in ("train_set", "val_set") for i in (1, 2)]
+    text = "\n".join(["image_path,expression,landmarks", *lines])
+    rows = AffectNetCsv(table(tmp_path, text)).rows()
+    assert rows.source_id == ["/x/train_set/images/1.jpg"]
+    assert {reason for _, reason in rows.rejects} == {"missing image"}
+
+
+@pytest.mark.parametrize("theirs", ["val_set", "validation", "Test"])
+def test_paths_of_one_split_find_no_pictures_of_another(tmp_path: Path, theirs: str) -> None:
     root = photo(tmp_path / "train_set" / "images" / "1.jpg").parent
-    with pytest.raises(Reject, match="path is in val_set, the image root in train_set"):
-        resolve_inside(root, "/home/me/affectnet/val_set/images/1.jpg")
-    assert resolve_inside(root, "/home/me/affectnet/train_set/images/1.jpg").is_file()
+    head = "image_path,expression,landmarks"
+    wrong = table(tmp_path, f"{head}\n/home/me/affectnet/{theirs}/images/1.jpg,1,\n")
+    with pytest.raises(UserError, match=f"path is in {theirs}, the image root in train_set"):
+        AffectNetCsv(wrong, root).rows()
+    right = table(tmp_path, f"{head}\n/home/me/affectnet/train_set/images/1.jpg,1,\n")
+    assert len(AffectNetCsv(right, root).rows().label) == 1
 
 
 def test_boxes_in_shares_of_the_picture_are_rejected(tmp_path: Path) -> None:
@@ -123,7 +143,7 @@ def test_boxes_given_as_width_and_height_stop_at_the_limit(fer: Fer, tmp_path: P
     source = ("--source", "affectnet_csv", "--input", table(tmp_path, "\n".join(lines)))
     done = fer("preprocess", *source, "--workers", 1, "--out", tmp_path / "out")
     assert done.returncode == 2
-    assert "20 of 20 faces have a box or landmarks outside their picture" in done.stderr
+    assert "20 of 20 faces: box or landmarks outside the picture" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -142,8 +162,10 @@ def test_no_path_in_a_table_leads_out_of_the_root(tmp_path: Path, path: str) -> 
     photo(root / "images" / "1.jpg")
     photo(tmp_path / "secret.jpg")
     (root / "link").symlink_to(tmp_path)
-    with pytest.raises(Reject, match=r"leaves the image root|missing image|empty path"):
-        resolve_inside(root, path)
+    text = f"image_path,expression,landmarks\nimages/1.jpg,1,\n{path},1,\n"
+    rejects = AffectNetCsv(table(tmp_path, text), root).rows().rejects
+    assert len(rejects) == 1
+    assert re.search(r"leaves the image root|missing image|empty path", rejects[0][1])
 
 
 @pytest.mark.parametrize(
@@ -167,12 +189,13 @@ def test_bad_landmarks_are_rejected_with_the_reason(
         source.face(source.rows().locators[0])
 
 
-def test_a_duplicate_id_is_rejected(tmp_path: Path) -> None:
+def test_a_picture_may_have_several_faces_but_no_row_occurs_twice(tmp_path: Path) -> None:
     photo(tmp_path / "1.jpg")
-    rows = AffectNetCsv(
-        table(tmp_path, "image_path,expression,landmarks\n1.jpg,1,\n1.jpg,2,\n"), None
-    ).rows()
-    assert (rows.label.tolist(), rows.rejects) == ([1], [("1.jpg", "duplicate id")])
+    head = "image_path,expression,x_min,y_min,x_max,y_max"
+    lines = ["1.jpg,1,0,0,50,50", "1.jpg,2,50,0,99,50", "1.jpg,1,0,0,50,50"]
+    rows = AffectNetCsv(table(tmp_path, "\n".join([head, *lines])), None).rows()
+    assert (rows.source_id, rows.label.tolist()) == (["1.jpg", "1.jpg#2"], [1, 2])
+    assert rows.rejects == [("1.jpg", "duplicate row")]
 
 
 @pytest.mark.parametrize(
@@ -293,9 +316,10 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
     (tmp_path / "sad" / "linked").symlink_to(tmp_path / "angry")
     rows = ClassFolders(tmp_path).rows()
     assert sorted(rows.source_id) == ["angry/1.jpg", "sad/2.png"]
-    note = rows.notes[0]
-    for count in ("2 .heic", "1 .mp4", "1 .txt", "1 .csv", "2 hidden", "1 linked folders"):
-        assert count in note
+    kinds = {reason: kind.n for reason, kind in rows.ignored.kinds.items()}
+    wanted = {".heic files": 2, ".mp4 files": 1, ".txt files": 1, ".csv files": 1}
+    assert kinds == wanted | {"hidden": 2, "linked folders": 1}
+    assert rows.ignored.limited == 3  # the HEICs and the link
 
 
 def test_class_folders_take_what_the_decoder_reads(tmp_path: Path) -> None:
@@ -306,6 +330,7 @@ def test_class_folders_take_what_the_decoder_reads(tmp_path: Path) -> None:
     rows = source.rows()
     assert len(rows.source_id) == 8
     assert not rows.notes
+    assert not rows.ignored.total
     for locator in rows.locators:
         assert decode(source.face(locator).encoded, 1).shape == (120, 100)
 
@@ -358,7 +383,7 @@ def arrays(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), n: 
 
 
 def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
-    sent = pickle.dumps(Arrays(arrays(tmp_path)))  # to a worker process
+    sent = pickle.dumps(Arrays(arrays(tmp_path), AFFECTNET))  # to a worker process
     source = pickle.loads(sent)  # noqa: S301
     rows = source.rows()
     assert (rows.split[0], rows.split[40], rows.split[80]) == ("train", "val", "test")
@@ -368,12 +393,13 @@ def test_arrays_become_bytes_exactly(tmp_path: Path) -> None:
 
 
 def test_arrays_are_not_sent_whole_to_a_worker(tmp_path: Path) -> None:
-    assert len(pickle.dumps(Arrays(arrays(tmp_path)))) < 10_000
+    assert len(pickle.dumps(Arrays(arrays(tmp_path), AFFECTNET))) < 10_000
 
 
 def test_arrays_without_val_get_it_cut_from_train(fer: Fer, tmp_path: Path) -> None:
     arrays(tmp_path, ("train", "test"))
-    done = fer("preprocess", "--source", "arrays", "--input", tmp_path, "--out", tmp_path / "out")
+    source = ("--source", "arrays", "--input", tmp_path, "--classes", "affectnet")
+    done = fer("preprocess", *source, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "out")
     assert [manifest.n(s) for s in ("train", "val", "test")] == [32, 8, 40]
@@ -388,16 +414,16 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     x = np.load(tmp_path / "X_train.npy")
     x[4, 0, 0] = 1.5
     np.save(tmp_path / "X_train.npy", x)
-    source = Arrays(tmp_path)
+    source = Arrays(tmp_path, AFFECTNET)
     assert source.rows().rejects == [("train/3", "label is not one-hot")]
     with pytest.raises(Reject, match="outside 0 to 1"):
         source.face(source.rows().locators[3])
     np.save(tmp_path / "y_train.npy", np.array([{}] * 40, dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="never unpickled"):
-        Arrays(tmp_path)
+        Arrays(tmp_path, AFFECTNET)
     (tmp_path / "y_train.npy").unlink()
     with pytest.raises(UserError, match=r"y_train\.npy is missing"):
-        Arrays(tmp_path)
+        Arrays(tmp_path, AFFECTNET)
 
 
 # ---- a column file

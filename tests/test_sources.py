@@ -85,7 +85,7 @@ def test_own_source_goes_through_the_workers_into_the_manifest(fer: Fer, faces: 
     plugin.write_text(PLUGIN + "# another reader may cut other faces\n")
     again = fer("preprocess", *command, "--out", out)
     assert again.returncode == 2
-    assert "another source or other options" in again.stderr
+    assert "or of other options" in again.stderr
 
 
 def test_a_mistake_in_face_is_one_message_with_its_line(fer: Fer, faces: Path) -> None:
@@ -184,7 +184,8 @@ def test_people_may_have_names(tmp_path: Path) -> None:
     people[3] = ""
     plan = plan_of(tmp_path, rows_of(columns={"group": people}))
     assert plan.rows.columns["group"][3] == -1
-    assert "by person" not in plan.split_rule
+    assert "by person" in plan.split_rule
+    assert "1 faces have no group: each counts as a person" in plan.notes
 
 
 def test_the_classes_flag_renames_the_classes_of_an_own_source(tmp_path: Path) -> None:

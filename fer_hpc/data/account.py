@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import collections
 import csv
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.data import faces, shards
 from fer_hpc.data.plan import Plan, Shard
 from fer_hpc.data.sources import SourceSpec
+from fer_hpc.data.tally import Tally
 from fer_hpc.files import read_json, write_bytes
+
+OUTSIDE = "box or landmarks outside the picture"
+NO_BOX = "no landmarks or box, although others have them"
 
 
 def missing_parts(out: Path, plan: Plan) -> list[Shard]:
@@ -24,19 +29,27 @@ def missing_parts(out: Path, plan: Plan) -> list[Shard]:
 
 
 def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
-    """Merge the parts: rejects.csv and, if not too many were rejected, the manifest."""
+    """Merge the parts: rejects.csv and, if not too much was left out, the manifest."""
     parts = {s.name: read_json(config.out / "parts" / f"{s.name}.json") for s in plan.shards}
     rejects = [("", *r) for r in plan.rows.rejects]
     rejects += [(s.split, *r) for s in plan.shards for r in parts[s.name]["rejects"]]
-    reasons = dict(collections.Counter(reason for *_, reason in rejects))
     _write_rejects(config.out / "rejects.csv", rejects)
-    empty_boxes = sum(part["empty_boxes"] for part in parts.values())
-    _check_shares(config, plan, reasons, empty_boxes)
+    rejected = Tally()
+    for _, source_id, reason in rejects:
+        rejected.add(reason, source_id)
     entries = {}
     for name in shards.SPLITS:
         members = [parts[s.name] for s in plan.shards if s.split == name]
         if members:
             entries[name] = _merged(members, plan.classes)
+    taken = sum(entry["n"] for entry in entries.values())
+    fallbacks = _fallbacks(parts.values(), taken)
+    ignored = plan.rows.ignored
+    _check_limits(config, plan, rejected, fallbacks)
+    _check_classes(config, plan, entries)
+    found = len(plan.rows.source_id) + len(plan.rows.rejects) + ignored.total - _left_out(plan)
+    if found != taken + rejected.total + ignored.total:
+        raise AssertionError(f"{found} found, {taken} + {rejected.total} + {ignored.total}")
     source: dict[str, Any] = {
         "kind": config.source,
         "fingerprint": plan.rows.fingerprint,
@@ -44,6 +57,7 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
     }
     if spec.origin:
         source["plugin"] = {"path": spec.origin.path, "sha256": spec.origin.sha256}
+    class_map = plan.rows.class_map
     manifest = {
         "format": shards.FORMAT,
         "plan": plan.hash,
@@ -53,13 +67,43 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
         "split_rule": plan.split_rule,
         "notes": plan.notes,
         "source": source,
-        "faces": faces.RECIPE,
-        "empty_boxes": empty_boxes,
-        "rejects": {"n": len(rejects), "reasons": reasons},
+        "faces": faces.RECIPE | {"box": faces.BOXES[config.crop]},
+        "empty_boxes": fallbacks.kinds[OUTSIDE].n if OUTSIDE in fallbacks.kinds else 0,
+        "rejects": {
+            "n": len(rejects),
+            "reasons": {reason: kind.n for reason, kind in rejected.kinds.items()},
+        },
+        "account": {
+            "found": found,
+            "taken": taken,
+            "rejected": rejected.as_json(),
+            "ignored": ignored.as_json(),
+            "fallbacks": fallbacks.as_json(),
+            "classes_from": class_map.source if class_map else "the source",
+        },
     }
-    if plan.rows.class_map:
-        manifest["class_map"] = plan.rows.class_map.class_of
+    if "targets" in plan.rows.columns:
+        manifest["labels"] = "distribution"
+    if class_map:
+        manifest["class_map"] = class_map.class_of
     shards.write_manifest(config.out, manifest)
+
+
+def _left_out(plan: Plan) -> int:
+    """Rows that no split takes; they are counted as ignored."""
+    return len(plan.rows.source_id) - sum(len(shard.rows) for shard in plan.shards)
+
+
+def _fallbacks(parts: Iterable[dict[str, Any]], taken: int) -> Tally:
+    """Faces that are whole pictures although others are cut; none where all are whole."""
+    found = Tally()
+    for part in parts:
+        for kind, what in (("outside", OUTSIDE), ("no_box", NO_BOX)):
+            n, example = part["fallbacks"][kind]
+            found.add(what, example, n)
+    if NO_BOX in found.kinds and found.kinds[NO_BOX].n == taken:
+        del found.kinds[NO_BOX]
+    return found
 
 
 def _merged(parts: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -83,40 +127,92 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
     write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _check_shares(
-    config: PreprocessConfig, plan: Plan, reasons: Mapping[str, int], empty_boxes: int
-) -> None:
-    """UserError where more faces than --max-rejects are unusable or have an empty box.
-
-    Labels that the form itself calls no class, as AffectNet's "none", do not count.
-    """
+def _unused(plan: Plan, rejected: Tally) -> int:
+    """Rejects with labels that the form itself calls no class, as AffectNet's "none"."""
     class_map = plan.rows.class_map
-    unused = sum(reasons.get(r, 0) for r in (class_map.unused.values() if class_map else ()))
-    total = len(plan.rows.source_id) + len(plan.rows.rejects) - unused
-    bad = sum(reasons.values()) - unused
-    if bad > config.max_rejects * total:
-        worst = max(reasons, key=lambda reason: reasons[reason])
+    reasons = class_map.unused.values() if class_map else ()
+    return sum(kind.n for reason, kind in rejected.kinds.items() if reason in reasons)
+
+
+def _check_limits(config: PreprocessConfig, plan: Plan, rejected: Tally, fallbacks: Tally) -> None:
+    """UserError where more than --max-rejects is unusable, ignored, or a whole picture.
+
+    Labels that the form itself calls no class do not count.
+    """
+    unused, ignored = _unused(plan, rejected), plan.rows.ignored
+    total = len(plan.rows.source_id) + len(plan.rows.rejects) - unused + ignored.limited
+    bad = rejected.total - unused
+    limit = 0 if config.strict else config.max_rejects
+    flag = "--strict" if config.strict else f"--max-rejects {config.max_rejects}"
+    if bad + ignored.limited + fallbacks.total <= limit * total:
+        return
+    if fallbacks.total > max(bad, ignored.limited):
+        reason, kind = fallbacks.worst()[0]
         raise UserError(
-            f"{bad:,} of {total:,} faces are unusable, over --max-rejects {config.max_rejects}; "
-            f"most often: {worst!r}; {config.out / 'rejects.csv'} lists them all: repair or "
-            "remove them, or raise --max-rejects"
+            f"{fallbacks.total:,} of {total:,} faces: {reason} (for example {kind.example}), over "
+            f"{flag}: the whole picture would be taken for the face; give x_min, y_min, x_max, "
+            "y_max in pixels, or raise --max-rejects"
         )
-    if empty_boxes > config.max_rejects * total:
+    if ignored.limited > bad:
+        reason, kind = next(r for r in ignored.worst() if r[1].limited)
         raise UserError(
-            f"{empty_boxes:,} of {total:,} faces have a box or landmarks outside their picture, "
-            f"over --max-rejects {config.max_rejects}: the whole picture would be taken for the "
-            "face; give x_min, y_min, x_max, y_max in pixels, or raise --max-rejects"
+            f"{ignored.limited:,} of {total:,} pictures are ignored, over {flag}; most often: "
+            f"{reason} (for example {kind.example}): convert, label or remove them, or raise "
+            "--max-rejects"
         )
+    worst, _ = next((r for r in rejected.worst()), ("", None))
+    raise UserError(
+        f"{bad:,} of {total:,} faces are unusable, over {flag}; "
+        f"most often: {worst!r}; {config.out / 'rejects.csv'} lists them all: repair or "
+        "remove them, or raise --max-rejects"
+    )
+
+
+def check_strict(config: PreprocessConfig, plan: Plan) -> None:
+    """UserError for anything in the input that is ignored, with --strict: before it is read."""
+    if config.strict and plan.rows.ignored.total:
+        reason, kind = plan.rows.ignored.worst()[0]
+        raise UserError(
+            f"--strict: {plan.rows.ignored.total:,} things in {config.input} are ignored; most "
+            f"often: {kind.n:,} {reason}, for example {kind.example}"
+        )
+
+
+def _check_classes(config: PreprocessConfig, plan: Plan, entries: dict[str, Any]) -> None:
+    """UserError where every face of a class is rejected."""
+    planned = np.concatenate([plan.rows.label[shard.rows] for shard in plan.shards])
+    counts = np.bincount(planned, minlength=len(plan.classes)).tolist()
+    for name, n in zip(plan.classes, counts, strict=True):
+        left = sum(entry["class_counts"][name] for entry in entries.values())
+        if n and not left and config.max_rejects < 1:
+            raise UserError(
+                f"all {n:,} faces of {name} are rejected; {config.out / 'rejects.csv'} has the "
+                "reasons; repair them, or accept that with --max-rejects 1"
+            )
+
+
+def describe(out: Path) -> list[str]:
+    """The account of a folder of shards: what was found, and what became of it."""
+    account = shards.read_manifest(out).content["account"]
+    parts = {name: account[name] for name in ("rejected", "ignored")}
+    total = " + ".join(f"{name} {part['n']:,}" for name, part in parts.items())
+    lines = [f"found {account['found']:,} = taken {account['taken']:,} + {total}"]
+    for name, part in (parts | {"whole picture": account["fallbacks"]}).items():
+        for reason, kind in part["reasons"].items():
+            lines.append(f"  {name}: {kind['n']:,} {reason}, for example {kind['example']}")
+    return lines
 
 
 def summary(out: Path) -> str:
     """What a folder of shards holds, on one line."""
     manifest = shards.read_manifest(out)
     counts = ", ".join(f"{s} {manifest.n(s):,}" for s in shards.SPLITS if manifest.n(s))
-    rejected = manifest.content["rejects"]["n"]
-    whole = manifest.content["empty_boxes"]
+    content = manifest.content
+    rejected, whole = content["rejects"]["n"], content["empty_boxes"]
+    ignored = content.get("account", {}).get("ignored", {}).get("n", 0)
     return (
-        f"{counts} faces (split {manifest.content['split_rule']})"
+        f"{counts} faces (split {content['split_rule']})"
         + (f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else "")
+        + (f", {ignored:,} ignored" if ignored else "")
         + (f", {whole:,} with an empty box: cut from the whole picture" if whole else "")
     )

@@ -2,7 +2,7 @@
 
 A source is opened once for its `Rows` (ids, labels, splits: what is needed to divide the data).
 Then single faces are read by their locators, in any order and from any process.
-Readers: affectnet.py, fer2013.py, folders.py, arrays.py; sources.py lists them.
+The readers are in readers/; sources.py lists them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.classes import ClassMap
 from fer_hpc.data.faces import Box, Reject
 from fer_hpc.data.pictures import printable
+from fer_hpc.data.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Rows:
     source_id: list[str]  # unique text
     label: NDArray[np.int64]  # index into the source's classes
     split: list[str]  # train, val or test where the source has splits, else ""
-    # group (person), synthetic, and further columns to store
+    # group (person), synthetic, targets (shares of the classes), and further columns to store
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     # (source_id, reason) of annotations that cannot be used
     rejects: list[tuple[str, str]] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Rows:
     # what `Source.face` needs to find each face: a path, an offset, a number; (): the source_id
     locators: Sequence[Any] = ()
     class_map: ClassMap | None = None  # which class each label in the data was read as
+    ignored: Tally = field(default_factory=Tally)  # what else lies in the input
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Face:
     box: Box | None = None  # of the face without margin, where there are no landmarks
     valence: float = float("nan")  # -1 .. 1
     arousal: float = float("nan")  # -1 .. 1
+    box_in_shares: bool = False  # the box is in shares of the picture's sides, not in pixels
 
 
 class Source(Protocol):
@@ -77,49 +80,90 @@ class Collector:
     """Gathers rows while a reader walks its input; refuses an id that occurs again."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[str, str | Reject, str, Any]] = []
+        self._ids: list[str] = []
+        self._labels: list[str | Reject] = []
+        self._splits: list[str] = []
+        self._locators: list[Any] = []
+        self._groups: dict[int, str] = {}  # by place in the lists
+        self._targets: dict[int, Sequence[float]] = {}
+        self._identity = hashlib.sha256()
 
     def add(
-        self, source_id: str, label: str | Reject, split: str = "", locator: Any = None
+        self,
+        source_id: str,
+        label: str | Reject,
+        split: str = "",
+        locator: Any = None,
+        *,
+        stamp: object = "",
+        group: str = "",
+        targets: Sequence[float] | None = None,
     ) -> None:
-        """Take in a face with its label as the data states it, or the reason why it has none."""
-        self._found.append((printable(source_id), label, split, locator))
+        """Take in a face with its label as the data states it, or the reason why it has none.
+
+        `stamp` changes with the picture's bytes (size and time); `group` is the person;
+        `targets` are shares of the classes, in the order of `ClassMap.classes`.
+        """
+        if group:
+            self._groups[len(self._ids)] = group
+        if targets is not None:
+            self._targets[len(self._ids)] = targets
+        self._ids.append(printable(source_id))
+        self._labels.append(label)
+        self._splits.append(split)
+        self._locators.append(locator)
+        told = repr((self._ids[-1], str(label), split, str(stamp), group, targets))
+        self._identity.update(told.encode("utf-8", "backslashreplace"))
 
     def labels(self) -> dict[str, int]:
         """How many faces each label has, in order of appearance."""
-        return dict(collections.Counter(f[1] for f in self._found if isinstance(f[1], str)))
+        return dict(collections.Counter(x for x in self._labels if isinstance(x, str)))
 
     def rows(
-        self, path: Path, class_map: ClassMap, extra: str = "", notes: Sequence[str] = ()
+        self,
+        path: Path,
+        class_map: ClassMap,
+        extra: str = "",
+        notes: Sequence[str] = (),
+        ignored: Tally | None = None,
     ) -> Rows:
         """The rows of `path`; UserError where there is none. `extra` joins the fingerprint."""
         known: set[str] = set()
-        usable: list[tuple[str, int, str, Any]] = []
+        kept: list[int] = []
+        labels: list[int] = []
         rejects: list[tuple[str, str]] = []
-        for source_id, label, split, locator in self._found:
+        for place, (source_id, label) in enumerate(zip(self._ids, self._labels, strict=True)):
             index = str(label) if isinstance(label, Reject) else class_map.label(label)
-            if source_id in known:
-                rejects.append((source_id, "duplicate id"))
-            elif isinstance(index, str):
+            if isinstance(index, str):
                 rejects.append((source_id, index))
+            elif source_id in known:
+                rejects.append((source_id, "duplicate id"))
             else:
                 known.add(source_id)
-                usable.append((source_id, index, split, locator))
-        if not usable:
+                kept.append(place)
+                labels.append(index)
+        if not kept:
             first = f"; the first of {len(rejects):,} bad ones: {rejects[0]}" if rejects else ""
             why = first or ": there are none in it"
             raise UserError(f"--input {path}: no usable faces{why}")
-        ids, labels, splits, locators = (list(column) for column in zip(*usable, strict=True))
-        identity = repr((ids, labels, splits, rejects, extra))
+        columns: dict[str, NDArray[Any]] = {}
+        if self._groups:
+            names = [self._groups.get(i, "") for i in kept]
+            columns["group"] = np.array(names, dtype=object)
+        if self._targets:
+            columns["targets"] = np.array([self._targets[i] for i in kept], np.float32)
+        self._identity.update(repr((class_map.class_of, class_map.classes, extra)).encode())
         return Rows(
-            ids,
+            [self._ids[i] for i in kept],
             np.array(labels),
-            splits,
+            [self._splits[i] for i in kept],
+            columns,
             rejects=rejects,
-            fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+            fingerprint=self._identity.hexdigest(),
             notes=list(notes),
-            locators=locators,
+            locators=[self._locators[i] for i in kept],
             class_map=class_map,
+            ignored=ignored or Tally(),
         )
 
 

@@ -77,13 +77,37 @@ class StatedClasses:
 
     names: tuple[str, ...] = ()
     table: dict[str, str] = field(default_factory=dict)  # label in lower case -> class name
+    order: str = ""  # whose numbers they are, where --classes says that
 
     def __bool__(self) -> bool:
         return bool(self.names or self.table)
 
 
+NO_CLASSES = StatedClasses()
+
+# Orders of classes that --classes takes by name: whose numbers or columns they are.
+ORDERS = {
+    "affectnet": CLASSES,
+    "fer2013": ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral"),
+    "ferplus": (
+        "Neutral",
+        "Happiness",
+        "Surprise",
+        "Sadness",
+        "Anger",
+        "Disgust",
+        "Fear",
+        "Contempt",
+    ),
+    "rafdb": ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"),
+}
+ORDERS["expw"] = ORDERS["fer2013"]
+_COUNTED_FROM_1 = {"rafdb"}
+
+
 def read_stated(text: str) -> StatedClasses:
-    """Parse --classes: `smile,frown,plain`, or the path of a CSV with two columns.
+    """Parse --classes: `smile,frown,plain`, the path of a CSV with two columns, or whose numbers
+    the data has (a key of ORDERS).
 
     Names of the eight expressions are written as there ("neutral" is Neutral, and where all are
     among the eight, "happy" is Happiness); any other name stays as it is.
@@ -91,16 +115,19 @@ def read_stated(text: str) -> StatedClasses:
     if not text.strip():
         return StatedClasses()
     if "," in text and not Path(text).is_file():
-        names = _canonical([name.strip() for name in text.split(",")])
+        names = canonical_names([name.strip() for name in text.split(",")])
         _check_names(names)
         if len(set(names)) < len(names):
             raise UserError(f"--classes {text}: a name occurs twice; a CSV file can merge classes")
         return StatedClasses(names=tuple(names))
     path = Path(text)
+    if text.lower() in ORDERS and not path.is_file():
+        return StatedClasses(names=ORDERS[text.lower()], order=text.lower())
     if not path.is_file():
         raise UserError(
-            f"--classes {text}: neither names with commas between them (smile,frown,plain) "
-            "nor a CSV file of two columns (label in the data, class name)"
+            f"--classes {text}: neither names with commas between them (smile,frown,plain), nor a "
+            "CSV file of two columns (label in the data, class name), nor whose numbers they are "
+            f"({', '.join(ORDERS)})"
         )
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
@@ -118,7 +145,7 @@ def read_stated(text: str) -> StatedClasses:
     twice = [k for k in keys if keys.count(k) > 1]
     if twice:
         raise UserError(f"--classes {path}: {twice[0]!r} occurs twice")
-    names = _canonical([line[1].strip() for line in lines])
+    names = canonical_names([line[1].strip() for line in lines])
     _check_names(names)
     return StatedClasses(table=dict(zip(keys, names, strict=True)))
 
@@ -131,7 +158,8 @@ def _check_names(names: Sequence[str]) -> None:
             raise UserError(f"--classes: {name!r} is not a name; wanted letters, digits, spaces")
 
 
-def _canonical(names: list[str]) -> list[str]:
+def canonical_names(names: list[str]) -> list[str]:
+    """Class names as written elsewhere: of the eight expressions where all are among them."""
     known = all(name.lower() in ALIASES for name in names)
     own = {name.lower(): name for name in CLASSES}
     return [ALIASES[n.lower()] if known else own.get(n.lower(), n) for n in names]
@@ -157,7 +185,7 @@ def map_classes(
         why = "a number means another class in every data set"
         raise _unknown_labels(labels, place, numbers, why)
     class_of = {str(i): name for i, name in enumerate(numbering.names)} if numbering else {}
-    by_name = {k: name for k in labels if (name := _expression(k))}
+    by_name = {k: name for k in labels if (name := expression(k))}
     unknown = [k for k in labels if not _is_number(k) and k not in by_name]
     few = numbering and sum(labels[k] for k in unknown) < sum(labels[k] for k in numbers)
     if unknown and not few:  # a few among numbers are rejected one by one
@@ -173,7 +201,7 @@ def map_classes(
     )
 
 
-def _expression(text: str) -> str | None:
+def expression(text: str) -> str | None:
     """The canonical name of an expression in a label."""
     return next((ALIASES[c] for c in _candidates(text) if c in ALIASES), None)
 
@@ -186,7 +214,7 @@ def _reasons(numbering: Numbering | None) -> dict[str, str]:
 def _stated_map(
     labels: Mapping[str, int], stated: StatedClasses, place: str, numbering: Numbering | None
 ) -> ClassMap:
-    table = stated.table or _table_of_names(labels, stated.names, place, numbering)
+    table = stated.table or _table_of_names(labels, stated.names, place, numbering, stated.order)
     skipped = {k: why for k, why in _reasons(numbering).items() if k not in table}
     class_of, missing = {}, []
     for text in labels:
@@ -203,16 +231,26 @@ def _stated_map(
     classes = stated.names or tuple(dict.fromkeys(table.values()))
     if set(classes) <= set(CLASSES):
         classes = tuple(c for c in CLASSES if c in classes)
-    return ClassMap(classes, class_of, skipped, source="--classes")
+    source = f"--classes {stated.order}".strip()
+    return ClassMap(classes, class_of, skipped, source=source)
 
 
 def _table_of_names(
-    labels: Mapping[str, int], names: tuple[str, ...], place: str, numbering: Numbering | None
+    labels: Mapping[str, int],
+    names: tuple[str, ...],
+    place: str,
+    numbering: Numbering | None,
+    order: str,
 ) -> dict[str, str]:
     """Names in the order of the data's numbers as a table by number and by name."""
     numbers = sorted(int(k) for k in labels if _is_number(k) and k not in _reasons(numbering))
-    first = 0
-    if numbers and not numbering and numbers[0] > 0:  # counted from 0 or from 1?
+    first = 1 if order in _COUNTED_FROM_1 else 0
+    if order and numbers and not first <= numbers[0] <= numbers[-1] < first + len(names):
+        raise UserError(
+            f"--classes {order}: its numbers are {first} to {first + len(names) - 1}, {place} has "
+            f"{numbers[0]} to {numbers[-1]}"
+        )
+    if numbers and not order and not numbering and numbers[0] > 0:  # counted from 0 or from 1?
         if numbers[-1] < len(names):
             raise UserError(
                 f"--classes: {len(names)} names for the numbers {numbers[0]} to {numbers[-1]} of "

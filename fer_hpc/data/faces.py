@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -24,6 +25,12 @@ RECIPE = {
 
 # left, top, right, bottom in pixels; right and bottom are outside
 Box = tuple[float, float, float, float]
+
+BOXES = {  # of --crop, in the recipe
+    "auto": RECIPE["box"],
+    "none": "the whole image",
+    "detect": "found by OpenCV's frontal face cascade",
+}
 
 _REDUCED = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
@@ -60,15 +67,19 @@ def find_face(image: NDArray[np.uint8]) -> Box | None:
 
     By the cascade that comes with OpenCV (Viola and Jones 2001).
     """
-    folder = Path(cv2.__file__).parent / "data"
-    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
     least = max(24, min(image.shape[:2]) // 8)
     gray = with_channels(image, 1)
-    found = np.asarray(cascade.detectMultiScale(gray, 1.1, 5, minSize=(least, least)))
+    found = np.asarray(_cascade().detectMultiScale(gray, 1.1, 5, minSize=(least, least)))
     if not len(found):
         return None
     left, top, width, height = found[found[:, 2].argmax()].tolist()
     return float(left), float(top), float(left + width), float(top + height)
+
+
+@functools.cache
+def _cascade() -> cv2.CascadeClassifier:
+    folder = Path(cv2.__file__).parent / "data"
+    return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
 
 
 def decode_scale(box: Box | None, size: int) -> int:

@@ -1,57 +1,44 @@
-"""Picture files below a root folder: which one a path means, and its bytes."""
+"""Picture files: which suffixes are read, the order of names, and bytes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 
-from fer_hpc.data.faces import Reject
-
+# Suffixes that the decoder reads; GIF only from OpenCV 4.11 on, else they are rejects.
 PICTURES = (".jpg", ".jpeg", ".png")
-_SET_NAME = re.compile(r"(train|val|test)_set")  # AffectNet's folders
+READABLE = (*PICTURES, ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+# Pictures that it does not read: they count towards --max-rejects.
+UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".raw", ".svg")
 
 
 def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts 2 before 10."""
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+    parts = re.split(r"(\d{1,18})", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
 
 
 def printable(name: str) -> str:
     r"""A file's name as valid text: bytes that are not UTF-8 become `\xe9` and the like."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace") if _is_odd(name) else name
 
 
-def resolve_inside(root: Path, text: str) -> Path:
-    """The file below `root` that a path in a table means; raises Reject.
-
-    A path of another machine (absolute, either separator, also with a drive letter) is resolved by
-    its longest suffix that exists below the root. The file must lie inside the root, links
-    followed. A path through `val_set` is not resolved in a root in `train_set`: equal file names
-    in the two are other people's pictures.
-    """
-    parts = [p for p in re.split(r"[/\\]+", text.strip()) if p not in ("", ".")]
-    if not parts or ".." in parts:
-        raise Reject("path leaves the image root" if parts else "empty path")
-    for first in range(len(parts)):
-        candidate = root.joinpath(*parts[first:])
-        if candidate.exists():
-            if not candidate.resolve().is_relative_to(root.resolve()):
-                raise Reject("path leaves the image root")
-            named, present = _set_name(parts[:first]), _set_name(root.absolute().parts)
-            if named and present and named != present:
-                raise Reject(f"path is in {named}, the image root in {present}")
-            return candidate
-    raise Reject("missing image")
+def _is_odd(name: str) -> bool:
+    return not name.isascii()
 
 
-def _set_name(parts: Sequence[str]) -> str:
-    """The last of a path's folders that names a part of a data set, or ""."""
-    return next((p for p in reversed(parts) if _SET_NAME.fullmatch(p)), "")
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of a picture that the decoder reads."""
+    return name.lower().endswith(READABLE)
 
 
-def read_file(path: Path | str, limit: int = 1 << 40) -> bytes:
+def kind_of(name: str) -> str:
+    """How to name files of this kind in a count of what is not read."""
+    return printable(PurePath(name).suffix.lower()) or "without a suffix"
+
+
+def read_file(path: PurePath | str, limit: int = 1 << 40) -> bytes:
     """A file's first `limit` bytes.
 
     By plain system calls: open() takes twice as long, and there are five files a face.
@@ -65,13 +52,3 @@ def read_file(path: Path | str, limit: int = 1 << 40) -> bytes:
         return data
     finally:
         os.close(descriptor)
-
-
-def read_picture(path: Path | str) -> bytes:
-    """A picture file's bytes; raises Reject."""
-    try:
-        return read_file(path)
-    except FileNotFoundError:
-        raise Reject("missing image") from None
-    except OSError as error:
-        raise Reject(f"unreadable image: {error.strerror}") from None

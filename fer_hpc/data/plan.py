@@ -74,6 +74,9 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
         rows.columns["group"] = _numbered(rows.columns["group"])
     rule = splits.resolve_rule(rows, config.split)
     split, rule_text, notes = splits.divide(rows, rule)
+    for i in np.flatnonzero(split == "")[:1]:
+        reason = f"faces of the source's own test and val, not used by --split {rule}"
+        rows.ignored.add(reason, rows.source_id[i], int((split == "").sum()))
     return Plan(
         rows,
         classes,
@@ -100,16 +103,19 @@ def _shards(config: PreprocessConfig, split: NDArray[np.str_]) -> list[Shard]:
 def _hash(
     config: PreprocessConfig, spec: SourceSpec, rows: Rows, classes: tuple[str, ...], rule: str
 ) -> str:
-    columns = repr([(k, v.tolist()) for k, v in sorted(rows.columns.items())])
+    columns = hashlib.sha256()
+    for name, values in sorted(rows.columns.items()):
+        plain = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+        columns.update(repr((name, str(values.dtype), values.shape)).encode() + plain)
     identity: list[Any] = [
         shards.FORMAT,
         config.source,
         rows.fingerprint,
-        hashlib.sha256(columns.encode()).hexdigest(),
+        columns.hexdigest(),
         rule,
         config.size,
         config.channels,
-        faces.RECIPE,
+        faces.RECIPE | {"box": faces.BOXES[config.crop]},
     ]
     if config.classes:
         identity.append([list(classes), rows.class_map.class_of if rows.class_map else {}])
@@ -191,7 +197,8 @@ def check_same_plan(out: Path, plan: Plan) -> None:
     stored += [read_json(p) for p in sorted((out / "parts").glob("*.json"))]
     if any(entry is not None and entry.get("plan") != plan.hash for entry in stored):
         raise UserError(
-            f"--out {out} holds shards of another source or other options (size, channels, split, "
+            f"--out {out} holds shards of another source, of pictures or tables that have changed "
+            "since (size, time, content), or of other options (size, channels, crop, split, "
             "labels, classes, plugin); give another --out, or delete that folder"
         )
 

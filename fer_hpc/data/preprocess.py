@@ -21,8 +21,8 @@ from fer_hpc.config.plugins import load_plugins
 from fer_hpc.data import account, shards
 from fer_hpc.data.plan import Plan, Shard, all_verified, check_same_plan, is_done, make_plan
 from fer_hpc.data.progress import FaceProgress
-from fer_hpc.data.sources import open_source, source_spec
-from fer_hpc.data.workers import Block, face_workers, read_blocks
+from fer_hpc.data.sources import open_source, resolve_source, source_spec
+from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
 from fer_hpc.files import write_json
 from fer_hpc.parallel.process import keep_freed_memory
 
@@ -38,13 +38,17 @@ def preprocess(config: PreprocessConfig) -> None:
     start = time.monotonic()
     keep_freed_memory()
     load_plugins(config.plugin)
+    config, why = resolve_source(config)
     spec = source_spec(config.source)
+    if why and config.task == 0:
+        print(f"source: {config.source} ({why})")
     (config.out / "parts").mkdir(parents=True, exist_ok=True)
     with open_source(spec, config) as source, face_workers(config, spec, source) as pool:
         # What is to be done.
         plan = make_plan(config, spec, source)
         check_same_plan(config.out, plan)
         _print_plan(config, plan)
+        account.check_strict(config, plan)
         if all_verified(config.out):
             summary = account.summary(config.out)
             print(f"{config.out}: {summary}; all shards are there and verified, nothing to do")
@@ -63,7 +67,7 @@ def preprocess(config: PreprocessConfig) -> None:
             blocks = read_blocks(pool, locators)
             written: Future[None] | None = None
             for shard in todo:
-                gathered = _gather(config, shard, blocks, progress)
+                gathered = _gather(config, plan, shard, blocks, progress)
                 if written is not None:
                     written.result()  # at most two shards are in memory
                 written = writer.submit(_write, config, plan, shard, gathered)
@@ -80,6 +84,8 @@ def preprocess(config: PreprocessConfig) -> None:
         )
         return
     account.finish(config, spec, plan)
+    for line in account.describe(config.out):
+        print(line)
     print(f"{config.out}: {account.summary(config.out)} in {time.monotonic() - start:.1f} s")
 
 
@@ -105,14 +111,19 @@ class Gathered:
 
     columns: dict[str, NDArray[Any]]  # of the good rows, in their order
     reasons: list[str | None]  # per row of the shard; None: good
-    empty_boxes: int
+    fallbacks: dict[str, tuple[int, str]]  # kind -> how many, and the first one's id
 
 
 def _gather(
-    config: PreprocessConfig, shard: Shard, blocks: Iterator[Block], progress: FaceProgress
+    config: PreprocessConfig,
+    plan: Plan,
+    shard: Shard,
+    blocks: Iterator[Block],
+    progress: FaceProgress,
 ) -> Gathered:
     """The next blocks, as many as make one shard, as its columns."""
-    n, good, empty_boxes = len(shard.rows), 0, 0
+    n, good = len(shard.rows), 0
+    fallback = np.zeros(n, np.uint8)
     reasons: list[str | None] = []
     columns = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
     for name in READ_COLUMNS:
@@ -125,9 +136,15 @@ def _gather(
         if usable:
             for name in columns:
                 columns[name][good : good + usable] = block.columns[name]
-            empty_boxes += int(block.columns["empty_box"].sum())
+            fallback[good : good + usable] = block.columns["fallback"]
             good += usable
-    return Gathered({name: v[:good] for name, v in columns.items()}, reasons, empty_boxes)
+    kept = shard.rows[np.array([reason is None for reason in reasons], bool)]
+    fallbacks = {}
+    for kind, code in (("outside", OUTSIDE), ("no_box", NO_BOX)):
+        which = np.flatnonzero(fallback == code)
+        example = plan.rows.source_id[kept[which[0]]] if len(which) else ""
+        fallbacks[kind] = (len(which), example)
+    return Gathered({name: v[:good] for name, v in columns.items()}, reasons, fallbacks)
 
 
 def _write(config: PreprocessConfig, plan: Plan, shard: Shard, gathered: Gathered) -> None:
@@ -147,6 +164,6 @@ def _write(config: PreprocessConfig, plan: Plan, shard: Shard, gathered: Gathere
         "entry": entry,
         "class_counts": np.bincount(columns["labels"], minlength=len(plan.classes)).tolist(),
         "rejects": [(rows.source_id[i], reason) for i, reason in reasons if reason is not None],
-        "empty_boxes": gathered.empty_boxes,
+        "fallbacks": gathered.fallbacks,
     }
     write_json(config.out / "parts" / f"{shard.name}.json", part)

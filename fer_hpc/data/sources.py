@@ -6,6 +6,7 @@ The readers are imported when they are used: listing the names loads nothing hea
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from fer_hpc.config.plugins import Origin, check_name_free, origin_of_caller
 
 if TYPE_CHECKING:
     from fer_hpc.data.annotations import Source
+    from fer_hpc.data.classes import StatedClasses
+    from fer_hpc.data.tree import Tree
 
 # Gives a Source, or a context manager that gives one; a Source's `close`, if any, is called.
 Opener = Callable[[PreprocessConfig], Any]
@@ -63,7 +66,7 @@ def register_source(
 def source_spec(name: str) -> SourceSpec:
     """The spec of `--source NAME`; a UserError with the known names where there is none."""
     if name not in SOURCES:
-        raise unknown_name_error("source", name, list(SOURCES))
+        raise unknown_name_error("source", name, ["auto", *SOURCES])
     return SOURCES[name]
 
 
@@ -98,46 +101,99 @@ def _built_in(name: str, help: str, needs_input: bool = True) -> Callable[[Opene
 
 @_built_in("affectnet", "AffectNet's folder: train_set/images, train_set/annotations, val_set")
 def _affectnet(config: PreprocessConfig) -> Source:
-    from fer_hpc.data.affectnet import AffectNetFolder
-    from fer_hpc.data.classes import read_stated
+    from fer_hpc.data.readers.affectnet import AffectNetFolder
 
-    return AffectNetFolder(_input(config), read_stated(config.classes))
+    return AffectNetFolder(_tree(config), _stated(config))
 
 
-@_built_in("affectnet_csv", "a CSV file of picture paths and annotations, pictures beside it")
+@_built_in("affectnet_csv", "AffectNet's CSV, or a folder of training.csv and validation.csv")
 def _affectnet_csv(config: PreprocessConfig) -> Source:
-    from fer_hpc.data.affectnet import AffectNetCsv
-    from fer_hpc.data.classes import read_stated
+    from fer_hpc.data.readers.open_tables import affectnet_csv
 
-    return AffectNetCsv(_input(config), config.image_root, read_stated(config.classes))
+    return affectnet_csv(config, _stated(config), _scratch(config))
+
+
+@_built_in("table", "a CSV of path,label[,split][,x_min,y_min,x_max,y_max][,group]")
+def _table(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.open_tables import table
+
+    return table(config, _stated(config), _scratch(config))
 
 
 @_built_in("fer2013", "FER2013's CSV file of pixels (or .csv.gz), or its folders of pictures")
 def _fer2013(config: PreprocessConfig) -> Source:
-    from fer_hpc.data.classes import read_stated
-    from fer_hpc.data.fer2013 import FER2013_CLASSES, Fer2013Csv
-    from fer_hpc.data.folders import ClassFolders
+    from fer_hpc.data.readers.open_tables import fer2013
 
-    path, stated = _input(config), read_stated(config.classes)
-    if path.is_dir():
-        return ClassFolders(path, FER2013_CLASSES, stated)
-    return Fer2013Csv(path, config.out / f".unpacked-{config.task}.tmp", stated)
+    return fer2013(config, _stated(config), _scratch(config))
 
 
-@_built_in("arrays", "a folder of X_train.npy, y_train.npy (one-hot), and val and test likewise")
+@_built_in("ferplus", "FER+: fer2013new.csv beside fer2013.csv, or FER2013Train/ with label.csv")
+def _ferplus(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.ferplus import FerPlus
+
+    if config.classes:
+        raise UserError("--classes: FER+ names its classes itself; leave it out")
+    return FerPlus(_tree(config), config.labels == "distribution")
+
+
+@_built_in("rafdb", "RAF-DB: EmoLabel/list_patition_label.txt, or train/1 to train/7")
+def _rafdb(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.rafdb import RafDb
+
+    return RafDb(_tree(config), _stated(config))
+
+
+@_built_in("expw", "ExpW: label.lst, and the pictures anywhere below its folder")
+def _expw(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.expw import ExpW
+
+    return ExpW(_tree(config), _file_name(config), _stated(config))
+
+
+@_built_in("yolo", "YOLO: images/ beside labels/, names in data.yaml or --classes")
+def _yolo(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.yolo import Yolo
+
+    return Yolo(_tree(config), _stated(config))
+
+
+@_built_in("parquet", "Hugging Face's .parquet files with picture bytes and labels")
+def _parquet(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.parquet import Parquet
+
+    return Parquet(_tree(config), _stated(config), _file_name(config))
+
+
+@_built_in("arrays", "a folder of X_train.npy, y_train.npy (one-hot or numbers), val and test")
 def _arrays(config: PreprocessConfig) -> Source:
-    from fer_hpc.data.arrays import Arrays
-    from fer_hpc.data.classes import read_stated
+    from fer_hpc.data.readers.arrays import Arrays
 
-    return Arrays(_input(config), read_stated(config.classes))
+    return Arrays(_tree(config), _stated(config))
 
 
 @_built_in("folder", "a folder per class, by itself or below train/, val/, test/")
 def _folder(config: PreprocessConfig) -> Source:
-    from fer_hpc.data.classes import read_stated
-    from fer_hpc.data.folders import ClassFolders
+    from fer_hpc.data.readers.folders import ClassFolders
 
-    return ClassFolders(_input(config), stated=read_stated(config.classes))
+    return ClassFolders(_tree(config), stated=_stated(config))
+
+
+@_built_in("jaffe", "JAFFE: KA.AN1.39.tiff; person and expression are in the name")
+def _jaffe(config: PreprocessConfig) -> Source:
+    return _named_files(config, "JAFFE")
+
+
+@_built_in("kdef", "KDEF: AF01ANS.JPG; person and expression are in the name")
+def _kdef(config: PreprocessConfig) -> Source:
+    return _named_files(config, "KDEF")
+
+
+def _named_files(config: PreprocessConfig, form: str) -> Source:
+    from fer_hpc.data.readers.name_codes import NamedFiles
+
+    if config.classes:
+        raise UserError(f"--classes: the names of {form}'s files state the classes; leave it out")
+    return NamedFiles(_tree(config), form)
 
 
 @_built_in("synthetic", "faces drawn on the way, --count of them", needs_input=False)
@@ -150,3 +206,45 @@ def _synthetic(config: PreprocessConfig) -> Source:
 def _input(config: PreprocessConfig) -> Path:
     assert config.input is not None, "open_source has checked it"
     return config.input
+
+
+def _scratch(config: PreprocessConfig) -> Path:
+    """Where archives are unpacked; removed at the end."""
+    return config.out / f".unpacked-{config.task}.tmp"
+
+
+def _file_name(config: PreprocessConfig) -> str:
+    """The name of --input where it is a single file, not a folder or an archive; else ""."""
+    from fer_hpc.data.tree import is_archive
+
+    path = _input(config)
+    return path.name if path.is_file() and not is_archive(path) else ""
+
+
+def _tree(config: PreprocessConfig) -> Tree:
+    """The files of --input: a folder, an archive, or those beside a file."""
+    from fer_hpc.data.tree import open_tree
+
+    path = _input(config)
+    if _file_name(config):
+        path = path.parent
+        path = path.parent if path.name == "EmoLabel" else path  # RAF-DB's, beside Image/
+    return open_tree(path, _scratch(config))
+
+
+def _stated(config: PreprocessConfig) -> StatedClasses:
+    from fer_hpc.data.classes import read_stated
+
+    return read_stated(config.classes)
+
+
+def resolve_source(config: PreprocessConfig) -> tuple[PreprocessConfig, str]:
+    """The configuration with the form that `--source auto` means, and why; else as it is."""
+    if config.source != "auto" or "auto" in SOURCES:
+        return config, ""
+    from fer_hpc.data.detect import detect
+
+    if config.input is None:
+        raise UserError("--source auto needs --input PATH")
+    name, why = detect(_input(config), _scratch(config), bool(config.classes))
+    return dataclasses.replace(config, source=name), why

@@ -23,12 +23,13 @@ def resolve_rule(rows: Rows, rule: str) -> str:
     `official`: the source's own splits; where it has no val, that is cut from its train.
     `report`: 15 % test, then 17.65 % of the rest val, stratified by class, from the train rows.
     `person`: the same shares, nobody in two splits.
-    `auto`: official where the source has a test or val split, else person where all people are
-    known, else report.
+    `test`: every face is in the test split.
+    `auto`: official where the source has a test or val split, else person where people are known,
+    else report.
     """
     official = any(s in ("val", "test") for s in rows.split)
     people = rows.columns.get("group")
-    known = people is not None and len(people) > 0 and bool((people >= 0).all())
+    known = people is not None and bool((people >= 0).any())
     if rule == "auto":
         return "official" if official else "person" if known else "report"
     if rule == "official" and not official:
@@ -43,19 +44,29 @@ def resolve_rule(rows: Rows, rule: str) -> str:
 def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
     """The split of every row ("" = left out), the rule as text, and notes for the manifest.
 
-    `rule` is official, report or person.
+    `rule` is official, report, person or test.
     """
     own = np.array([s or "train" for s in rows.split])
     notes: list[str] = []
+    people = _people(rows, notes)
+    if rule == "test":
+        return np.full(len(own), "test", dtype="<U5"), "test: every face", notes
     if rule == "official":
-        if "val" not in own:
-            train = np.flatnonzero(own == "train")
-            own[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
-            return own, "official, val cut from train (17.65 %, stratified, seed 42)", notes
-        return own, "official", notes
+        text = "official"
+        if "val" not in own and "train" in own:
+            by_person = people is not None and _cut_people(own, people, rows.label)
+            if not by_person:
+                train = np.flatnonzero(own == "train")
+                own[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
+            how = "by person, stratified" if by_person else "stratified"
+            text = f"official, val cut from train (17.65 %, {how}, seed 42)"
+        if people is not None:
+            notes += _shared_people(own, people)
+        return own, text, notes
     if rule == "person":
+        assert people is not None
         return (
-            _by_person(rows.label, rows.columns["group"], notes),
+            _by_person(rows.label, people, notes),
             "70 / 15 / 15 % by person, stratified, seed 42",
             notes,
         )
@@ -65,6 +76,48 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
     split = np.full(len(own), "", dtype="<U5")  # rows of the source's own test are left out
     split[train], split[val], split[test] = "train", "val", "test"
     return split, "report: 15 % test, 17.65 % of the rest val, stratified, seed 42", notes
+
+
+def _people(rows: Rows, notes: list[str]) -> NDArray[np.int64] | None:
+    """The person of each row; rows without one are people of their own. None: none is known."""
+    people = rows.columns.get("group")
+    if people is None or not (people >= 0).any():
+        return None
+    unknown = people < 0
+    if unknown.any():
+        notes.append(f"{int(unknown.sum()):,} faces have no group: each counts as a person")
+    return np.where(unknown, people.max() + 1 + np.arange(len(people)), people)
+
+
+def _cut_people(
+    own: NDArray[np.str_], people: NDArray[np.int64], labels: NDArray[np.int64]
+) -> bool:
+    """Turn 3 of 17 folds of whole people in train into val; False where they are too few."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    train = np.flatnonzero(own == "train")
+    if len(np.unique(people[train])) < 17:
+        return False
+    folds = StratifiedGroupKFold(17, shuffle=True, random_state=SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer faces than folds
+        parts = folds.split(train, labels[train], people[train])
+        for _, (_, members) in zip(range(3), parts, strict=False):
+            own[train[members]] = "val"
+    return True
+
+
+def _shared_people(own: NDArray[np.str_], people: NDArray[np.int64]) -> list[str]:
+    """A note for each two splits that share people."""
+    notes = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = np.intersect1d(people[own == one], people[own == other])
+        if len(both):
+            notes.append(
+                f"{len(both):,} people are in both {one} and {other}; "
+                "--split person keeps them apart"
+            )
+    return notes
 
 
 def _by_person(

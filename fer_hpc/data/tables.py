@@ -14,6 +14,8 @@ from fer_hpc.config import UserError
 
 csv.field_size_limit(1 << 24)
 
+Line = dict[str, str]  # cells by column name
+
 # The first bytes of files that are not CSV.
 _MAGIC = {
     b"PAR1": "a Parquet file; write it as CSV first (pandas.read_parquet, then to_csv)",
@@ -82,7 +84,7 @@ class CsvTable:
                 f"wanted {', '.join(names)}"
             )
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, str] | str]]:
+    def __iter__(self) -> Iterator[tuple[int, Line | str]]:
         """(offset in bytes, cells by column name) of every line that is not blank.
 
         Instead of the cells, a text says what is wrong with the line.
@@ -95,7 +97,7 @@ class CsvTable:
                     yield offset, self._row(line)
                 offset += len(line)
 
-    def _row(self, line: bytes) -> dict[str, str] | str:
+    def _row(self, line: bytes) -> Line | str:
         try:
             cells = _cells(line)
         except csv.Error as error:
@@ -104,7 +106,7 @@ class CsvTable:
             return f"{len(cells)} columns, wanted {len(self.names)}"
         return dict(zip(self.names, cells, strict=True))
 
-    def line(self, offset: int) -> dict[str, str]:
+    def line(self, offset: int) -> Line:
         """The cells of the line at an offset that the iterator gave."""
         with self.path.open("rb") as f:
             f.seek(offset)

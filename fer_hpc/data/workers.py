@@ -28,6 +28,7 @@ from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import end_with_parent, keep_freed_memory
 
 NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
+OUTSIDE, NO_BOX = 1, 2  # why a face is its whole picture
 BLOCKS_AHEAD = 24  # of the one that is gathered
 
 # Of this worker process.
@@ -138,17 +139,29 @@ def _face(locator: Any) -> Face:
 
 def _cut(face: Face) -> dict[str, Any]:
     """A face cropped and resized, with its other columns."""
-    box = None if face.box is None else faces.add_margin(face.box)
-    if face.landmarks is not None:
-        box = faces.landmark_box(face.landmarks)
+    box, no_box = None, False
+    if _config.crop == "auto":
+        no_box = face.landmarks is None and face.box is None
+        box = None if face.box is None else faces.add_margin(face.box)
+        if face.landmarks is not None:
+            box = faces.landmark_box(face.landmarks)
+    whole = _config.crop == "detect" or (box is not None and face.box_in_shares)
     reduced = 1
     if face.encoded is not None:
-        reduced = faces.decode_scale(box, _config.size)
+        reduced = 1 if whole else faces.decode_scale(box, _config.size)
         picture = faces.decode(face.encoded, _config.channels, reduced)
     elif face.pixels is not None:
         picture = faces.with_channels(face.pixels, _config.channels)
     else:
         raise faces.Reject("the source gives neither encoded nor pixels")
+    if _config.crop == "detect":
+        found = faces.find_face(picture)
+        if found is None:
+            raise faces.Reject("no face found")
+        box = faces.add_margin(found)
+    elif box is not None and face.box_in_shares:
+        height, width = picture.shape[:2]
+        box = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     image, to_crop, empty_box = faces.crop_and_resize(picture, box, _config.size, reduced)
     return {
         "images": image,
@@ -157,5 +170,5 @@ def _cut(face: Face) -> dict[str, Any]:
         "valence": face.valence,
         "arousal": face.arousal,
         "image_hash": shards.image_hash(image),
-        "empty_box": empty_box,
+        "fallback": OUTSIDE if empty_box else NO_BOX if no_box else 0,
     }

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.data.annotations import Collector, Face, Rows
-from fer_hpc.data.classes import Numbering, StatedClasses, label_key, map_classes
+from fer_hpc.data.classes import (
+    NO_CLASSES,
+    ORDERS,
+    Numbering,
+    StatedClasses,
+    label_key,
+    map_classes,
+)
 from fer_hpc.data.faces import Reject
+from fer_hpc.data.pictures import kind_of, printable
 from fer_hpc.data.tables import CsvTable
+from fer_hpc.data.tally import Tally
+from fer_hpc.data.tree import Tree, copy_stream
 from fer_hpc.files import sha256
 
-ORDER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")  # Kaggle's
+ORDER = ORDERS["fer2013"]
 NUMBERING = Numbering("FER2013", ORDER, refusal="emotion {label!r}, wanted 0 to {last}")
 USAGE = {"training": "train", "publictest": "val", "privatetest": "test"}
 SIZE = 48
@@ -26,31 +37,40 @@ FER2013_CLASSES: tuple[str, ...] = tuple(c for c in CLASSES if c in ORDER)
 class Fer2013Csv:
     """Kaggle's `emotion,pixels,Usage` in any order of columns (icml_face_data.csv too), or its .gz.
 
-    A .gz is unpacked to the file `unpacked` first, since it cannot be read from the middle.
+    A .gz is unpacked into the folder `scratch` first, since it cannot be read from the middle.
     """
 
-    def __init__(self, path: Path, unpacked: Path, stated: StatedClasses | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        scratch: Path,
+        stated: StatedClasses = NO_CLASSES,
+        tree: Tree | None = None,
+    ) -> None:
         if not path.is_file():
             raise UserError(
                 f"--input {path}: no such file; "
                 "wanted FER2013's CSV (emotion, pixels, Usage) or its folders"
             )
-        self.path, self.stated = path, stated or StatedClasses()
+        self.path, self.stated, self._scratch, self._tree = path, stated, scratch, tree
         self.classes = FER2013_CLASSES
-        self._temporary = unpacked if path.suffix == ".gz" else None
+        plain = path
         try:
-            if self._temporary:
-                _unpack(path, self._temporary)
-            self.table = CsvTable(self._temporary or path, path)
+            if path.suffix == ".gz":
+                scratch.mkdir(parents=True, exist_ok=True)
+                plain = scratch / "plain.csv"
+                _unpack(path, plain)
+            self.table = CsvTable(plain, path)
+            if "nf" in self.table.names and "image name" in self.table.names:
+                raise UserError(f"--input {path}: these are FER+'s votes; use --source ferplus")
             self.table.require("emotion", "pixels")
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Remove the unpacked copy."""
-        if self._temporary:
-            self._temporary.unlink(missing_ok=True)
+        """Remove what was unpacked."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def rows(self) -> Rows:
         """List the lines; their numbers are the ids."""
@@ -73,29 +93,36 @@ class Fer2013Csv:
         self.classes = class_map.classes
         notes = [f"{without_usage:,} rows have an empty Usage: they count as Training"]
         identity = sha256(self.table.path)
-        return found.rows(self.path, class_map, identity, notes if without_usage else [])
+        ignored = Tally()
+        for name, _ in self._tree.files() if self._tree else ():
+            if self._tree and self._tree.local(name) != self.path:
+                ignored.add(f"{kind_of(name)} files", printable(name))
+        return found.rows(self.path, class_map, identity, notes if without_usage else [], ignored)
 
     def face(self, locator: int) -> Face:
         """Parse the pixels of a line."""
-        text = self.table.line(locator)["pixels"]
-        try:
-            pixels = np.array(text.split(), dtype=np.int64)
-        except (ValueError, OverflowError):
-            raise Reject("pixels are not whole numbers") from None
-        if pixels.size != SIZE**2:
-            raise Reject(f"{pixels.size} pixels, wanted {SIZE**2} ({SIZE} x {SIZE})")
-        if pixels.min() < 0 or pixels.max() > 255:
-            raise Reject("pixel values outside 0 to 255")
-        return Face(pixels=pixels.astype(np.uint8).reshape(SIZE, SIZE))
+        return Face(pixels=parse_pixels(self.table.line(locator)["pixels"]))
+
+
+def parse_pixels(text: str) -> NDArray[np.uint8]:
+    """[48, 48] pixels, from numbers with spaces between them; raises Reject."""
+    try:
+        pixels = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise Reject("pixels are not whole numbers") from None
+    if pixels.size != SIZE**2:
+        raise Reject(f"{pixels.size} pixels, wanted {SIZE**2} ({SIZE} x {SIZE})")
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise Reject("pixel values outside 0 to 255")
+    return pixels.astype(np.uint8).reshape(SIZE, SIZE)
 
 
 def _unpack(packed: Path, target: Path) -> None:
     try:
         with gzip.open(packed) as source, target.open("wb") as plain:
-            shutil.copyfileobj(source, plain, 1 << 20)
-    except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.filename = str(target)
+            copy_stream(source, plain, target)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(
             f"--input {packed}: cannot be unpacked ({error}); is the download whole?"
