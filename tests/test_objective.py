@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fer_hpc.data.store import Batch
-from fer_hpc.evaluation.metrics import smoothed_loss, valence_arousal
+from fer_hpc.evaluation.metrics import loss_and_accuracy, smoothed_loss, valence_arousal
 from fer_hpc.training.objective import LossNormalizer, Objective, class_weights
 
 K = 5
@@ -97,3 +97,33 @@ def test_valence_and_arousal_scores() -> None:
     assert perfect["valence_ccc"] == pytest.approx(1.0)
     assert "arousal_rmse" not in perfect
     assert valence_arousal(-truth, truth)["valence_ccc"] < 0
+
+
+def test_targets_replace_the_labels_also_mixed_and_weighted() -> None:
+    generator = torch.Generator().manual_seed(2)
+    shares = torch.rand(12, K, generator=generator).softmax(1)
+    batch, logits = batch_of(12, targets=shares), logits_of(12)
+    total, loss, _ = Objective(K)(logits, batch, LossNormalizer(12))
+    assert total.item() == pytest.approx(cross_entropy(logits, shares.double()).item())
+    assert loss.item() / 12 == pytest.approx(total.item())
+    numbers = (logits.detach().numpy(), batch.labels.numpy())
+    assert loss_and_accuracy(*numbers, shares.numpy())[0] == pytest.approx(total.item())
+    assert smoothed_loss(*numbers, 0.1, shares.double().numpy()) == pytest.approx(
+        cross_entropy(logits, shares.double(), label_smoothing=0.1).item()
+    )
+    one_hot = torch.eye(K)[batch.labels]
+    hard = Objective(K, 0.1)(logits, batch_of(12), LossNormalizer(12))[0]
+    assert Objective(K, 0.1)(logits, batch_of(12, targets=one_hot), LossNormalizer(12))[0] == hard
+    kept = torch.full((12,), 0.25)
+    other = torch.roll(torch.arange(12), 1)
+    mixed = batch_of(
+        12,
+        targets=shares,
+        other_targets=shares[other],
+        other_labels=batch.labels[other],
+        weights=kept,
+    )
+    wanted = cross_entropy(logits, (0.25 * shares + 0.75 * shares[other]).double())
+    assert Objective(K)(logits, mixed, LossNormalizer(12))[0].item() == pytest.approx(wanted.item())
+    parts = mixed.parts(3)
+    assert torch.equal(torch.cat([p.other_targets for p in parts]), shares[other])

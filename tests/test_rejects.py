@@ -197,7 +197,8 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(
         for path in ("../../etc/passwd", "../secret.jpg", "link.jpg", str(tmp_path / "secret.jpg"))
     ]
     lines += [
-        "0.jpg,10,10,90,110,1",
+        "0.jpg,10,10,90,110,1",  # another face of the same picture
+        "1.jpg,10,10,90,110,1",
         "1.jpg,10,10",
         "/data/of/another/machine/7.jpg,10,10,90,110,1",
     ]
@@ -210,5 +211,6 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(
     for path in ("../../etc/passwd", "../secret.jpg", "link.jpg"):
         assert got.pop(path) == "path leaves the image root"
     assert got.pop(str(tmp_path / "secret.jpg")) == "missing image"  # no such file below the root
-    assert got.pop("0.jpg") == "duplicate id"
+    assert got.pop("/data/of/another/machine/7.jpg") == "missing image"  # not as other rows begin
+    assert got.pop("1.jpg") == "duplicate row"
     assert list(got.values()) == ["3 columns, wanted 6"]

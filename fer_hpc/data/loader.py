@@ -6,6 +6,7 @@ nothing is dropped, and resuming needs one integer.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,11 @@ class TrainLoader:
         weight_sum = np.full(steps, float(self.batch_size))
         affect_count = np.ones(steps)
         if self.class_weights is not None:
-            weight = self.class_weights[split.columns["labels"][rows]]
+            shares = split.targets
+            if shares is None:
+                weight = self.class_weights[split.columns["labels"][rows]]
+            else:
+                weight = shares[rows].astype(np.float64) @ self.class_weights
             if "kept" in drawn:
                 kept = drawn["kept"].astype(np.float64)
                 weight = kept * weight + (1 - kept) * np.take_along_axis(weight, partner, 1)
@@ -121,21 +126,31 @@ class TrainLoader:
             other_images = batch.images.index_select(0, partner)
             other_labels = batch.labels.index_select(0, partner)
             other_affect = None if affect is None else affect.index_select(0, partner)
+            targets = batch.targets
+            other_targets = None if targets is None else targets.index_select(0, partner)
             images = batch.images
         else:  # they come through the same buffer
             images = batch.images.clone()
             its = {k.removeprefix(OTHER): v for k, v in given.items() if k.startswith(OTHER)}
             others = self._augmented(its)
             other_images, other_labels, other_affect = others.images, others.labels, others.affect
+            other_targets = others.targets
         images = augment.mix(images, other_images, kept)
         if affect is not None and other_affect is not None:
             affect = affect * kept[:, None] + other_affect * (1 - kept[:, None])
-        return Batch(images, batch.labels, batch.rows, other_labels, kept, affect)
+        return dataclasses.replace(
+            batch,
+            images=images,
+            other_labels=other_labels,
+            weights=kept,
+            affect=affect,
+            other_targets=other_targets,
+        )
 
     def _augmented(self, given: Inputs) -> Batch:
         batch = self.images.gather(given)
         images = augment.augment(batch.images, given)
-        return Batch(images, batch.labels, batch.rows, affect=batch.affect)
+        return dataclasses.replace(batch, images=images)
 
     def batch(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that begins after `images_seen` images.

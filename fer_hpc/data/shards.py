@@ -9,6 +9,7 @@ handle stays open, nothing is locked, and the processes on a node share the page
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from fer_hpc.config import UserError
 from fer_hpc.files import read_stored, sha256, write_bytes, write_json
 
 FORMAT = 1
+TARGETS = "columns/targets"  # float32 [N, classes], in sets whose labels are distributions
 SPLITS = ("train", "val", "test")
 
 # Every shard's data sets: dtype and shape of one row. Absent values: NaN, -1 for group.
@@ -219,9 +221,15 @@ class Split:
     images: list[NDArray[np.uint8]]  # per shard [n, H, W, C], private mappings of the file
     starts: NDArray[np.int64]  # first row of each shard, and the end: [shards + 1]
     columns: Columns | dict[str, NDArray[Any]]
+    has_targets: bool = False
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @functools.cached_property
+    def targets(self) -> NDArray[np.float32] | None:
+        """Shares of the classes [n, classes] where faces have distributions as labels."""
+        return self.columns[TARGETS] if self.has_targets else None
 
     def describe_row(self, row: int) -> str:
         """A row as text, for messages."""
@@ -244,7 +252,8 @@ def open_split(manifest: Manifest, split: str) -> Split:
     paths = [manifest.folder / entry["file"] for entry in entries]
     mapped = [_map_images(path, entry) for path, entry in zip(paths, entries, strict=True)]
     starts = np.cumsum([0, *(len(m) for m in mapped)])
-    return Split(split, mapped, starts, Columns(paths))
+    has_targets = manifest.content.get("labels") == "distribution"
+    return Split(split, mapped, starts, Columns(paths), has_targets)
 
 
 def _map_images(path: Path, entry: dict[str, Any]) -> NDArray[np.uint8]:

@@ -25,6 +25,8 @@ class Batch:
     other_labels: torch.Tensor | None = None  # [B] of the images mixed in
     weights: torch.Tensor | None = None  # [B] share of the images that `labels` belongs to
     affect: torch.Tensor | None = None  # [B, 2] valence, arousal (mixed as the images); NaN: none
+    targets: torch.Tensor | None = None  # [B, classes] shares, where the shards hold distributions
+    other_targets: torch.Tensor | None = None  # of the images mixed in
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in `count` equal pieces."""
@@ -32,7 +34,7 @@ class Batch:
             return [self]
         size = len(self.labels) // count
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
-        optional = ("other_labels", "weights", "affect")
+        optional = ("other_labels", "weights", "affect", "targets", "other_targets")
         return [
             Batch(
                 self.images[cut],
@@ -68,6 +70,8 @@ class ImageStore:
             self.parts = [_joined(self.parts, device)]
         self.labels = torch.from_numpy(split.columns["labels"]).to(device)
         self.affect = torch.from_numpy(affect_of(split)).to(device) if affect else None
+        shares = split.targets
+        self.targets = None if shares is None else torch.from_numpy(shares).to(device)
         self._bytes, self._floats = torch.empty(0, dtype=torch.uint8), torch.empty(0)
 
     def read_pixels(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
@@ -93,7 +97,8 @@ class ImageStore:
         floats = self._on_cpu(rows, flip) if self.on_cpu else self._on_gpu(given)
         affect = None if self.affect is None else self.affect.index_select(0, rows)
         labels = self.labels.index_select(0, rows)
-        return Batch(floats.permute(0, 3, 1, 2), labels, rows, affect=affect)
+        targets = None if self.targets is None else self.targets.index_select(0, rows)
+        return Batch(floats.permute(0, 3, 1, 2), labels, rows, affect=affect, targets=targets)
 
     def _on_gpu(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if "pixels" in given:

@@ -127,7 +127,7 @@ class Tree:
         except OSError as error:
             return Reject(f"unreadable image: {error.strerror}")
         if entry.is_symlink() and not self._inside(os.path.realpath(entry.path)):
-            return Reject("path leaves the folder")
+            return _OUTSIDE
         if not stat.S_ISREG(info.st_mode):
             return Reject("not an ordinary file")
         return info.st_mtime_ns << 40 | info.st_size
@@ -278,7 +278,7 @@ def open_tree(path: Path, scratch: Path) -> Tree:
     if path.is_dir():
         return Tree(path)
     if not path.exists():
-        raise UserError(f"--input {path}: no such file or folder")
+        raise UserError(f"--input {path}: no such folder or archive")
     if is_archive(path):
         return Archive(path, scratch)
     raise UserError(f"--input {path}: wanted a folder or an archive ({', '.join(ARCHIVES)})")

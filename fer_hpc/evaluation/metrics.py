@@ -87,20 +87,37 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
 
-def loss_and_accuracy(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and share correct; logits [n, classes], labels [n]."""
-    loss = -log_softmax(logits)[np.arange(len(labels)), labels].mean()
+def loss_and_accuracy(
+    logits: NDArray[Any], labels: NDArray[np.int64], targets: NDArray[Any] | None = None
+) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and share correct; logits [n, classes], labels [n].
+
+    With `targets` [n, classes] the cross-entropy is against these distributions.
+    """
+    log_p = log_softmax(logits)
+    if targets is None:
+        loss = -log_p[np.arange(len(labels)), labels].mean()
+    else:
+        loss = -(targets * log_p).sum(1).mean()
     return float(loss), float((logits.argmax(1) == labels).mean())
 
 
-def smoothed_loss(logits: NDArray[Any], labels: NDArray[np.int64], smoothing: float) -> float:
+def smoothed_loss(
+    logits: NDArray[Any],
+    labels: NDArray[np.int64],
+    smoothing: float,
+    targets: NDArray[Any] | None = None,
+) -> float:
     """Mean cross-entropy (nats) against smoothed targets.
 
-    A target gives the true class 1 - `smoothing` and spreads `smoothing` evenly over all classes
-    (Szegedy et al. 2016).
+    A target gives the true class (or the distribution in `targets`) 1 - `smoothing` and spreads
+    `smoothing` evenly over all classes (Szegedy et al. 2016).
     """
     log_p = log_softmax(logits)
-    of_label = log_p[np.arange(len(labels)), labels]
+    if targets is None:
+        of_label = log_p[np.arange(len(labels)), labels]
+    else:
+        of_label = (targets * log_p).sum(1)
     return float(-((1 - smoothing) * of_label + smoothing * log_p.mean(1)).mean())
 
 
@@ -152,16 +169,21 @@ def f1s(counts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def summary(
-    logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...]
+    logits: NDArray[Any],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    targets: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """All scores of a split as eval-*.json holds them; logits [n, classes], labels [n].
+
+    With `targets` [n, classes] the loss is against these distributions.
 
     Averages over classes leave out classes without a face. Accuracy has Wilson's interval; balanced
     accuracy and macro-F1 have percentile bootstrap intervals. Resampling the faces is the same as
     drawing the cells of the confusion matrix from a multinomial distribution.
     """
     n = len(labels)
-    loss, accuracy = loss_and_accuracy(logits, labels)
+    loss, accuracy = loss_and_accuracy(logits, labels, targets)
     counts = confusion(labels, logits.argmax(1), len(classes))
     rng = np.random.default_rng(0)
     resampled = rng.multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)

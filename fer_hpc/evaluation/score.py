@@ -160,7 +160,7 @@ def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, An
         "finished": network.is_final,
         "masked": sorted({*trained_on, *manifest.classes} - set(classes)),
         "dropped": len(split) - len(faces.labels),
-        **metrics.summary(logits, faces.labels, classes),
+        **metrics.summary(logits, faces.labels, classes, faces.targets),
     }
     if affect is not None:
         result |= metrics.valence_arousal(affect, affect_of(split))
@@ -196,6 +196,7 @@ class _Faces:
     rows: NDArray[np.bool_]  # [all rows of the split]
     labels: NDArray[np.int64]  # [n] index into the common classes
     columns: dict[str, NDArray[Any]]  # what identifies each of the n
+    targets: NDArray[np.float64] | None  # [n, common classes], where labels are distributions
 
 
 def _keep_common(
@@ -211,7 +212,12 @@ def _keep_common(
             f"{', '.join(classes)}"
         )
     columns = {key: split.columns[key][rows] for key in ("source_id", "group", "image_hash")}
-    return _Faces(rows, labels[rows], columns)
+    targets = None
+    if split.targets is not None:  # the rest of a distribution goes to the common classes
+        common = [manifest.classes.index(c) for c in classes]
+        targets = split.targets[rows][:, common].astype(np.float64)
+        targets /= targets.sum(1, keepdims=True)
+    return _Faces(rows, labels[rows], columns, targets)
 
 
 def _write(

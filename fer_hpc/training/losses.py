@@ -53,7 +53,8 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
 
     It is called as loss(outputs, batch, norm) with outputs [b, classes] in float32 or float64, a
     `Batch` of b images (`batch.labels` [b] int64; with mixup also `batch.other_labels` and
-    `batch.weights`), and gives a scalar: the sum over the batch divided by `norm.weight_sum`.
+    `batch.weights`; where labels are distributions `batch.targets` [b, classes]), and gives a
+    scalar: the sum over the batch divided by `norm.weight_sum`.
     Raises UserError where the name is taken by something else.
     """
 

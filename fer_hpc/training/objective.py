@@ -26,9 +26,10 @@ def class_weights(counts: list[int], cap: float) -> NDArray[np.float64]:
 class Objective:
     """The recipe's objective over a global batch, of which a rank sees a part.
 
-    A target is a distribution over classes: one class, or two with mixup. `weights` [classes] or
-    None weighs an image by its target's class; sums are divided by the weights of the *global*
-    batch, so parts and ranks add up to its mean. `loss` replaces the cross-entropy.
+    A target is a distribution over classes: one class, two with mixup, or that of the shards.
+    `weights` [classes] or None weighs an image by its target's classes; sums are divided by the
+    weights of the *global* batch, so parts and ranks add up to its mean. `loss` replaces the
+    cross-entropy.
     """
 
     classes: int
@@ -47,10 +48,10 @@ class Objective:
         norm = norm.cast(outputs.dtype)
         logits = outputs[:, : self.classes]
         log_p = logits.log_softmax(1)  # [b, K]
-        target = one_hot(batch.labels, self.classes, log_p.dtype)
+        target = self._target(batch.labels, batch.targets, log_p.dtype)
         if batch.weights is not None and batch.other_labels is not None:
             kept = batch.weights.to(log_p.dtype)[:, None]
-            other = one_hot(batch.other_labels, self.classes, log_p.dtype)
+            other = self._target(batch.other_labels, batch.other_targets, log_p.dtype)
             target = kept * target + (1 - kept) * other
         plain = -(target * log_p).sum(1)  # [b]
         if self.loss is not None:
@@ -70,6 +71,12 @@ class Objective:
             error = (predicted - batch.affect.nan_to_num().to(outputs.dtype)).square()
             total = total + self.va_weight * (error * known).sum() / norm.affect_count
         return total, plain.detach().sum(), recipe_sum
+
+    def _target(
+        self, labels: torch.Tensor, targets: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The distributions [b, classes] to learn: the labels', where there are no others."""
+        return one_hot(labels, self.classes, dtype) if targets is None else targets.to(dtype)
 
 
 def make_objective(config: TrainConfig, manifest: Manifest, device: torch.device) -> Objective:

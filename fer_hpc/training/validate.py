@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
+from fer_hpc.data.shards import Split
 from fer_hpc.data.store import Batch, affect_of
 from fer_hpc.evaluation.metrics import (
     confusion,
@@ -58,7 +59,7 @@ def validate(
     labels = val.columns["labels"]
 
     def score() -> dict[str, float]:
-        loss, accuracy = loss_and_accuracy(logits, labels)
+        loss, accuracy = loss_and_accuracy(logits, labels, val.targets)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss on val is not a finite number at {state.images_seen:,} images seen; "
@@ -67,7 +68,7 @@ def validate(
             )
         values = {
             "val_loss": loss,
-            "val_objective": _objective_on_val(learner, logits, labels),
+            "val_objective": _objective_on_val(learner, logits, val),
             "val_accuracy": accuracy,
         }
         if affect is not None:
@@ -77,12 +78,15 @@ def validate(
     return on_rank_0(world, score), confusion(labels, logits.argmax(1), classes)
 
 
-def _objective_on_val(learner: Learner, logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+def _objective_on_val(learner: Learner, logits: NDArray[Any], val: Split) -> float:
     """The recipe's loss without class weights and mixup; a plugin's loss as it is."""
+    labels, shares = val.columns["labels"], val.targets
     if learner.objective.loss is None:
-        return smoothed_loss(logits, labels, learner.config.label_smoothing)
+        return smoothed_loss(logits, labels, learner.config.label_smoothing, shares)
     truth = torch.from_numpy(np.asarray(labels))
-    batch = Batch(torch.empty(len(labels), 0), truth, torch.arange(len(labels)))
+    targets = None if shares is None else torch.from_numpy(shares)
+    rows = torch.arange(len(labels))
+    batch = Batch(torch.empty(len(labels), 0), truth, rows, targets=targets)
     with torch.no_grad():
         norm = LossNormalizer(float(len(labels)))
         return float(learner.objective.loss(torch.from_numpy(logits).double(), batch, norm))
