@@ -144,6 +144,7 @@ def check_source(source: str, folder: Path | None, plugins: tuple[Path, ...]) ->
     from fer_hpc.data.sources import source_spec
 
     load_plugins(plugins)
-    spec = source_spec(source)
-    if spec.needs_input and folder is None:
-        raise UserError(f"--source {source} needs --input PATH ({spec.help})")
+    spec = None if source == "auto" else source_spec(source)
+    if (spec is None or spec.needs_input) and folder is None:
+        form = f" ({spec.help})" if spec else ""
+        raise UserError(f"--source {source} needs --input PATH{form}")

@@ -14,7 +14,13 @@ EXIT_RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: the same command continues where t
 
 
 class UserError(Exception):
-    """A mistake that the user can correct; printed as one message, never as a traceback."""
+    """A mistake that the user can correct; printed as one message, never as a traceback.
+
+    Control characters, which a file's content may bring into it, become spaces: it stays one line.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
 
 
 def flag_name(field: str) -> str:

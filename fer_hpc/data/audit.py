@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_hpc.data.near import hashes, near_pairs
 from fer_hpc.data.shards import Manifest, Split
 
 PAIRS = 24  # kept of each finding
@@ -102,6 +103,7 @@ def audit(manifest: Manifest, splits: dict[str, Split]) -> list[Finding]:
         what = f"{name} images that repeat an earlier one of {name}"
         found.append(faces.finding(what, repeats, first))
     found += _shared(faces, faces.image, everything, "images")
+    found += _nearly_shared(faces)
     known = faces.columns["group"] >= 0
     if not known.any():  # no finding, rather than a reassuring 0
         return found
@@ -139,6 +141,29 @@ def _shared(
             else:
                 count, text = len(common), f"people in both {early} and {late}"
             found.append(faces.finding(text, dropped, _first_with(key, key, other), count))
+    return found
+
+
+def _nearly_shared(faces: _Faces) -> list[Finding]:
+    """Nearly equal images in two splits, but not equal ones. The earlier split loses its rows."""
+    if len(faces.names) < 2:
+        return []
+    found = []
+    known = {name: hashes(split) for name, split in faces.splits.items()}
+    first_row = {name: int(np.argmax(faces.part == i)) for i, name in enumerate(faces.names)}
+    for i, early in enumerate(faces.names):
+        for late in faces.names[i + 1 :]:
+            partner = np.full(len(faces.part), -1)
+            others = set()
+            for turned in known[late]:
+                pairs = near_pairs(faces.splits[early], faces.splits[late], known[early][0], turned)
+                for mine, theirs in pairs:
+                    a, b = first_row[early] + mine, first_row[late] + theirs
+                    if faces.image[a] != faces.image[b]:
+                        partner[a] = b
+                        others.add(b)
+            what = f"{late} images that are nearly the same as one of {early}"
+            found.append(faces.finding(what, partner >= 0, partner, len(others)))
     return found
 
 

@@ -1,7 +1,8 @@
 """Is this data fit to train on: python -m fer_hpc.doctor DIR [--json] [--sheet PNG] [--fix OUT].
 
 Verifies what the manifest states (files, sizes, checksums, counts) and audits the faces: exact
-duplicates, equal images with different labels, blank images, images and people in two splits.
+duplicates, equal images with different labels, blank images; images, nearly equal images and
+people in two splits.
 """
 
 from __future__ import annotations

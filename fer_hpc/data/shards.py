@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from fer_hpc.config import UserError
 from fer_hpc.files import read_stored, sha256, write_bytes, write_json
 
 FORMAT = 1
+AGAIN = "copy it again, or delete it and preprocess again"
+# What h5py raises for bytes that are not as it wrote them.
+BAD_HDF5 = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
 TARGETS = "columns/targets"  # float32 [N, classes], in sets whose labels are distributions
 SPLITS = ("train", "val", "test")
 
@@ -142,17 +146,58 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again"
         )
-    try:
-        height, width, channels = content["image_shape"]
-        shape, classes = (height, width, channels), tuple(content["classes"])
-        manifest = Manifest(folder, shape, classes, content["fingerprint"], content)
-        for split in content["splits"]:
-            manifest.n(split), manifest.class_counts(split), content["splits"][split]["shards"]
-        return manifest
-    except (KeyError, TypeError, ValueError) as error:
+    wrong = _wrong_in(content)
+    if wrong:
         raise UserError(
-            f"{folder / 'manifest.json'} is not a manifest of shards ({error!r}); preprocess again"
-        ) from None
+            f"{folder / 'manifest.json'} is not a manifest of shards ({wrong}); preprocess again"
+        )
+    height, width, channels = content["image_shape"]
+    shape, classes = (height, width, channels), tuple(content["classes"])
+    return Manifest(folder, shape, classes, content["fingerprint"], content)
+
+
+def _wrong_in(content: dict[str, Any]) -> str:
+    """What is not as a manifest has it; "" if nothing. Files are bare names, so that no command
+    that copies, repairs or stages shards reads or writes elsewhere."""
+    shape, classes, splits = (content.get(k) for k in ("image_shape", "classes", "splits"))
+    if not (_is_list(shape, int) and len(shape) == 3 and min(shape) > 0):
+        return "image_shape"
+    if not (_is_list(classes, str) and classes and len(set(classes)) == len(classes)):
+        return "classes"
+    if not isinstance(content.get("fingerprint"), str) or not _is_hex(content["fingerprint"], 16):
+        return "fingerprint"
+    if not isinstance(splits, dict) or not set(splits) <= set(SPLITS):
+        return "splits"
+    if not isinstance(content.get("notes", []), list):
+        return "notes"
+    for name, entry in splits.items():
+        counts = entry.get("class_counts") if isinstance(entry, dict) else None
+        if not isinstance(counts, dict) or set(counts) != set(classes):
+            return f"class_counts of {name}"
+        if not _is_list([entry.get("n"), *counts.values()], int):
+            return f"the counts of {name}"
+        if not _is_list(entry.get("shards"), dict):
+            return f"shards of {name}"
+        for shard in entry["shards"]:
+            if not _is_list([shard.get("n"), shard.get("bytes")], int):
+                return f"the counts of a shard of {name}"
+            if not re.fullmatch(r"\w[\w.-]{0,200}", str(shard.get("file"))):
+                return f"the file name of a shard of {name}"
+            if not _is_hex(str(shard.get("sha256")), 64):
+                return f"the checksum of a shard of {name}"
+    return ""
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    """Whether a value is a list of values of a kind; numbers are whole and not negative."""
+    return isinstance(value, list) and all(
+        isinstance(v, kind) and not isinstance(v, bool) and (kind is not int or 0 <= v < 1 << 53)
+        for v in value
+    )
+
+
+def _is_hex(text: str, digits: int) -> bool:
+    return re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
 def staged(manifest: Manifest, folder: Path) -> Manifest:
@@ -207,8 +252,11 @@ class Columns(dict[str, NDArray[Any]]):
     def __missing__(self, name: str) -> NDArray[Any]:
         parts = []
         for path in self.paths:
-            with h5py.File(path, "r", locking=False) as f:
-                parts.append(_plain(f[name][()]))
+            try:
+                with h5py.File(path, "r", locking=False) as f:
+                    parts.append(_plain(f[name][()]))
+            except BAD_HDF5 as error:
+                raise UserError(f"shard {path} is damaged ({name}: {error}); {AGAIN}") from None
         self[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self[name]
 
@@ -250,25 +298,34 @@ def open_split(manifest: Manifest, split: str) -> Split:
         )
     entries = manifest.content["splits"][split]["shards"]
     paths = [manifest.folder / entry["file"] for entry in entries]
-    mapped = [_map_images(path, entry) for path, entry in zip(paths, entries, strict=True)]
+    mapped = [
+        _map_images(path, entry, manifest.image_shape)
+        for path, entry in zip(paths, entries, strict=True)
+    ]
     starts = np.cumsum([0, *(len(m) for m in mapped)])
     has_targets = manifest.content.get("labels") == "distribution"
     return Split(split, mapped, starts, Columns(paths), has_targets)
 
 
-def _map_images(path: Path, entry: dict[str, Any]) -> NDArray[np.uint8]:
+def _map_images(
+    path: Path, entry: dict[str, Any], image_shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
     """A private mapping of a shard's images [n, H, W, C]."""
-    again = "copy it again, or delete it and preprocess again"
     size = _size(path)
     if size != entry["bytes"]:
         difference = f"has {size:,} bytes, the manifest states {entry['bytes']:,}"
-        raise UserError(f"shard {path} {'is missing' if size < 0 else difference}; {again}")
+        raise UserError(f"shard {path} {'is missing' if size < 0 else difference}; {AGAIN}")
     try:
         with h5py.File(path, "r", locking=False) as f:
             images = f["images"]
             offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
-    except (OSError, KeyError) as error:
-        raise UserError(f"shard {path} is damaged ({error}); {again}") from None
+    except BAD_HDF5 as error:
+        raise UserError(f"shard {path} is damaged ({error}); {AGAIN}") from None
+    if shape != (entry["n"], *image_shape):
+        raise UserError(
+            f"shard {path} holds images {shape}, the manifest states {(entry['n'], *image_shape)}; "
+            f"{AGAIN}"
+        )
     if not shape[0]:
         return np.zeros(shape, np.uint8)  # an empty data set has no place in the file
     if offset is None or dtype != np.uint8:

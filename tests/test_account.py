@@ -1,0 +1,149 @@
+"""The account at the end of preprocess: what was found is taken, rejected or ignored."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_hpc.config import UserError
+from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.data.preprocess import preprocess
+from fer_hpc.data.shards import open_split, read_manifest
+
+
+def save(path: Path, value: int, side: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((side, side), value, np.uint8))
+
+
+def folders(root: Path, n: int = 40) -> Path:
+    for i in range(n):
+        save(root / ("happy", "sad")[i % 2] / f"{i}.png", i)
+    return root
+
+
+def run(tmp_path: Path, source: str, path: Path, **flags: object) -> dict[str, object]:
+    out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+    preprocess(PreprocessConfig(source, out, path, workers=1, size=16, **flags))
+    return read_manifest(out).content
+
+
+def test_the_account_adds_up_on_the_screen_and_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "faces")
+    (root / "happy/0.png").write_bytes(b"")
+    (root / "sad/cut.jpg").write_bytes(cv2.imencode(".jpg", np.eye(40) * 99)[1].tobytes()[:-20])
+    (root / "happy/a.heic").write_bytes(b"x")
+    (root / "notes.txt").write_text("x")
+    save(root / ".cache/1.png", 1)
+    content = run(tmp_path, "folder", root, max_rejects=0.1)
+    account = content["account"]
+    rejected, ignored = account["rejected"], account["ignored"]
+    assert account["found"] == 41 + 3
+    assert account["taken"] == sum(split["n"] for split in content["splits"].values()) == 39
+    assert rejected["reasons"]["empty file"] == {"n": 1, "example": "happy/0.png"}
+    assert rejected["n"] == 2
+    assert ignored["reasons"] == {
+        ".heic files": {"n": 1, "example": "happy/a.heic"},
+        ".txt files": {"n": 1, "example": "notes.txt"},
+        "hidden": {"n": 1, "example": ".cache"},
+    }
+    assert account["classes_from"] == "by name"
+    printed = capsys.readouterr().out
+    assert "found 44 = taken 39 + rejected 2 + ignored 3" in printed
+    assert "ignored: 1 .heic files, for example happy/a.heic" in printed
+    assert "classes (by name): happy = Happiness, sad = Sadness" in printed
+
+
+def test_ignored_pictures_count_towards_the_limit(tmp_path: Path) -> None:
+    root = folders(tmp_path / "faces")
+    for i in range(5):
+        (root / f"happy/{i}.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"5 of 45 pictures are ignored.*\.heic"):
+        run(tmp_path, "folder", root)
+    run(tmp_path, "folder", root, max_rejects=0.2)
+
+
+def box_table(tmp_path: Path, boxes: list[list[object]]) -> Path:
+    for i in range(len(boxes)):
+        save(tmp_path / f"p/{i}.png", i)
+    with (tmp_path / "p/t.csv").open("w", newline="") as f:
+        rows = [[f"{i}.png", ("happy", "sad")[i % 2], *box] for i, box in enumerate(boxes)]
+        csv.writer(f).writerows([["path", "label", "x_min", "y_min", "x_max", "y_max"], *rows])
+    return tmp_path / "p/t.csv"
+
+
+def test_faces_that_are_whole_pictures_count_and_are_named(tmp_path: Path) -> None:
+    boxes: list[list[object]] = [[5, 5, 30, 30]] * 36
+    boxes += [[100, 100, 120, 120]] * 2 + [["", "", "", ""]] * 2
+    table = box_table(tmp_path, boxes)
+    with pytest.raises(UserError, match=r"4 of 40 faces: .* \(for example \d+\.png\)"):
+        run(tmp_path, "table", table)
+    content = run(tmp_path, "table", table, max_rejects=0.1)
+    found = content["account"]["fallbacks"]
+    assert found["n"] == 4
+    assert {k["n"] for k in found["reasons"].values()} == {2}
+    with pytest.raises(UserError, match="--strict"):
+        run(tmp_path, "table", table, max_rejects=0.1, strict=True)
+
+
+def test_a_set_without_any_box_has_no_fallbacks(tmp_path: Path) -> None:
+    content = run(tmp_path, "table", box_table(tmp_path, [["", "", "", ""]] * 20), strict=True)
+    assert content["account"]["fallbacks"]["n"] == 0
+
+
+def test_strict_refuses_what_is_ignored_before_it_reads(tmp_path: Path) -> None:
+    root = folders(tmp_path / "faces")
+    (root / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"--strict: 1 things .* for example notes\.txt"):
+        run(tmp_path, "folder", root, strict=True)
+
+
+def test_a_class_that_is_rejected_as_a_whole_is_an_error(tmp_path: Path) -> None:
+    root = folders(tmp_path / "faces", 60)
+    for i in range(2):
+        (root / "fear").mkdir(exist_ok=True)
+        (root / f"fear/{i}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="all 2 faces of Fear are rejected"):
+        run(tmp_path, "folder", root, max_rejects=0.5)
+
+
+def test_rows_that_the_rule_leaves_out_are_counted(tmp_path: Path) -> None:
+    for i in range(60):
+        split = "test" if i % 3 == 0 else "train"
+        save(tmp_path / f"f/{split}/{('happy', 'sad')[i % 2]}/{i}.png", i)
+    account = run(tmp_path, "folder", tmp_path / "f", split="report")["account"]
+    assert (account["found"], account["taken"], account["ignored"]["n"]) == (60, 40, 20)
+
+
+def test_changed_pictures_are_not_taken_for_the_old_ones(tmp_path: Path) -> None:
+    root, out = folders(tmp_path / "faces"), tmp_path / "out"
+    config = PreprocessConfig("folder", out, root, workers=1, size=16)
+    preprocess(config)
+    before = (out / "train-00000.h5").read_bytes()
+    preprocess(config)
+    assert (out / "train-00000.h5").read_bytes() == before
+    save(root / "happy/0.png", 255)
+    with pytest.raises(UserError, match="pictures or tables that have changed since"):
+        preprocess(config)
+
+
+def test_crop_none_takes_all_and_detect_finds_the_face(tmp_path: Path) -> None:
+    boxes: list[list[object]] = [[0, 0, 16, 40]] * 20
+    table = box_table(tmp_path, boxes)
+    for i in range(20):
+        image = np.full((40, 40), 200, np.uint8)
+        image[:, :20] = i
+        cv2.imwrite(str(tmp_path / f"p/{i}.png"), image)
+    run(tmp_path, "table", table, split="test")
+    run(tmp_path, "table", table, split="test", crop="none")
+    for name, right in (("out0", False), ("out1", True)):
+        split = open_split(read_manifest(tmp_path / name), "test")
+        assert (split.images[0][..., -1, 0] > 150).all() == right
+    with pytest.raises(UserError, match="no face found"):
+        run(tmp_path, "table", table, split="test", crop="detect")
