@@ -67,7 +67,8 @@ def five_chunks(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory
     for split, n in (("train", 40), ("test", 1100)):
         np.save(folder / f"X_{split}.npy", rng.integers(0, 256, (n, 32, 32, 1), np.uint8))
         np.save(folder / f"y_{split}.npy", np.eye(8, dtype=np.uint8)[np.arange(n) % 8])
-    assert preprocess("arrays", folder / "shards", "--input", folder, "--size", 32).returncode == 0
+    flags = ("--input", folder, "--size", 32, "--classes", "affectnet")
+    assert preprocess("arrays", folder / "shards", *flags).returncode == 0
     return folder / "shards"
 
 

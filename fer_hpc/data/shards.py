@@ -159,7 +159,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _wrong_in(content: dict[str, Any]) -> str:
     """What is not as a manifest has it; "" if nothing. Files are bare names, so that no command
     that copies, repairs or stages shards reads or writes elsewhere."""
-    shape, classes, splits = (content.get(k) for k in ("image_shape", "classes", "splits"))
+    keys = ("image_shape", "classes", "splits")
+    shape, classes, splits = (content.get(k) for k in keys)  # type: Any, Any, Any
     if not (_is_list(shape, int) and len(shape) == 3 and min(shape) > 0):
         return "image_shape"
     if not (_is_list(classes, str) and classes and len(set(classes)) == len(classes)):
@@ -191,7 +192,7 @@ def _wrong_in(content: dict[str, Any]) -> str:
 def _is_list(value: Any, kind: type) -> bool:
     """Whether a value is a list of values of a kind; numbers are whole and not negative."""
     return isinstance(value, list) and all(
-        isinstance(v, kind) and not isinstance(v, bool) and (kind is not int or 0 <= v < 1 << 53)
+        isinstance(v, kind) and not (isinstance(v, int) and (v is True or not 0 <= v < 1 << 53))
         for v in value
     )
 
