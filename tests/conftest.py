@@ -34,11 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files of tests that train, start daemons or look at pages: left out of `make test-fast`.
 SLOW = set(
-    "test_api.py test_batch_norm.py test_classes.py test_cluster.py "
-    "test_doctor.py test_evaluate.py test_extending.py test_gan.py test_gan_training.py "
+    "test_account.py test_api.py test_batch_norm.py test_classes.py test_cluster.py "
+    "test_doctor.py test_evaluate.py test_extending.py test_fuzz_data.py test_gan.py "
+    "test_gan_training.py "
     "test_gan_use.py test_heartbeat.py test_load.py test_local.py test_memory.py "
     "test_plugins.py test_preprocess.py test_ranks.py test_rejects.py test_report.py "
-    "test_sources.py test_timm.py test_train.py test_tune.py "
+    "test_soft_targets.py test_sources.py test_timm.py test_train.py test_tune.py "
     "test_watchdog.py".split()
 )
 
