@@ -10,7 +10,7 @@ from typing import Literal
 from fer_hpc.config.errors import UserError
 from fer_hpc.config.fields import check_fields, option, required
 from fer_hpc.config.prepare import MAX_DRAWN as MAX_DRAWN
-from fer_hpc.config.prepare import SOURCES as SOURCES
+from fer_hpc.config.prepare import SOURCE_HELP as SOURCE_HELP
 from fer_hpc.config.prepare import SPLITTING_HELP as SPLITTING_HELP
 from fer_hpc.config.prepare import DoctorConfig as DoctorConfig
 from fer_hpc.config.prepare import PreprocessConfig as PreprocessConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fer_hpc.config.commands import MAX_DRAWN, SOURCES, SPLITTING_HELP, Split, Splitting
+from fer_hpc.config.commands import MAX_DRAWN, SOURCE_HELP, SPLITTING_HELP, Split, Splitting
 from fer_hpc.config.fields import check_fields, option, required
 
 
@@ -56,9 +56,7 @@ class JobConfig:
 class PipelineConfig:
     """preprocess (an array) -> train, once per seed -> evaluate -> report, as dependent jobs."""
 
-    source: str = required(
-        f"format of the input: {', '.join(SOURCES)}, or a plugin's", group="pipeline"
-    )
+    source: str = required(SOURCE_HELP, group="pipeline")
     out: Path = required("folder for shards/, runs/ and report/")
     input: Path | None = option(None, "folder or file to read; not needed for synthetic", file=True)
     classes: str = option(

@@ -14,26 +14,13 @@ from fer_hpc.config.fields import check_fields, option, required
 Splitting = Literal["auto", "official", "report", "person", "test"]
 
 SPLITTING_HELP = (
-    "official: as in the source; person, report: 70 / 15 / 15 %, by person or by face; "
-    "test: every face is for testing; auto: by source"
+    "official: the source's; report, person: 70 / 15 / 15 % by face, by person; test: all test; "
+    "auto"
 )
 MAX_DRAWN = 10_000_000  # synthetic faces; larger numbers are taken for typing mistakes
-# The built-in names of fer_hpc.data.sources, here for the help.
-SOURCES = (
-    "affectnet",
-    "affectnet_csv",
-    "table",
-    "fer2013",
-    "ferplus",
-    "rafdb",
-    "expw",
-    "yolo",
-    "parquet",
-    "arrays",
-    "folder",
-    "jaffe",
-    "kdef",
-    "synthetic",
+SOURCE_HELP = (
+    "form of the input: auto, folder, table, fer2013, affectnet, affectnet_csv, rafdb, ... "
+    "(docs/data.md)"
 )
 
 
@@ -54,7 +41,7 @@ class SyntheticConfig:
 class PreprocessConfig:
     """Turn faces into HDF5 shards. The same command continues where it stopped."""
 
-    source: str = required(f"format of the input: auto, {', '.join(SOURCES)}, or a plugin's")
+    source: str = required(SOURCE_HELP)
     out: Path = required("folder for the shards")
     input: Path | None = option(
         None, "folder, archive or file to read; not needed for synthetic", file=True
@@ -70,8 +57,7 @@ class PreprocessConfig:
     )
     classes: str = option(
         "",
-        "class names in the order of the data's numbers, whose numbers they are (affectnet, "
-        "fer2013, ...), or a CSV: name in the data,class",
+        "class names in the order of the numbers, whose numbers they are, or a CSV: label,class",
     )
     labels: Literal["majority", "distribution"] = option(
         "majority", "ferplus: the class with most votes, or their distribution as soft targets"
