@@ -29,6 +29,7 @@ from fer_hpc.cluster.starts import (
     last_lines,
     may_start_again,
     record_end,
+    record_refusal,
     record_start,
     starts_of,
     without_gain,
@@ -116,8 +117,12 @@ def begin(args: list[str], facts: str, configure: Configure) -> str:
     per_node, hosts = _ranks_of_node(command[0], found, nodes), max(len(nodes), 1)
     _check_predecessors(scheduler(kind))
     config = _checked(command, configure)
-    check_job(config, per_node * hosts)
     found = _with_counted_restarts(config, found)
+    try:
+        check_job(config, per_node * hosts)
+    except UserError as error:
+        record_refusal(config, found, command, str(error))
+        raise
     answer = [f"unset {name}" for name in sorted(os.environ) if name.startswith(INHERITED)]
     answer += scheduler(kind).environment(found)
     answer += _exports(found)

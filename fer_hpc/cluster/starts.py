@@ -59,6 +59,18 @@ def record_start(
     )
 
 
+def record_refusal(
+    config: JobCommand, allocation: Allocation, command: list[str], why: str
+) -> None:
+    """Add a job that ends before its processes start to the records of an existing folder."""
+    folder = results_dir(config)
+    if folder.is_dir():
+        known = {"scheduler": allocation.scheduler, "cluster": allocation.cluster}
+        known |= {"name": allocation.job_name, "refused": why}
+        when = allocation.submitted
+        record_job(folder, allocation.name, command, [], submitted=when, **known)
+
+
 def starts_of(path: Path) -> list[dict[str, Any]]:
     """The recorded starts of a job, oldest first."""
     record = read_record(path) or {"starts": []}

@@ -96,14 +96,26 @@ def _row_of_folder(
     row["jobs"] = []
     for record in records:
         found = states.get((record["scheduler"], record["job"]), JobState(""))
-        shown = {"job": record["job"], "state": found.state, "reason": found.reason}
+        reason = record.get("refused", found.reason)
+        shown = {"job": record["job"], "state": found.state, "reason": reason}
         row["jobs"].append(shown | {"starts": len(record["starts"])})
+    row["jobs"] = [row["jobs"][i] for i in _by_weight(records, states)]
     if not stored and records:
         newest = row["jobs"][-1]
         has_shards = (folder / "manifest.json").exists()
         row["state"] = "finished" if has_shards else newest["state"].lower() or "unknown"
         row["why"] = newest["reason"]
     return row
+
+
+def _by_weight(records: list[dict[str, Any]], states: dict[tuple[str, str], JobState]) -> list[int]:
+    """The places of the records, what counts most last: a living job, then one that has started."""
+
+    def weight(i: int) -> tuple[bool, bool, int]:
+        found = states.get((records[i]["scheduler"], records[i]["job"]))
+        return bool(found and found.alive), "refused" not in records[i], i
+
+    return sorted(range(len(records)), key=weight)
 
 
 def _folders(paths: tuple[Path, ...]) -> list[Path]:
@@ -154,7 +166,7 @@ def follow_logs(config: LogsConfig) -> Iterator[str]:
     records = read_records(config.run)
     if not records:
         raise UserError(f"{config.run}: no job has worked on it (it was started by hand)")
-    newest = records[-1]
+    newest = records[_by_weight(records, states_of(records))[-1]]
     offsets: dict[Path, int] = {}  # how much of each file has been shown
     while True:
         for path in _log_files(config.run, newest["logs"]):

@@ -162,7 +162,7 @@ class Cluster:
             self._bridge()
             self._start_munge()
             self._start_accounting()
-            self._daemon("slurmctld", ["slurmctld", "-D"])
+            self.start_controller()
             for node in self.nodes:
                 self.start_node(node)
             until(lambda: self.idle() == len(self.nodes), 40, "all nodes idle")
@@ -345,6 +345,15 @@ class Cluster:
                 script,
             ],
         )
+
+    def start_controller(self) -> None:
+        self._daemon("slurmctld", ["slurmctld", "-D"])
+
+    def kill_controller(self) -> None:
+        """No answer to any of Slurm's programs; the jobs go on."""
+        process = self._daemons.pop("slurmctld")
+        process.kill()
+        process.wait()
 
     def kill_node(self, node: str) -> None:
         """As if its power had failed: every process of the node is gone."""
