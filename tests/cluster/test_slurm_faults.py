@@ -124,7 +124,7 @@ def test_a_job_from_inside_another_ones_array_is_itself(
 ) -> None:
     """Its run, requeue and end are its own, whatever variables it inherits."""
     call = f"slurm/train_cnn.sh cnn_baseline --data '{shards}' --threads 1 --batch-size 36"
-    call += " --no-tensorboard --epochs 40 --checkpoint-every-s 0.5"
+    call += " --no-tensorboard --epochs 8 --checkpoint-every-s 0.3"
     inner = f"sbatch --parsable {call} > inner"
     env = {**PYTHON, "FER_RUNS": site / "runs", "SLURM_RESTART_COUNT": 7, "SLURM_CPU_BIND": "rank"}
     outer = cluster.sbatch("--array=4-4", "--gres=none", f"--wrap={inner}", cwd=site, **env)
@@ -147,7 +147,7 @@ def test_a_controller_that_is_away_and_an_edit_do_not_lose_a_run(
     """A run stops while the controller is dead, and its code is edited; it goes on as it began."""
     shutil.copytree(ROOT / "fer_hpc", site / "code" / "fer_hpc")
     flags = ("cnn_baseline", "--data", shards, "--threads", 1, "--batch-size", 36)
-    flags += ("--no-tensorboard", "--epochs", 30, "--checkpoint-every-s", 0.5)
+    flags += ("--no-tensorboard", "--epochs", 8, "--checkpoint-every-s", 0.3)
     run = site / "run"
     env = {**PYTHON, "PYTHONPATH": site / "code", "FER_RUNS": site / "runs"}
     job = cluster.sbatch("slurm/train_cnn.sh", *flags, "--run", run, cwd=site, **env)
