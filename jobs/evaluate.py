@@ -1,6 +1,6 @@
 """Submit `fer-hpc evaluate` as a job.
 
-python jobs/evaluate.py ARGS --cluster slurm|local|debug [--dry-run]
+python jobs/evaluate.py ARGS --cluster slurm|sge|local|debug [--dry-run]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Submit `fer-hpc train_gan` as a job.
 
-python jobs/gan.py ARGS --cluster slurm|local|debug [--dry-run]
+python jobs/gan.py ARGS --cluster slurm|sge|local|debug [--dry-run]
 """
 
 import sys

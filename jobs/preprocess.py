@@ -1,6 +1,6 @@
 """Submit `fer-hpc preprocess` as a job.
 
-python jobs/preprocess.py ARGS --cluster slurm|local|debug [--dry-run]
+python jobs/preprocess.py ARGS --cluster slurm|sge|local|debug [--dry-run]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Submit `fer-hpc train` as a job.
 
-python jobs/train.py ARGS --cluster slurm|local|debug [--dry-run]
+python jobs/train.py ARGS --cluster slurm|sge|local|debug [--dry-run]
 """
 
 import sys

@@ -17,5 +17,5 @@ for here in "$script" "${SGE_O_WORKDIR-}/$script" "$(dirname "$0")" "${SGE_O_WOR
     # shellcheck source-path=SCRIPTDIR source=../slurm/launch.sh
     . "$here/../slurm/launch.sh" preprocess "$@"
 done
-echo "found no slurm/launch.sh near preprocess.sh: submit it from its checkout" >&2
+echo "found no slurm/launch.sh near preprocess.sh: submit it from the folder that has slurm/" >&2
 exit 2

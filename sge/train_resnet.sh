@@ -18,5 +18,5 @@ for here in "$script" "${SGE_O_WORKDIR-}/$script" "$(dirname "$0")" "${SGE_O_WOR
     # shellcheck source-path=SCRIPTDIR source=../slurm/launch.sh
     . "$here/../slurm/launch.sh" train resnet_improved "$@"
 done
-echo "found no slurm/launch.sh near train_resnet.sh: submit it from its checkout" >&2
+echo "found no slurm/launch.sh near train_resnet.sh: submit it from the folder that has slurm/" >&2
 exit 2

@@ -12,6 +12,7 @@
 
 # $0 is this file's path in zsh, BASH_SOURCE in bash.
 fer_home=$(cd -P "$(dirname "${BASH_SOURCE[0]:-$0}")/.." >/dev/null && pwd -P)
+export FER_SITE="$fer_home" # the folder of slurm/, sge/ and jobs/
 
 # Shards; or a folder of 48x48x1/ and 224x224x3/, of which each network takes its own.
 export FER_DATA="${FER_DATA:-$fer_home/shards}"
@@ -24,7 +25,7 @@ export FER_SOURCE="${FER_SOURCE:-affectnet}"
 export FER_INPUT="${FER_INPUT:-$fer_home/AffectNet}"
 
 # The interpreter, as a command, for example (apptainer exec --nv fer.sif python). Empty: the one
-# that submitted the job, else .venv, else python3. FER_PYTHON comes before all of them.
+# that submitted the job, else .venv, else the one in the next lines. FER_PYTHON comes before all.
 fer_python=()
 if [ ${#fer_python[@]} -eq 0 ]; then
     fer_python=(python3)

@@ -18,5 +18,5 @@ for here in "$script" "$(dirname "$0")" "${SLURM_SUBMIT_DIR-}"{/slurm,}; do
     # shellcheck source-path=SCRIPTDIR source=launch.sh
     . "$here/launch.sh" train_gan "$@"
 done
-echo "found no launch.sh beside train_gan.sh: submit it from its checkout" >&2
+echo "found no launch.sh beside train_gan.sh: submit it from the folder that has slurm/" >&2
 exit 2

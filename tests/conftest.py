@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import processes
+from tests.helpers import processes, wheel
 
 Fer = Callable[..., subprocess.CompletedProcess[str]]
 Once = Callable[[str, Callable[[Path], subprocess.CompletedProcess[str]]], Path]
@@ -130,6 +130,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return path
 
     return call
+
+
+@pytest.fixture(scope="session")
+def installed(once: Once) -> Path:
+    """The programs of an environment that has this package from a wheel, not from the checkout."""
+    return once("wheel/installed", wheel.install) / "venv" / "bin"
 
 
 @pytest.fixture(scope="session")

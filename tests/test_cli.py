@@ -69,7 +69,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in VERBS if verb not in ("status", "logs", "cancel")]
+    "verb", [verb for verb in VERBS if verb not in ("init", "status", "logs", "cancel")]
 )
 def test_module_and_console_script_are_the_same_command(verb: str) -> None:
     module = "data.synthetic" if verb == "synthetic" else verb

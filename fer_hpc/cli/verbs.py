@@ -31,6 +31,7 @@ from fer_hpc.config.commands import (
     DoctorConfig,
     EvaluateConfig,
     GenerateConfig,
+    InitConfig,
     LogsConfig,
     PreprocessConfig,
     ReportConfig,
@@ -286,6 +287,13 @@ def cancel(config: CancelConfig) -> int:
     return EXIT_FINISHED
 
 
+def init(config: InitConfig) -> int:
+    from fer_hpc.cluster.init import init
+
+    print("\n".join(init(config.site)))
+    return EXIT_FINISHED
+
+
 @dataclass(frozen=True)
 class Verb:
     """A command: what it takes, one line of help, what it does with the configuration."""
@@ -320,6 +328,7 @@ VERBS = {
         GenerateConfig, "shards and a GAN -> shards with more faces of rare classes", generate
     ),
     "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", report),
+    "init": Verb(InitConfig, "batch scripts and jobs -> a folder of your own, to edit", init),
     "status": Verb(StatusConfig, "which runs wait, run, have finished or failed, and why", status),
     "logs": Verb(LogsConfig, "the logs of all ranks of a run's newest job", logs),
     "cancel": Verb(CancelConfig, "cancel the jobs of run folders", cancel),

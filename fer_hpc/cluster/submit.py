@@ -6,6 +6,7 @@ Every scheduler starts a job through slurm/launch.sh, for `sbatch slurm/train_cn
 
 from __future__ import annotations
 
+import os
 import runpy
 import shlex
 import sys
@@ -24,12 +25,18 @@ from fer_hpc.parallel.local import LOCAL_VERBS
 
 
 def launch_script() -> Path:
-    """slurm/launch.sh of the checkout, or of the folder that `fer-hpc init` has made here."""
-    for folder in (Path(__file__).parents[2], Path.cwd()):
-        if (folder / "slurm" / "launch.sh").exists():
-            return folder / "slurm" / "launch.sh"
+    """slurm/launch.sh of the folder whose jobs/ has the script that runs, else of the one whose
+    env.sh was sourced, of the checkout, or of the current folder."""
+    script, site = Path(sys.argv[0]).absolute(), os.environ.get("FER_SITE")
+    folders = [script.parents[1]] if script.parent.name == "jobs" else []
+    folders += [Path(site)] if site else [Path(__file__).parents[2], Path.cwd()]
+    for folder in folders:
+        launch = (folder / "slurm" / "launch.sh").absolute()
+        if launch.exists():
+            return launch
     raise UserError(
-        "found no slurm/launch.sh in this folder: fer-hpc init . writes slurm/, sge/ and jobs/"
+        f"found no slurm/launch.sh in {' or '.join(map(str, folders))}: write it with "
+        "fer-hpc init SITE, then call SITE/jobs/..., or source SITE/slurm/env.sh first"
     )
 
 

@@ -193,6 +193,20 @@ class CancelConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Write slurm/, sge/ and jobs/ into a folder: clusters without a clone of the repository.
+
+    Run again after an update, it renews what you have not edited. An edited file is kept, and its
+    new version written beside it as NAME.new.
+    """
+
+    site: Path = required("folder for slurm/, sge/ and jobs/", positional=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class StartConfig:
     """The configuration of a training, where it does not come from a PRESET."""
 
