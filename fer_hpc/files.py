@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fer_hpc.config.errors import UserError
 
@@ -20,21 +26,85 @@ REMEDIES = {
     "eval": "fer-hpc evaluate writes it again",
 }
 
+# Errors of reading a file that is cut off, damaged, or of another form than it should have.
+DAMAGE = (
+    UserError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    RecursionError,
+)
+MAX_NUMBER = sys.float_info.max
+NAMES = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
+LEFTOVER_S = 600.0  # a temporary file that has not changed for so long has no living writer
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: readers see the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the body names `path` if it names no file, as those of write and fsync do."""
     try:
-        with temporary.open("wb") as f:
-            f.write(data)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` in one step when the body ends without an error.
+
+    Readers see the old content or the new one. An OSError names `path`: write, fsync and HDF5
+    name no file.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with naming(path), temporary.open("w+b") as f:
+            yield f
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # write and fsync name no file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` in one step: readers see the old content or the new one."""
+    with replacement(path) as f:
+        f.write(data)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content to `path`, in one step; an OSError names the file that it is about."""
+    with source.open("rb") as content, replacement(path) as f:
+        shutil.copyfileobj(content, f, 1 << 20)
+
+
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Delete what processes that are gone had begun to write in `folder`.
+
+    Their names end in HOST-PID. A process of another host counts as gone once its file has not
+    changed for LEFTOVER_S, by the clock of the file system.
+    """
+    with contextlib.suppress(OSError):  # a folder that one may only read
+        found = list(folder.glob(pattern))
+        if not found:
+            return
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+        for path in found:
+            rest, _, pid = path.name.removesuffix(".tmp").rpartition("-")
+            is_ours = pid.isdigit() and rest.endswith(socket.gethostname())
+            is_gone = is_ours and not Path(f"/proc/{pid}").exists()
+            with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
+                if is_gone or now - path.stat().st_mtime > LEFTOVER_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,7 +116,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 
@@ -57,6 +127,75 @@ def read_stored(path: Path) -> Any:
         kind = path.name if path.name in REMEDIES else path.name.partition("-")[0]
         raise UserError(f"{path} is damaged (empty, cut off or not JSON); {REMEDIES[kind]}")
     return content
+
+
+def read_record(path: Path, wanted: dict[Any, Any]) -> dict[str, Any] | None:
+    """A JSON file of the shape `wanted`; None where it is missing or has another content."""
+    content = read_json(path)
+    try:
+        check_shape(content, wanted, path.name)
+    except UserError:
+        return None
+    return dict(content)
+
+
+def damage_reason(error: BaseException) -> str:
+    """Why a file cannot be used, as one line."""
+    known = isinstance(error, UserError | OSError)
+    text = str(error) if known else f"unexpected content ({type(error).__name__}: {error})"
+    return " ".join(text.split())
+
+
+# ---- the shape of JSON -----------------------------------------------------------------------
+# A type stands for a value of it; float takes integers too, but neither takes NaN or infinity. A
+# dict stands for its keys, `str` for any key; [x, y] for a list of two; [x, ...] for a list of any
+# length; a tuple for one of its members.
+
+
+def check_shape(value: Any, wanted: Any, where: str) -> None:
+    """UserError, with the field in `where`, unless a JSON value has the shape `wanted`."""
+    if not _fits(value, wanted):
+        name = NAMES.get(wanted, "") if isinstance(wanted, type) else ""
+        name = name or ("an object" if isinstance(wanted, dict) else "another form")
+        raise UserError(f"{where} is {_short(value)}; wanted {name}")
+    if isinstance(wanted, dict):
+        for key, part in wanted.items():
+            if key is str:
+                for name, inner in value.items():
+                    check_shape(inner, part, f"{where}: {name}")
+            elif key not in value and not (isinstance(part, tuple) and None in part):
+                raise UserError(f"{where} has no {key!r}")
+            else:
+                check_shape(value.get(key), part, f"{where}: {key}")
+    elif isinstance(wanted, list):
+        parts = wanted[:1] * len(value) if wanted[-1] is ... else wanted
+        for inner, part in zip(value, parts, strict=True):
+            check_shape(inner, part, where)
+    elif isinstance(wanted, tuple) and value is not None:
+        check_shape(value, next(part for part in wanted if _fits(value, part)), where)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of the kind that is wanted; its parts are not looked at."""
+    if isinstance(wanted, tuple):
+        return any(_fits(value, part) for part in wanted)
+    if isinstance(wanted, dict):
+        return isinstance(value, dict)
+    if isinstance(wanted, list):
+        return isinstance(value, list) and (wanted[-1] is ... or len(value) == len(wanted))
+    if wanted is None or wanted is bool or isinstance(value, bool):
+        return value is None if wanted is None else isinstance(value, bool) and wanted is bool
+    if wanted is float:
+        return isinstance(value, int | float) and -MAX_NUMBER <= value <= MAX_NUMBER
+    return isinstance(value, wanted)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ---- hashes and folders ----------------------------------------------------------------------
 
 
 def sha256(path: Path) -> str:

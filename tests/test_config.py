@@ -82,7 +82,9 @@ def test_a_gan_of_the_old_mode_name_continues(tmp_path: Path) -> None:
     assert merge_for_resume(config, stored) == config
     with pytest.raises(UserError, match="--mode improved"):
         merge_for_resume(GanConfig(mode="paper", **HERE), stored)
-    write_json(tmp_path / "config.json", {"science": stored})
+    write_json(
+        tmp_path / "config.json", {"science": stored, "data": {"path": "d", "fingerprint": "1"}}
+    )
     assert read_run_config(tmp_path)["science"]["mode"] == "improved"
     assert GanConfig(mode="mended", **HERE).mode == "improved"  # type: ignore[arg-type]
 

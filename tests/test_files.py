@@ -12,7 +12,7 @@ from fer_hpc.cli.parse import configure
 from fer_hpc.cli.verbs import is_finished
 from fer_hpc.config import UserError, preset
 from fer_hpc.config.commands import ReportConfig, SweepConfig
-from fer_hpc.data.shards import read_manifest
+from fer_hpc.data.manifest import read_manifest, write_manifest
 from fer_hpc.evaluation.results import read_scores
 from fer_hpc.files import read_json, read_stored
 from fer_hpc.report.read import collect as collect_for_report
@@ -63,7 +63,8 @@ def test_a_damaged_json_file_is_named_with_what_to_do(
 
 
 def test_a_damaged_sweep_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"fingerprint": "1"}')
+    content = {"format": 1, "image_shape": [8, 8, 1], "classes": ["a", "b"], "splits": {}}
+    write_manifest(tmp_path, content)
     trials = new_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json is damaged"):

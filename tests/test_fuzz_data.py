@@ -30,6 +30,7 @@ from fer_hpc.data.doctor import verify
 from fer_hpc.data.plan import make_plan
 from fer_hpc.data.sources import open_source, source_spec
 from fer_hpc.data.tables import read_columns
+from fer_hpc.files import sha256
 
 FEW, MANY = 100, 2000
 COUNTS = [FEW, pytest.param(MANY, marks=[pytest.mark.long, pytest.mark.slow])]
@@ -386,7 +387,7 @@ def test_shards(tmp_path: Path, count: int) -> None:
     def parse(data: bytes) -> None:
         path.write_bytes(data)
         entry = content["splits"]["train"]["shards"][0]
-        entry |= {"bytes": len(data), "sha256": shards.sha256(path)}
+        entry |= {"bytes": len(data), "sha256": sha256(path)}
         shards.write_manifest(tmp_path / "s", content)
         check_shards(tmp_path / "s")
 

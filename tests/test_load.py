@@ -142,7 +142,8 @@ def run_of_a_plugin(run: Path, folder: Path) -> Path:
     saved = checkpoint.load(run / "attempts" / "0001" / "best.pt")
     classes = len(stored["data"]["classes"])
     weights = {"2.weight": torch.ones(classes, 1), "2.bias": torch.arange(float(classes))}
-    checkpoint.save(run / "attempts" / "0001" / "best.pt", {**saved, "model": weights})
+    saved |= {"model": weights, "science": stored["science"]}
+    checkpoint.save(run / "attempts" / "0001" / "best.pt", saved)
     return plugin
 
 

@@ -123,6 +123,10 @@ def _system_error(error: OSError) -> str:
         what = "the disk or quota is full"
     if error.filename is not None:
         return f"{what}: {os.fsdecode(error.filename)}"
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be written is still in its buffer
+        return f"{what}: standard output"
     ours = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -40,9 +40,16 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
+from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.results import read_scores, result_files, result_name
-from fer_hpc.files import read_stored, sha256
-from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
+from fer_hpc.files import sha256
+from fer_hpc.run.folder import (
+    data_folder,
+    find_run_config,
+    outcome_file,
+    read_run_config,
+    read_status,
+)
 from fer_hpc.run.plugins import has_other_plugins
 
 
@@ -100,14 +107,14 @@ def train_gan(config: GanConfig) -> int:
 
 def is_finished(config: RunConfig) -> bool:
     """Whether the run folder already holds the end of exactly this run."""
-    stored = read_stored(config.run / "config.json")
-    manifest = read_stored(config.data / "manifest.json")
+    stored = find_run_config(config.run)
+    manifest = find_manifest(config.data)
     if not stored or not manifest or read_status(config.run)["state"] != "finished":
         return False
     kind = "GAN" if isinstance(config, GanConfig) else "classifier"
     if stored.get("kind", "classifier") != kind:
         return False
-    if stored["data"]["fingerprint"] != manifest["fingerprint"]:
+    if stored["data"]["fingerprint"] != manifest.fingerprint:
         return False
     if isinstance(config, TrainConfig) and has_other_plugins(stored, config.plugin):
         return False  # the training refuses it
@@ -117,12 +124,12 @@ def is_finished(config: RunConfig) -> bool:
 def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int:
     """The status of a training that has finished, on rank 0; else the exit code."""
     if not (config.data / "manifest.json").exists():
-        from fer_hpc.data.shards import read_manifest
+        from fer_hpc.data.manifest import read_manifest
 
         read_manifest(config.data)  # raises the error before torch is loaded
     from fer_hpc.parallel.collectives import PeerLost
     from fer_hpc.parallel.world import World
-    from fer_hpc.run.session import Superseded
+    from fer_hpc.run.attempts import Superseded
 
     run: Callable[..., dict[str, Any]]
     if verb == "train":
@@ -213,8 +220,8 @@ def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
     weights = outcome_file(config.run, "best.pt")
     if not weights or read_status(config.run)["state"] != "finished":
         return None
-    manifest = read_stored((config.data or data_folder(config.run)) / "manifest.json")
-    if not manifest or found["data"] != manifest["fingerprint"]:
+    manifest = find_manifest(config.data or data_folder(config.run))
+    if not manifest or found["data"] != manifest.fingerprint:
         return None
     return found if "pairs" in found and found["weights"] == sha256(weights) else None
 

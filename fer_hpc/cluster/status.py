@@ -13,8 +13,8 @@ from fer_hpc.cluster.scheduler import JobState, Usage, scheduler
 from fer_hpc.cluster.summary import usage_line
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import LogsConfig
-from fer_hpc.files import read_json
-from fer_hpc.run.folder import read_rows, read_status
+from fer_hpc.files import DAMAGE, check_shape, damage_reason
+from fer_hpc.run.folder import damaged_records, read_history, read_run_config, read_status
 
 SCHEDULERS = ("slurm", "sge")
 CLOCK_S = 120.0  # by which clocks may differ: a record is made before its job is numbered
@@ -82,17 +82,12 @@ def _row_of_folder(
     folder: Path, records: list[dict[str, Any]], states: dict[tuple[str, str], JobState]
 ) -> dict[str, Any]:
     row = _new_row(str(folder))
-    stored = read_json(folder / "config.json")
+    stored = (folder / "config.json").exists()
     if stored:
-        state, history = read_status(folder), read_rows(folder)
-        epochs_done = history[-1]["epoch"] if history else 0
-        accuracies = [r["val_accuracy"] for r in history if "val_accuracy" in r]
-        row |= {
-            "state": state["state"],
-            "epoch": f"{epochs_done} of {stored['science']['epochs']}",
-            "val_accuracy": max(accuracies, default=None),
-            "why": state["why"],
-        }
+        try:
+            row |= _progress(folder)
+        except DAMAGE as error:
+            row |= {"state": "damaged", "why": damage_reason(error)}
     row["jobs"] = []
     for record in records:
         found = states.get((record["scheduler"], record["job"]), JobState(""))
@@ -116,6 +111,20 @@ def _by_weight(records: list[dict[str, Any]], states: dict[tuple[str, str], JobS
         return bool(found and found.alive), "refused" not in records[i], i
 
     return sorted(range(len(records)), key=weight)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """What a row says of a run's folder; an error of DAMAGE where that cannot be read."""
+    science = read_run_config(folder)["science"]
+    state, (history, damage) = read_status(folder), read_history(folder)
+    check_shape(history, [{"epoch": int, "val_accuracy": (float, None)}, ...], "metrics.jsonl")
+    accuracies = [r["val_accuracy"] for r in history if "val_accuracy" in r]
+    return {
+        "state": state["state"],
+        "epoch": f"{history[-1]['epoch'] if history else 0} of {science['epochs']}",
+        "val_accuracy": max(accuracies, default=None),
+        "why": "; ".join(filter(None, [state["why"], *damaged_records(folder), *damage])),
+    }
 
 
 def _folders(paths: tuple[Path, ...]) -> list[Path]:

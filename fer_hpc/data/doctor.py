@@ -81,20 +81,14 @@ def _print(manifest: Manifest, damage: list[str], findings: list[Finding]) -> No
 def verify(manifest: Manifest) -> list[str]:
     """What differs from the manifest, a line each; empty if nothing does."""
     wrong: list[str] = []
-    if manifest.fingerprint != shards.fingerprint(manifest.content):
-        wrong.append("manifest.json: its fingerprint does not belong to its content")
     for split, entry in manifest.content["splits"].items():
-        in_shards, in_classes = sum(s["n"] for s in entry["shards"]), entry["class_counts"].values()
-        if entry["n"] != in_shards or entry["n"] != sum(in_classes):
-            wrong.append(f"manifest.json: the counts of {split} do not add up")
         lines = [_shard_damage(manifest.folder / s["file"], s) for s in entry["shards"]]
         wrong += filter(None, lines)
-        if not any(lines):
-            columns = open_split(manifest, split).columns
-            counts = np.bincount(columns["labels"], minlength=len(manifest.classes)).tolist()
-            short = any(len(values) != entry["n"] for values in columns.values())
-            if short or counts != manifest.class_counts(split):
-                wrong.append(f"{split}: rows or labels in the shards differ from the manifest")
+        if entry["n"] and not any(lines):
+            try:
+                open_split(manifest, split)
+            except UserError as error:
+                wrong.append(str(error))
     return wrong
 
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import os
-import re
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +21,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.files import read_stored, sha256, write_bytes, write_json
+from fer_hpc.data.manifest import (
+    FORMAT,
+    SPLITS,
+    Manifest,
+    fingerprint,
+    read_manifest,
+    write_manifest,
+)
+from fer_hpc.files import write_bytes
 
-FORMAT = 1
+__all__ = (
+    "COLUMNS",
+    "FORMAT",
+    "SPLITS",
+    "TARGETS",
+    "Columns",
+    "Manifest",
+    "Split",
+    "fingerprint",
+    "image_hash",
+    "open_split",
+    "read_manifest",
+    "read_shard",
+    "write_manifest",
+    "write_shard",
+)
+
 AGAIN = "copy it again, or delete it and preprocess again"
 # What h5py raises for bytes that are not as it wrote them.
 BAD_HDF5 = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError)
 TARGETS = "columns/targets"  # float32 [N, classes], in sets whose labels are distributions
-SPLITS = ("train", "val", "test")
 
 # Every shard's data sets: dtype and shape of one row. Absent values: NaN, -1 for group.
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -96,150 +116,6 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
     return columns, extra
 
 
-def fingerprint(manifest: dict[str, Any]) -> str:
-    """Identity of the images, labels and splits, 16 hexadecimal digits; independent of paths."""
-    shards = {
-        split: [s["sha256"] for s in entry["shards"]] for split, entry in manifest["splits"].items()
-    }
-    text = json.dumps(
-        [manifest["format"], manifest["image_shape"], manifest["classes"], shards], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json with the data's fingerprint."""
-    write_json(folder / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A folder of shards: what its manifest.json contains."""
-
-    folder: Path
-    image_shape: tuple[int, int, int]  # H, W, C
-    classes: tuple[str, ...]
-    fingerprint: str
-    content: dict[str, Any]  # the whole file
-
-    def n(self, split: str) -> int:
-        """Faces of a split; 0 where there is no such split."""
-        return int(self.content["splits"][split]["n"]) if split in self.content["splits"] else 0
-
-    def class_counts(self, split: str) -> list[int]:
-        """Faces of each class in a split."""
-        return [int(self.content["splits"][split]["class_counts"][c]) for c in self.classes]
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of shards; UserError where there is none or it cannot be read."""
-    content = read_stored(folder / "manifest.json")
-    if content is None:
-        absent = "is a file" if folder.exists() else "does not exist"
-        raise UserError(
-            f"{folder}: not a folder of shards: it "
-            f"{'has no manifest.json' if folder.is_dir() else absent}; "
-            "make one with python -m fer_hpc.preprocess"
-        )
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
-        raise UserError(
-            f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again"
-        )
-    wrong = _wrong_in(content)
-    if wrong:
-        raise UserError(
-            f"{folder / 'manifest.json'} is not a manifest of shards ({wrong}); preprocess again"
-        )
-    height, width, channels = content["image_shape"]
-    shape, classes = (height, width, channels), tuple(content["classes"])
-    return Manifest(folder, shape, classes, content["fingerprint"], content)
-
-
-def _wrong_in(content: dict[str, Any]) -> str:
-    """What is not as a manifest has it; "" if nothing. Files are bare names, so that no command
-    that copies, repairs or stages shards reads or writes elsewhere."""
-    keys = ("image_shape", "classes", "splits")
-    shape, classes, splits = (content.get(k) for k in keys)  # type: Any, Any, Any
-    if not (_is_list(shape, int) and len(shape) == 3 and min(shape) > 0):
-        return "image_shape"
-    if not (_is_list(classes, str) and classes and len(set(classes)) == len(classes)):
-        return "classes"
-    if not isinstance(content.get("fingerprint"), str) or not _is_hex(content["fingerprint"], 16):
-        return "fingerprint"
-    if not isinstance(splits, dict) or not set(splits) <= set(SPLITS):
-        return "splits"
-    if not isinstance(content.get("notes", []), list):
-        return "notes"
-    for name, entry in splits.items():
-        counts = entry.get("class_counts") if isinstance(entry, dict) else None
-        if not isinstance(counts, dict) or set(counts) != set(classes):
-            return f"class_counts of {name}"
-        if not _is_list([entry.get("n"), *counts.values()], int):
-            return f"the counts of {name}"
-        if not _is_list(entry.get("shards"), dict):
-            return f"shards of {name}"
-        for shard in entry["shards"]:
-            if not _is_list([shard.get("n"), shard.get("bytes")], int):
-                return f"the counts of a shard of {name}"
-            if not re.fullmatch(r"\w[\w.-]{0,200}", str(shard.get("file"))):
-                return f"the file name of a shard of {name}"
-            if not _is_hex(str(shard.get("sha256")), 64):
-                return f"the checksum of a shard of {name}"
-    return ""
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    """Whether a value is a list of values of a kind; numbers are whole and not negative."""
-    return isinstance(value, list) and all(
-        isinstance(v, kind) and not (isinstance(v, int) and (v is True or not 0 <= v < 1 << 53))
-        for v in value
-    )
-
-
-def _is_hex(text: str, digits: int) -> bool:
-    return re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
-
-
-def staged(manifest: Manifest, folder: Path) -> Manifest:
-    """A verified copy of the data in `folder`/<fingerprint>, made at the first use.
-
-    Gives the copy's manifest. Any number of processes may do this at once: each file appears whole.
-    """
-    copy = folder / manifest.fingerprint
-    entries = [entry for split in manifest.content["splits"].values() for entry in split["shards"]]
-    try:
-        copy.mkdir(parents=True, exist_ok=True)
-        missing = [e for e in entries if _size(copy / e["file"]) != e["bytes"]]
-        need, free = sum(e["bytes"] for e in missing), shutil.disk_usage(copy).free
-        if need > free:
-            raise UserError(
-                f"--stage {folder}: {need / 1e9:.1f} GB to copy, {free / 1e9:.1f} GB free; "
-                "give another folder or none"
-            )
-        for entry in missing:
-            temporary = copy / f".{entry['file']}.{os.getpid()}.tmp"
-            shutil.copyfile(manifest.folder / entry["file"], temporary)
-            if sha256(temporary) != entry["sha256"]:
-                temporary.unlink()
-                raise UserError(
-                    f"shard {manifest.folder / entry['file']} does not have the checksum in the "
-                    "manifest; copy or make it again"
-                )
-            temporary.replace(copy / entry["file"])
-        write_json(copy / "manifest.json", manifest.content)
-    except OSError as error:
-        raise UserError(
-            f"--stage {folder}: {error.strerror or error}; give another folder or none"
-        ) from None
-    return read_manifest(copy)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    return path.stat().st_size if path.exists() else -1
-
-
 class Columns(dict[str, NDArray[Any]]):
     """A split's columns by name, over all its shards, each read at its first use.
 
@@ -299,42 +175,78 @@ def open_split(manifest: Manifest, split: str) -> Split:
         )
     entries = manifest.content["splits"][split]["shards"]
     paths = [manifest.folder / entry["file"] for entry in entries]
-    mapped = [
-        _map_images(path, entry, manifest.image_shape)
-        for path, entry in zip(paths, entries, strict=True)
-    ]
+    pairs = zip(paths, entries, strict=True)
+    mapped = [_map_images(path, entry, manifest) for path, entry in pairs]
+    columns = Columns(paths)
+    counts = np.bincount(columns["labels"], minlength=len(manifest.classes)).tolist()
+    if sum(map(len, mapped)) != manifest.n(split) or counts != manifest.class_counts(split):
+        raise UserError(
+            f"{manifest.folder}: the {split} shards have other numbers of faces than manifest.json "
+            f"states (classes {counts}); preprocess again, or restore the file from a copy"
+        )
     starts = np.cumsum([0, *(len(m) for m in mapped)])
-    has_targets = manifest.content.get("labels") == "distribution"
-    return Split(split, mapped, starts, Columns(paths), has_targets)
+    return Split(split, mapped, starts, columns, manifest.has_targets)
 
 
-def _map_images(
-    path: Path, entry: dict[str, Any], image_shape: tuple[int, int, int]
-) -> NDArray[np.uint8]:
-    """A private mapping of a shard's images [n, H, W, C]."""
-    size = _size(path)
+def _map_images(path: Path, entry: dict[str, Any], manifest: Manifest) -> NDArray[np.uint8]:
+    """A private mapping of a shard's images [n, H, W, C], once all its data sets are as stated."""
+    shape = (entry["n"], *manifest.image_shape)
+    size = path.stat().st_size if path.exists() else -1
     if size != entry["bytes"]:
         difference = f"has {size:,} bytes, the manifest states {entry['bytes']:,}"
         raise UserError(f"shard {path} {'is missing' if size < 0 else difference}; {AGAIN}")
     try:
         with h5py.File(path, "r", locking=False) as f:
-            images = f["images"]
-            offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
+            offset = _check_images(f, shape, size)
+            _check_columns(f, entry["n"], len(manifest.classes), manifest.has_targets)
     except BAD_HDF5 as error:
         raise UserError(f"shard {path} is damaged ({error}); {AGAIN}") from None
-    if shape != (entry["n"], *image_shape):
-        raise UserError(
-            f"shard {path} holds images {shape}, the manifest states {(entry['n'], *image_shape)}; "
-            f"{AGAIN}"
-        )
-    if not shape[0]:
+    if not entry["n"]:
         return np.zeros(shape, np.uint8)  # an empty data set has no place in the file
-    if offset is None or dtype != np.uint8:
-        raise UserError(
-            f"shard {path}: its images are {dtype}, chunked, compressed or in another file; "
-            "wanted one contiguous block of uint8; preprocess again"
-        )
     return np.memmap(path, np.uint8, "c", offset, shape)
+
+
+def _check_images(f: h5py.File, shape: tuple[int, ...], size: int) -> int:
+    """Where the images begin in a file of `size` bytes; ValueError unless they are one block."""
+    images = _own_data_set(f, "images")
+    if images.dtype != np.uint8 or images.shape != shape:
+        raise ValueError(
+            f"its images are {images.dtype} {list(images.shape)}; "
+            f"wanted one contiguous block of uint8 {list(shape)}"
+        )
+    offset = images.id.get_offset()
+    if images.chunks or images.is_virtual or images.external or (shape[0] and offset is None):
+        raise ValueError(
+            "its images are chunked, compressed, virtual or in another file; "
+            f"wanted one contiguous block of uint8 {list(shape)}"
+        )
+    if int(offset or 0) + math.prod(shape) > size:
+        raise ValueError("its images end after the file")
+    return int(offset or 0)
+
+
+def _check_columns(f: h5py.File, n: int, classes: int, has_targets: bool) -> None:
+    """ValueError unless the columns have n rows of the stated types, and labels are classes."""
+    targets = {TARGETS: ("float32", (classes,))} if has_targets else {}
+    for name, (kind, shape) in {**COLUMNS, **targets}.items():
+        column = _own_data_set(f, name)
+        if column.dtype != np.dtype(kind) or column.shape != (n, *shape):
+            found, wanted = list(column.shape), [n, *shape]
+            raise ValueError(f"its {name} are {column.dtype} {found}, wanted {kind} {wanted}")
+    if len(_own_data_set(f, "source_id")) != n:
+        raise ValueError(f"its source_id has not {n} rows")
+    labels = f["labels"][()]
+    if n and not 0 <= labels.min() <= labels.max() < classes:
+        low, high = labels.min(), labels.max()
+        raise ValueError(f"its labels are {low} to {high}, wanted 0 to {classes - 1}")
+
+
+def _own_data_set(f: h5py.File, name: str) -> h5py.Dataset:
+    """A data set of this very file; links may lead into another one."""
+    found = f.get(name, getlink=True)
+    if not isinstance(found, h5py.HardLink) or not isinstance(f[name], h5py.Dataset):
+        raise ValueError(f"its {name} are missing, or a link")
+    return f[name]
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:

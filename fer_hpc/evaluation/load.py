@@ -28,6 +28,7 @@ from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
 from fer_hpc.run.plugins import load_run_plugins
+from fer_hpc.run.restore import check_origin
 
 CHUNK = 256  # faces per forward pass
 MIN_SIDE = 8  # pixels of a face that is worth enlarging
@@ -65,13 +66,16 @@ def load_network(
     science, data = stored["science"], stored["data"]
     _load_plugins_of(run, stored, plugins)
     path, saved = _find_weights(run)
+    check_origin(path, saved, stored)
     best = saved.get("best") or saved  # a checkpoint holds the best weights so far within
+    if not isinstance(best, dict):
+        raise checkpoint.DamagedCheckpoint(f"{path} has unexpected content; restore it from a copy")
     if "model" not in best or "epoch" not in best:
         raise UserError(f"{run} has not finished an epoch yet; there is nothing to score")
     model = build_network(science, len(data["classes"]), tuple(data["image_shape"]))
     try:
         model.load_state_dict(best["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{run}: its weights do not fit the network {science['model']} of this version "
             f"or of its plugin: {str(error).splitlines()[-1].strip()}"

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fer_hpc.files import replacement
+
 DPI = 110
 MAX_MARKED_EPOCHS = 30  # above it, curves have no dots
 COLORS = {"train": "tab:blue", "val": "tab:orange", "best": "tab:green", "lr": "0.55"}
@@ -159,10 +161,8 @@ def _literal(text: str) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
-        temporary.replace(path)
+        with replacement(path) as f:
+            figure.savefig(f, dpi=DPI, format="png", metadata={"Software": None})
     finally:
         plt.close(figure)
-        temporary.unlink(missing_ok=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.evaluation.shapes import SCORES, check_shape
-from fer_hpc.files import read_stored
+from fer_hpc.data.manifest import find_manifest
+from fer_hpc.evaluation.shapes import SCORES
+from fer_hpc.files import check_shape, read_stored
 
 
 def result_name(config: EvaluateConfig, trained_on: str) -> str:
@@ -20,8 +21,8 @@ def result_name(config: EvaluateConfig, trained_on: str) -> str:
     name = config.split if config.tta == "none" else f"{config.split}-{config.tta}"
     if config.data is None:
         return name
-    fingerprint = (read_stored(config.data / "manifest.json") or {}).get("fingerprint")
-    if fingerprint == trained_on:
+    manifest = find_manifest(config.data)
+    if manifest and manifest.fingerprint == trained_on:
         return name
     return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
 

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.data.checksums import verify_in_background
 from fer_hpc.data.loader import eval_rows
 from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
 from fer_hpc.data.step_inputs import Block, Inputs
@@ -141,6 +142,9 @@ def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, An
     trained_on = tuple(stored["data"]["classes"])
     classes = _common_classes(config, manifest, stored["data"])
     split = open_split(manifest, config.split)
+    verified = (
+        verify_in_background(manifest, (config.split,), config.run) if not world.rank else None
+    )
     device = pick_device(config.device, world.local_rank)
     network = load_network(config.run, device, config.plugin)
     precision = network.science["precision"]
@@ -164,7 +168,8 @@ def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, An
     }
     if affect is not None:
         result |= metrics.valence_arousal(affect, affect_of(split))
-    if world.rank == 0:
+    if verified:
+        verified.result()  # raises where a shard has changed
         name = result_name(config, stored["data"]["fingerprint"])
         _write(config, name, result, logits, faces, classes)
     return result

@@ -26,7 +26,7 @@ from fer_hpc.run.environment import resource_use
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.run.session import start_run
 from fer_hpc.run.state import Clock, EpochTimer, TrainState, step_seed
-from fer_hpc.training.batches import stage_data, weights_context
+from fer_hpc.training.batches import check_data, stage_data, weights_context
 from fer_hpc.training.resolve import resolve_config
 from fer_hpc.training.setup import uses_graph
 
@@ -52,7 +52,8 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         state = TrainState.fresh(networks.parts(), len(SUMS), device)
         run.restore(state)
         context = weights_context(config, data) | {"kind": "GAN"}
-        run.begin(state, clock, f"GAN, {config.mode}", context, bad_step_text)
+        verified = check_data(data, config, world)
+        run.begin(state, clock, f"GAN, {config.mode}", context, bad_step_text, verified)
 
         # Loop: one step per iteration; an epoch ends where its last expressive face has been seen.
         first_adversarial = adversarial_from(config, loader.n)

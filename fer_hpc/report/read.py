@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
-from fer_hpc.data.shards import SPLITS
+from fer_hpc.data.manifest import SPLITS
 from fer_hpc.evaluation.results import read_scores
-from fer_hpc.evaluation.shapes import SCORES, check_shape
-from fer_hpc.files import read_stored
+from fer_hpc.evaluation.shapes import SCORES
+from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
+    damaged_records,
     find_runs,
     read_environment,
-    read_rows,
+    read_history,
     read_run_config,
     read_status,
 )
 
 Content = TypeVar("Content")
-# Errors of the readers where a file of a run folder is cut off or has unexpected content.
-DAMAGE = (UserError, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def collect(paths: tuple[Path, ...]) -> Collection:
         try:
             found.sweeps.append(Sweep(folder, _read_summary(folder)))
         except DAMAGE as why:
-            found.damaged.append((folder, _reason(why)))
+            found.damaged.append((folder, damage_reason(why)))
     if found.damaged and not (found.runs or found.gans or found.sweeps):
         path, reason = found.damaged[0]
         raise UserError(
@@ -140,20 +139,23 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
             check_shape(config, shapes.CLASSIFIER_CONFIG, "config.json")
         row = shapes.ROW if gan else shapes.CLASSIFIER_ROW
         status = _checked(read_status(path), shapes.STATUS, "status.json")
-        rows = _checked(read_rows(path), [row, ...], "metrics.jsonl")
-        times = _checked(read_rows(path, "timing.jsonl"), [shapes.TIMING, ...], "timing.jsonl")
+        rows, torn = read_history(path)
+        check_shape(rows, [row, ...], "metrics.jsonl")
+        times, torn_times = read_history(path, "timing.jsonl")
+        check_shape(times, [shapes.TIMING, ...], "timing.jsonl")
         environment = _checked(read_environment(path), {}, "environment.json")
         data = Path(environment.get("data", config["data"]["path"]))
     except DAMAGE as why:
-        damaged.append((path, _reason(why)))
+        damaged.append((path, damage_reason(why)))
         return None
+    damaged += [(path, line) for line in damaged_records(path) + torn + torn_times]
     scores = {}
     for file in path.glob("eval-*.json"):
         try:
             wanted = shapes.GAN_SCORES if gan else SCORES
             scores[file.stem.removeprefix("eval-")] = read_scores(file, wanted)
         except DAMAGE as why:
-            damaged.append((file, _reason(why)))
+            damaged.append((file, damage_reason(why)))
     return Run(
         path,
         label,
@@ -178,10 +180,3 @@ def _read_summary(folder: Path) -> dict[str, Any] | None:
 def _checked(content: Content, wanted: Any, where: str) -> Content:
     check_shape(content, wanted, where)
     return content
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file cannot be used, as one line."""
-    known = isinstance(error, UserError | OSError)
-    text = str(error) if known else f"unexpected content ({type(error).__name__}: {error})"
-    return " ".join(text.split())

@@ -7,11 +7,12 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.data.shards import SPLITS, read_manifest
+from fer_hpc.data.manifest import SPLITS, read_manifest
 from fer_hpc.evaluation.metrics import format_interval, higher_is_better, seeds_interval
 from fer_hpc.report.read import Run, result_order
 
@@ -67,16 +68,16 @@ class ResultTable:
     data: DataSet
     blocks: list[tuple[SeedMean | None, list[Row]]]  # runs that belong together, best first
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         return [row for _, rows in self.blocks for row in rows]
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """Every class that one of the rows has."""
         return list(dict.fromkeys(name for row in self.rows for name in row.scores["classes"]))
 
-    @property
+    @cached_property
     def pairs(self) -> list[str]:
         """Every pair of similar classes that one of the rows has."""
         names = (pair_name(p) for row in self.rows for p in row.scores.get("pairs") or [])

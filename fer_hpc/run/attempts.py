@@ -8,17 +8,19 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import copy_file, read_record, remove_leftovers, write_json
 from fer_hpc.parallel.job import Job
 from fer_hpc.run.folder import attempt_numbers, attempt_path, checkpoint_files
 from fer_hpc.run.lease import (
     HEARTBEAT_S,
     LEASE_S,
+    OWNER,
     heartbeat_age,
     holder_of,
     pid_scope,
@@ -26,11 +28,20 @@ from fer_hpc.run.lease import (
 )
 
 
+class Superseded(Exception):
+    """The run is no longer this process's: another start has claimed it, or its folder is gone."""
+
+
 class Attempt:
-    """One start of a run that this process owns: its folder, its heartbeat, its status."""
+    """One start of a run that this process owns: its folder, its heartbeat, its status.
+
+    The folder is known by the content of its owner.json: where a run folder was deleted or moved,
+    another start may have made one of the same name, and nothing is written there.
+    """
 
     def __init__(self, run: Path, number: int) -> None:
         self.run, self.number, self.path = run, number, attempt_path(run, number)
+        self._owner = self._read_owner()
         self._ended = threading.Event()
         self._checked = time.monotonic()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -38,11 +49,29 @@ class Attempt:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):  # a full or absent file system: try again later
-                (self.path / "heartbeat").touch()
+                if self._has_folder():
+                    (self.path / "heartbeat").touch()
+
+    def _read_owner(self) -> bytes:
+        try:
+            return (self.path / "owner.json").read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+
+    def _has_folder(self) -> bool:
+        """Whether the folder of this name is still the one that was claimed."""
+        return self._read_owner() == self._owner != b""
 
     def is_newest(self) -> bool:
-        """False once another start has claimed the run: this one must stop writing."""
-        return not attempt_path(self.run, self.number + 1).exists()
+        """False once this process must stop writing, as the run or its folder is not its own."""
+        return not attempt_path(self.run, self.number + 1).exists() and self._has_folder()
+
+    def check_newest(self) -> None:
+        """Raise Superseded where this process must stop writing."""
+        if not self._has_folder():
+            raise Superseded(f"{self.run}: its folder was deleted or moved; this start stops")
+        if not self.is_newest():
+            raise Superseded(f"{self.run}: another start has taken this run over; this one stops")
 
     def superseded(self) -> bool:
         """Whether another start has claimed the run; looks at most once a second."""
@@ -57,12 +86,13 @@ class Attempt:
         `parent` is the checkpoint it starts from, (attempt, images seen, file). It is linked into
         this folder first, so that no older attempt's cleaning can delete it.
         """
+        self.check_newest()
         if parent:
             own = self.path / parent[2].name
             try:
                 os.link(parent[2], own)
             except OSError:  # a file system without hard links
-                shutil.copyfile(parent[2], own)
+                copy_file(parent[2], own)
         entry = {"attempt": parent[0], "images_seen": parent[1]} if parent else None
         write_json(self.path / "environment.json", {**environment, "parent": entry})
         self.set_status("running", "")
@@ -79,6 +109,13 @@ class Attempt:
         for path in own[:-keep] + (old if len(own) >= keep else []):
             path.unlink(missing_ok=True)
 
+    def discard(self, parent: tuple[int, int, Path] | None) -> None:
+        """Delete the checkpoints that this start has made: all but the one that it began from."""
+        kept = parent[2].name if parent else ""
+        for path in checkpoint_files(self.run, self.number) if self._has_folder() else ():
+            if path.name != kept:
+                path.unlink(missing_ok=True)
+
     def set_status(self, state: str, why: str, **more: Any) -> None:
         """Write status.json of this attempt, and the run's copy of it."""
         value = {
@@ -88,17 +125,15 @@ class Attempt:
             "time": round(time.time(), 1),
             **more,
         }
-        write_json(self.path / "status.json", value)
+        if self._has_folder():
+            write_json(self.path / "status.json", value)
         if self.is_newest():
             write_json(self.run / "status.json", value)
 
     def publish(self, name: str) -> None:
         """Copy a file of this attempt to the top of the run folder, in one step."""
-        if self.is_newest():
-            temporary = self.run / f".{name}.{self.number}.tmp"
-            temporary.unlink(missing_ok=True)
-            shutil.copyfile(self.path / name, temporary)
-            temporary.replace(self.run / name)
+        self.check_newest()
+        copy_file(self.path / name, self.run / name)
 
     def end(self, state: str, why: str = "", **more: Any) -> None:
         """Record how this start ended and stop the heartbeat."""
@@ -115,7 +150,7 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
     (another host), this waits until it beats again or its lease runs out.
     """
     (run / "attempts").mkdir(parents=True, exist_ok=True)
-    name = f".claim-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    name = f".claim-{threading.get_ident()}-{socket.gethostname()}-{os.getpid()}"
     claim = run / "attempts" / name
     shutil.rmtree(claim, ignore_errors=True)
     claim.mkdir()
@@ -125,6 +160,7 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
         "pid": os.getpid(),
         "started": process_state(os.getpid())[1],
         "place": pid_scope(),
+        "token": uuid.uuid4().hex,  # no other start's owner.json has the same content
     }
     write_json(claim / "owner.json", {**owner, **job_fields})
     try:
@@ -138,18 +174,27 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
                 if not attempt_path(run, newest + 1).exists():
                     raise
                 continue  # another start was faster: look again who holds the run now
+            _clean(run)
             return Attempt(run, newest + 1)
     finally:
         shutil.rmtree(claim, ignore_errors=True)
+
+
+def _clean(run: Path) -> None:
+    """Delete what earlier starts left half-written when they were killed."""
+    remove_leftovers(run)
+    for pattern in (".claim-*", "*/.*.tmp"):
+        remove_leftovers(run / "attempts", pattern)
+    remove_leftovers(run, ".clock-*")
 
 
 def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:
     """Return when nobody holds `attempt`; UserError as soon as its owner is seen alive."""
     holder, announced, age = holder_of(run, attempt, job), False, heartbeat_age(run, attempt)
     while holder:
-        owner = read_json(attempt / "owner.json")
+        owner = read_record(attempt / "owner.json", OWNER)
         now = heartbeat_age(run, attempt)
-        if owner["place"] == pid_scope() or now < age:
+        if (owner and owner["place"] == pid_scope()) or now < age:
             raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
         if not announced:
             say(

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 
 from fer_hpc.config import UserError
-from fer_hpc.files import sync_folder
+from fer_hpc.files import replacement
 
 _DIGEST = 64  # bytes of the comment: SHA-256 in hexadecimal
 
@@ -47,26 +47,17 @@ class _Hashing(io.RawIOBase):
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path`; an OSError (a full disk) leaves what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as f:
-            stream = _Hashing(f)
-            try:
-                torch.save(_canonical(state), cast(IO[bytes], stream))
-            except RuntimeError:
-                raise stream.failed or OSError(f"{temporary} could not be written") from None
-            f.seek(-2, os.SEEK_END)  # the archive ends with its comment's length, 0
-            if f.read(2) != b"\0\0":
-                raise OSError(f"{temporary}: torch wrote an archive with a comment of its own")
-            f.seek(-2, os.SEEK_END)
-            f.write(_DIGEST.to_bytes(2, "little") + stream.digest.hexdigest().encode())
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with replacement(path) as f:
+        stream = _Hashing(f)
+        try:
+            torch.save(_canonical(state), cast(IO[bytes], stream))
+        except RuntimeError:
+            raise stream.failed or OSError(f"{path} could not be written") from None
+        f.seek(-2, os.SEEK_END)  # the archive ends with its comment's length, 0
+        if f.read(2) != b"\0\0":
+            raise OSError(f"{path}: torch wrote an archive with a comment of its own")
+        f.seek(-2, os.SEEK_END)
+        f.write(_DIGEST.to_bytes(2, "little") + stream.digest.hexdigest().encode())
 
 
 def _canonical(value: Any) -> Any:

@@ -17,6 +17,7 @@ So an older writer that was paused or cut off writes only where nobody reads any
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -25,10 +26,12 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.aliases import current_science
-from fer_hpc.files import read_json, read_stored
-from fer_hpc.run.lease import holder_of
+from fer_hpc.files import check_shape, read_record, read_stored
+from fer_hpc.run.lease import STATUS, holder_of
 
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
+CONFIG = {"science": {}, "data": {"path": str, "fingerprint": str}}
+ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None)}
 MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
 
 
@@ -45,16 +48,25 @@ def attempt_path(run: Path, number: int) -> Path:
     return run / "attempts" / f"{number:04d}"
 
 
+def find_run_config(run: Path) -> dict[str, Any] | None:
+    """The stored configuration, or None where there is none; a UserError where it is damaged."""
+    stored = read_stored(run / "config.json")
+    if stored is None:
+        return None
+    check_shape(stored, CONFIG, str(run / "config.json"))
+    return {**stored, "science": current_science(stored["science"])}
+
+
 def read_run_config(run: Path) -> dict[str, Any]:
     """The stored configuration; a UserError where `run` is not a run folder."""
-    stored = read_stored(run / "config.json")
+    stored = find_run_config(run)
     if stored is None:
         absent = "is a file" if run.exists() else "does not exist"
         what = "has no config.json" if run.is_dir() else absent
         raise UserError(
             f"{run} is not a run folder: it {what}; give the folder that --run named at training"
         )
-    return {**stored, "science": current_science(stored.get("science", {}))}
+    return stored
 
 
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
@@ -81,7 +93,7 @@ def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
     limit, numbers = math.inf, attempt_numbers(run)
     while numbers:
         number = numbers.pop()
-        environment = read_json(attempt_path(run, number) / "environment.json")
+        environment = _environment(run, number)
         if environment is None:  # killed between claim and start: no part of the history
             continue
         yield number, limit
@@ -92,21 +104,63 @@ def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
         numbers = [n for n in numbers if n <= parent["attempt"]]
 
 
+def _environment(run: Path, number: int) -> dict[str, Any] | None:
+    """environment.json of an attempt; None where it is missing or damaged."""
+    found = read_record(attempt_path(run, number) / "environment.json", ENVIRONMENT)
+    return found if found and "parent" in found else None
+
+
 def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The merged rows of all attempts, in order, each image count once."""
+    """The merged rows of all attempts, in order, each image count once.
+
+    Damaged lines are left out; `read_history` names them.
+    """
+    return read_history(run, name)[0]
+
+
+def read_history(run: Path, name: str = "metrics.jsonl") -> tuple[list[dict[str, Any]], list[str]]:
+    """`read_rows`, and a line for each file of which lines are left out."""
     merged: list[dict[str, Any]] = []
+    damage = []
     for number, limit in attempt_lineage(run):
-        merged = [
-            row for row in _jsonl(attempt_path(run, number) / name) if row["images_seen"] <= limit
-        ] + merged
-    return merged
+        path = attempt_path(run, number) / name
+        rows, damaged = _jsonl(path)
+        merged = [row for row in rows if row["images_seen"] <= limit] + merged
+        damage += [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
+    return merged, damage
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
+def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a file, and the number of its damaged lines."""
     if not path.exists():
-        return []
-    complete = path.read_text().split("\n")[:-1]  # a line without its newline was cut off by a kill
-    return [json.loads(line) for line in complete]
+        return [], 0
+    complete = path.read_bytes().split(b"\n")[:-1]  # a line without its newline was cut by a kill
+    rows: list[dict[str, Any]] = []
+    for line in complete:
+        with contextlib.suppress(ValueError, RecursionError, UserError):
+            row = json.loads(line)
+            check_shape(row, {"images_seen": int}, path.name)
+            rows.append(row)
+    return rows, len(complete) - len(rows)
+
+
+def damaged_records(run: Path) -> list[str]:
+    """The attempts' JSON files that readers pass over because they are damaged, a line for each."""
+    found, numbers = [], attempt_numbers(run)
+    for number in numbers:
+        path = attempt_path(run, number) / "environment.json"
+        if path.exists() and _environment(run, number) is None:
+            found.append(f"{path} is damaged: this attempt is left out")
+    status = attempt_path(run, numbers[-1]) / "status.json" if numbers else run / "status.json"
+    if status.exists() and read_record(status, STATUS) is None:
+        found.append(f"{status} is damaged: how this start ended is unknown")
+    return found
+
+
+def damage_of(run: Path) -> list[str]:
+    """What of a run's history cannot be read and is left out, a line for each file."""
+    torn = read_history(run)[1] + read_history(run, "timing.jsonl")[1]
+    return damaged_records(run) + torn
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, int, Path]]:
@@ -128,14 +182,14 @@ def checkpoint_files(run: Path, number: int) -> list[Path]:
 
 def swept_fields(run: Path) -> list[str]:
     """The fields that the sweep of a trial varies; none where `run` is not SWEEP/trials/NAME."""
-    sweep = read_json(run.absolute().parent.parent / "sweep.json") or {}
+    sweep = read_record(run.absolute().parent.parent / "sweep.json", {"trials": {str: {}}}) or {}
     return list(sweep.get("trials", {}).get(run.name, ()))
 
 
 def read_environment(run: Path) -> dict[str, Any]:
     """environment.json of the newest attempt in the history; empty where none did."""
     for number, _ in attempt_lineage(run):
-        return read_json(attempt_path(run, number) / "environment.json")
+        return _environment(run, number) or {}
     return {}
 
 
@@ -153,7 +207,7 @@ def read_status(run: Path) -> dict[str, Any]:
     if not numbers:
         return {"state": "new", "why": ""}
     path = attempt_path(run, numbers[-1])
-    found = read_json(path / "status.json") or {"state": "running", "why": "starting"}
+    found = read_record(path / "status.json", STATUS) or {"state": "running", "why": "starting"}
     if found["state"] == "running" and not holder_of(run, path, read_only=True):
         found = {**found, "state": "interrupted", "why": "its process is gone"}
     return found
@@ -172,7 +226,7 @@ def starts_without_gain(run: Path) -> int:
     """How many starts in a row, up to the newest, left no checkpoint newer than their first."""
     count, reached = 0, max((images for _, images, _ in list_checkpoints(run)), default=0)
     for number in reversed(attempt_numbers(run)):
-        environment = read_json(attempt_path(run, number) / "environment.json")
+        environment = _environment(run, number)
         parent = environment["parent"] if environment else None
         if environment and (parent["images_seen"] if parent else 0) < reached:
             break

@@ -7,10 +7,12 @@ import socket
 import time
 from pathlib import Path
 
-from fer_hpc.files import read_json
+from fer_hpc.files import read_record
 from fer_hpc.parallel.job import Job
 
 HEARTBEAT_S = 5.0
+OWNER = {"host": str, "pid": int, "started": str, "place": str, "job": str, "restarts": int}
+STATUS = {"state": str, "why": str}
 LEASE_S = 30.0  # a heartbeat older than this, seen from another host, belongs to a dead process
 
 
@@ -60,18 +62,21 @@ def holder_of(run: Path, attempt: Path, job: Job | None = None, read_only: bool 
     `read_only` writes nothing, for status and other readers: it judges another host's process by
     this host's clock. A start that claims the run must not use it.
     """
-    state = (read_json(attempt / "status.json") or {}).get("state", "running")
-    owner = read_json(attempt / "owner.json")
-    if state != "running" or owner is None:
+    if (read_record(attempt / "status.json", STATUS) or {}).get("state", "running") != "running":
         return ""
-    who = f"process {owner['pid']} on {owner['host']}"
-    if owner["job"]:
-        who += f", job {owner['job']}"
-    if job and job.id == owner["job"] and job.restarts > owner["restarts"]:
-        return ""  # the scheduler restarted this job: the earlier start is gone or cut off
-    if owner["place"] == pid_scope() != "unknown":
-        letter, started = process_state(owner["pid"])
-        # a stopped or dead process does not hold the run
-        return who if started == owner["started"] and letter not in "TtZX" else ""
+    owner = read_record(attempt / "owner.json", OWNER)
+    if owner is None and not (attempt / "owner.json").exists():
+        return ""
+    who = "an unknown process: its owner.json is damaged"  # its heartbeat shows whether it lives
+    if owner:
+        who = f"process {owner['pid']} on {owner['host']}"
+        if owner["job"]:
+            who += f", job {owner['job']}"
+        if job and job.id == owner["job"] and job.restarts > owner["restarts"]:
+            return ""  # the scheduler restarted this job: the earlier start is gone or cut off
+        if owner["place"] == pid_scope() != "unknown":
+            letter, started = process_state(owner["pid"])
+            # a stopped or dead process does not hold the run
+            return who if started == owner["started"] and letter not in "TtZX" else ""
     age = heartbeat_age_by_local_clock(attempt) if read_only else heartbeat_age(run, attempt)
     return who if age < LEASE_S else ""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fer_hpc.files import naming
 from fer_hpc.run.attempts import Attempt
 
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
@@ -120,12 +121,9 @@ class RunLog:
             values = (
                 row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
             )
-            try:
+            with naming(Path(file.name)):
                 file.write(json.dumps(values) + "\n")
                 file.flush()
-            except OSError as error:
-                error.filename = file.name  # for the message
-                raise
         if self._tensorboard:
             for name, value in (*row.items(), *timing.items()):
                 if isinstance(value, float):
@@ -148,12 +146,14 @@ class RunLog:
     def flush(self) -> None:
         """Give the rows to the system."""
         for file in self._files.values():
-            file.flush()
+            with naming(Path(file.name)):
+                file.flush()
 
     def sync(self) -> None:
         """Bring flushed rows to disk, so that no checkpoint is ahead of them."""
         for file in self._files.values():
-            os.fsync(file.fileno())
+            with naming(Path(file.name)):
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Stop the bar and close all files."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.plugins import Origin, load_plugin, load_plugins
-from fer_hpc.files import read_stored, sha256
+from fer_hpc.files import check_shape, sha256
+from fer_hpc.run.folder import find_run_config
 
 HOW = "with --plugin FILE, in Python plugin=FILE"
 
@@ -28,7 +29,9 @@ def load_run_plugins(
     that is gone and the flag that replaces it.
     """
     loaded = {origin.sha256: origin for origin in load_plugins(plugins)}
-    stored = (read_stored(run / "config.json") or {}).get("plugins", {})
+    stored = (find_run_config(run) or {}).get("plugins", {})
+    entries = {str: {"is_plugin": bool, "sha256": str, "path": str}}
+    check_shape(stored, entries, f"{run / 'config.json'}: plugins")
     changed = []
     for what in needed:
         entry = stored.get(what)

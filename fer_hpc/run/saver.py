@@ -1,9 +1,8 @@
-"""When a run writes checkpoints, and how it reads the newest good one."""
+"""When a run writes checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import Any
 import torch
 
 from fer_hpc.config import UserError
-from fer_hpc.parallel.collectives import on_rank_0
 from fer_hpc.parallel.job import Job, extended_end
-from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt
 from fer_hpc.run.folder import list_checkpoints
 from fer_hpc.run.log import RunLog
 from fer_hpc.run.signals import STOP_END_IS_NEAR
-from fer_hpc.run.state import TrainState
 
 MAX_SAVE_SHARE = 0.01  # of the time: slow storage makes checkpoints rarer, not training slower
 DEFAULT_EVERY_S = 60.0
@@ -70,17 +66,21 @@ class Saver:
         """
         if self.attempt is None:
             return
-        if self._writing:
-            self._writing.result()
+        self.wait()
         self.log.flush()
         # The best epoch's weights are copies already, and do not change.
-        copied = {key: v if key == "best" else _clone(v) for key, v in content.items()}
+        copied = {key: v if key == "best" else clone(v) for key, v in content.items()}
         ready = None
         if torch.cuda.is_initialized():
             ready = torch.cuda.Event()
             ready.record()
         self._writing = self._thread.submit(self._write, images_seen, copied, ready, last)
         if last:
+            self._writing.result()
+
+    def wait(self) -> None:
+        """Return when no checkpoint is being written."""
+        if self._writing:
             self._writing.result()
 
     def _write(
@@ -93,6 +93,10 @@ class Saver:
         assert self.attempt
         start = time.monotonic()
         try:
+            if last:
+                self.attempt.check_newest()
+            elif not self.attempt.is_newest():
+                return  # the loop finds out within a second
             self.log.sync()
             path = self.attempt.path / f"{images_seen:012d}.pt"
             checkpoint.save(path, to_host(content, ready))
@@ -109,13 +113,13 @@ class Saver:
         self.cost_s = self.last - start
 
 
-def _clone(value: Any) -> Any:
+def clone(value: Any) -> Any:
     """The same content with copies of its tensors, where they are."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _clone(v) for key, v in value.items()}
-    return [_clone(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key: clone(v) for key, v in value.items()}
+    return [clone(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> dict[str, Any]:
@@ -148,27 +152,3 @@ def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserE
         f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); the "
         f"checkpoint at {kept:,} images is kept: make room and give the same command again"
     )
-
-
-def restore(state: TrainState, run: Path, world: World) -> tuple[int, int, Path] | None:
-    """Load the newest good checkpoint of the run's history into every rank's `state`.
-
-    Gives (attempt, images seen, file) of it, or None at a first start. A damaged file costs a
-    warning and the next older one is tried.
-    """
-
-    def newest_good() -> tuple[int, int, str] | None:
-        for number, images_seen, path in list_checkpoints(run):
-            try:
-                state.load_state_dict(checkpoint.load(path), rank=0)
-            except (checkpoint.DamagedCheckpoint, OSError) as damage:
-                warning = f"warning: {damage}; falling back to the checkpoint before it"
-                print(warning, file=sys.stderr, flush=True)
-                continue
-            return number, images_seen, str(path)
-        return None
-
-    found = on_rank_0(world, newest_good)
-    if found and world.rank:
-        state.load_state_dict(checkpoint.load(Path(found[2])), world.rank)
-    return (found[0], found[1], Path(found[2])) if found else None

@@ -18,6 +18,7 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,7 +28,6 @@ from fer_hpc.config import SCHEMA, GanConfig, TrainConfig, UserError, fields_of,
 from fer_hpc.files import to_jsonl, write_bytes, write_json
 from fer_hpc.parallel.collectives import (
     Agreement,
-    PeerLost,
     barrier,
     detect_lost_peers,
     gather_json,
@@ -39,18 +39,22 @@ from fer_hpc.parallel.device import configure_torch, load_early, pick_device
 from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
-from fer_hpc.run.attempts import Attempt, claim_attempt
+from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.counters import CounterReader
+from fer_hpc.run.ending import end_state, is_out_of_memory, memory_advice
 from fer_hpc.run.environment import describe_environment, rank_location
 from fer_hpc.run.folder import (
     MAX_STARTS,
+    damage_of,
+    find_run_config,
     no_gain_message,
     read_rows,
     starts_without_gain,
     swept_fields,
 )
 from fer_hpc.run.log import RunLog
-from fer_hpc.run.saver import Saver, checkpoint_write_error, restore, to_host
+from fer_hpc.run.restore import restore
+from fer_hpc.run.saver import Saver, checkpoint_write_error, to_host
 from fer_hpc.run.signals import stop_reason, stop_signals
 from fer_hpc.run.state import NO_BAD_STEP, Clock, TrainState
 from fer_hpc.run.watchdog import Watchdog
@@ -64,10 +68,6 @@ class Resolve(Protocol[Config]):
     def __call__(
         self, config: Config, *, device: torch.device, world: World
     ) -> tuple[Config, dict[str, Any]]: ...
-
-
-class Superseded(Exception):
-    """Another start has claimed the run. Readers ignore what this process writes after that."""
 
 
 @contextlib.contextmanager
@@ -113,8 +113,11 @@ def claim_run(
 
     def claim() -> dict[str, Any]:
         nonlocal attempt
+        before = find_run_config(config.run)
         resolved, identity = resolve(config, device=device, world=world)
         attempt = claim_attempt(config.run, world.job, _to_stderr)
+        if find_run_config(config.run) != before:  # another start began the run meanwhile
+            resolved, identity = resolve(config, device=device, world=world)
         science, runtime = fields_of(resolved, "science"), fields_of(resolved, "runtime")
         stored = {"schema": SCHEMA, "science": science, "runtime": runtime, **identity}
         write_json(config.run / "config.json", stored)
@@ -126,9 +129,9 @@ def claim_run(
     try:
         yield dataclasses.replace(config, **on_rank_0(world, claim)), attempt
     except BaseException as error:
-        reported = UserError(_memory_advice(config, world)) if _is_out_of_memory(error) else error
+        reported = UserError(memory_advice(config, world)) if is_out_of_memory(error) else error
         if attempt:
-            attempt.end(*_end_state(reported))
+            attempt.end(*end_state(reported))
         if reported is error:
             raise
         raise reported from None
@@ -136,34 +139,6 @@ def claim_run(
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _end_state(error: BaseException) -> tuple[str, str]:
-    """(state, why) of a start that `error` ended."""
-    if isinstance(error, Superseded):
-        return "superseded", str(error)
-    if isinstance(error, PeerLost):
-        return "interrupted", str(error)
-    return "failed", f"{type(error).__name__}: {error}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of a GPU or the CPU was exhausted; a thread that cannot start counts."""
-    texts = ("DefaultCPUAllocator: can't allocate", "can't start new thread")
-    known = MemoryError | torch.OutOfMemoryError
-    return isinstance(error, known) or any(text in str(error) for text in texts)
-
-
-def _memory_advice(config: TrainConfig | GanConfig, world: World) -> str:
-    per_rank = config.batch_size // world.size
-    share = f" ({per_rank} images on each of {world.size} ranks)" if world.size > 1 else ""
-    instead = "--precision bf16"
-    if isinstance(config, TrainConfig):
-        instead = "--accumulate N, which cuts it into N parts"
-    return (
-        f"out of memory with --batch-size {config.batch_size}{share}: "
-        f"take a smaller one, or {instead}"
-    )
 
 
 def _hparams(config: TrainConfig | GanConfig) -> dict[str, Any]:
@@ -193,7 +168,8 @@ class Run(Generic[Config]):
         self.watch, self._signals = watch, signals
         self.parent: tuple[int, int, Path] | None = None
         self.stop = 0  # reason for leaving the loop: a signal or a constant of signals.py; 0: none
-        self._agreement = Agreement(world, 4)  # stop, save, superseded, bad: see after_step
+        self._agreement = Agreement(world, 5)  # see after_step
+        self._data_check: Future[None]
         self._counters = CounterReader(device)
         self.clock: Clock
         self.log: RunLog
@@ -212,15 +188,18 @@ class Run(Generic[Config]):
         title: str,
         context: dict[str, Any],
         bad_step_message: Callable[[int], str],
+        data_check: Future[None],
         note: str = "",
     ) -> None:
         """Record this start and its parent checkpoint, and open the log.
 
-        `context` is added to every checkpoint. `bad_step_message` explains a loss that
-        is not finite, given the images seen before it. `title` and `note` are for the first line.
+        `context` is added to every checkpoint. `bad_step_message` explains a loss that is not
+        finite, given the images seen before it. `data_check` ends with a UserError where the data
+        is not what it was. `title` and `note` are for the first line.
         """
         config, world, attempt = self.config, self.world, self.attempt
         self.clock, self._context, self._bad_step_message = clock, context, bad_step_message
+        self._data_check = data_check
         self.log = RunLog(
             attempt, config.tensorboard, state.images_seen, clock.total, clock.epoch_images
         )
@@ -257,9 +236,12 @@ class Run(Generic[Config]):
             self.log.progress(counters.images_seen, progress(counters.sums))
         stop_requested = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
         superseded = self.attempt is not None and self.attempt.superseded()
-        stop, save, superseded_anywhere, bad_anywhere = self._agreement.exchange(
-            [stop_requested, self._saver.due(), superseded, bad]
+        other_data = self._data_check.done() and self._data_check.exception() is not None
+        stop, save, superseded_anywhere, bad_anywhere, other_anywhere = self._agreement.exchange(
+            [stop_requested, self._saver.due(), superseded, bad, other_data]
         )
+        if other_anywhere:
+            self.check_data()
         if bad_anywhere or end_epoch:
             self.check_finite(state)
         if end_epoch:
@@ -267,15 +249,30 @@ class Run(Generic[Config]):
                 epoch_stop = end_epoch()
             stop = stop or epoch_stop
         if superseded_anywhere:
-            raise Superseded(
-                f"{self.config.run}: another start has taken this run over; this one stops"
-            )
+            if self.attempt:
+                self.attempt.check_newest()  # raises it, with what has happened
+            raise Superseded(f"{self.config.run}: this start has lost the run; it stops")
         if save and not stop and state.images_seen < self.clock.total:
             self.check_finite(state)
             with self.watch.phase("saving"):
                 self._save(state)
         self.stop = stop
         return bool(stop)
+
+    def check_data(self) -> None:
+        """UserError on all ranks where the data of any is not what it was; waits until it is known.
+
+        Then the checkpoints of this start are deleted: it was trained on the wrong data.
+        """
+        with self.watch.phase("checksums"):
+            error = self._data_check.exception()
+        good = torch.tensor(int(error is None), device=self.device)
+        if int(min_over_ranks(good, self.world)):
+            return
+        if self.attempt:
+            self._saver.wait()
+            self.attempt.discard(self.parent)
+        raise error or UserError("another rank's data is damaged: see the message of that rank")
 
     def check_finite(self, state: TrainState) -> None:
         """UserError on all ranks where any rank's loss was not finite."""
@@ -298,9 +295,12 @@ class Run(Generic[Config]):
         for status.json. `stopped_early` is why the run is finished before its last epoch, if it is.
         """
         self._agreement.close()
+        finished = state.images_seen >= self.clock.total or bool(stopped_early)
         self.check_finite(state)
+        if finished:
+            self.check_data()
         self._save(state, last=True)  # a later start with more --epochs resumes from it
-        if self.attempt and (state.images_seen >= self.clock.total or stopped_early):
+        if self.attempt and finished:
             self._publish(self.attempt, state, results, stopped_early)
         elif self.attempt:
             why = stop_reason(self.stop)
@@ -316,13 +316,16 @@ class Run(Generic[Config]):
         why: str,
     ) -> None:
         files, best = results()
+        for line in damage_of(attempt.run):
+            self.log.say(f"warning: {line}")
         try:
+            attempt.check_newest()
             for name, content in files.items():
                 checkpoint.save(attempt.path / name, {**self._context, **to_host(content)})
             for name in files:
                 attempt.publish(name)
-            if attempt.is_newest():
-                write_bytes(attempt.run / "metrics.jsonl", to_jsonl(read_rows(attempt.run)))
+            attempt.check_newest()
+            write_bytes(attempt.run / "metrics.jsonl", to_jsonl(read_rows(attempt.run)))
         except OSError as error:
             raise checkpoint_write_error(attempt.run, state.images_seen, error) from None
         attempt.end("finished", why, images_seen=state.images_seen, best=best)

@@ -24,6 +24,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.data.manifest import find_manifest
 from fer_hpc.files import read_json, read_stored, write_json
 from fer_hpc.run.folder import HALTED_REASON, read_status
 from fer_hpc.sweep.fields import parse_grid
@@ -46,7 +47,7 @@ def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
 
     `base` holds the fields that all trials share. A UserError where a trial could not run.
     """
-    manifest = _manifest(sweep.data)
+    fingerprint = _fingerprint(sweep.data)
     if base.best_on.startswith("train"):
         raise UserError(
             f"--best-on {base.best_on}: a sweep is ranked on val; use val_accuracy or val_loss"
@@ -60,17 +61,17 @@ def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
     for point in itertools.product(*map(dict.fromkeys, values.values())):
         config = dataclasses.replace(base, **dict(zip(values, point, strict=True)))
         check_divides(config.batch_size, sweep.workers_per_trial, config.accumulate)
-        name = _trial_name(config, list(more), science_hash(config, manifest["fingerprint"]))
+        name = _trial_name(config, list(more), science_hash(config, fingerprint))
         run = (sweep.out / "trials" / name).absolute()
         trials.append(Trial(name, dataclasses.replace(config, run=run), point[:-1]))
     return trials
 
 
-def _manifest(data: Path) -> dict[str, Any]:
-    manifest = read_stored(data / "manifest.json")
+def _fingerprint(data: Path) -> str:
+    manifest = find_manifest(data)
     if manifest is None:
         raise UserError(f"--data {data} holds no shards (no manifest.json); preprocess first")
-    return dict(manifest)
+    return manifest.fingerprint
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -121,7 +122,7 @@ def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
     return {
         "metric": config.best_on,
         "science": {k: v for k, v in fields_of(config, "science").items() if k not in swept},
-        "fingerprint": _manifest(sweep.data)["fingerprint"],
+        "fingerprint": _fingerprint(sweep.data),
         "runtime": {k: v for k, v in runtime.items() if k not in ("data", "run")},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fer_hpc.evaluation.metrics import (
     seeds_interval,
 )
 from fer_hpc.files import read_stored, write_bytes, write_json
-from fer_hpc.run.folder import read_rows
+from fer_hpc.run.folder import read_history, read_rows
 from fer_hpc.sweep.grid import format_value, swept_fields, trial_state
 
 MAX_HEAT_MAP_ROWS = 24
@@ -82,7 +83,9 @@ def _row(out: Path, name: str, swept: dict[str, Any], metric: str) -> dict[str, 
     """A trial's line of results.csv; its numbers are those of its best epoch."""
     run = out / "trials" / name
     state, reason = trial_state(out, name)
-    rows, times = read_rows(run), read_rows(run, "timing.jsonl")
+    (rows, damage), times = read_history(run), read_rows(run, "timing.jsonl")
+    for line in damage:
+        print(f"warning: {line}", file=sys.stderr)
     best = max(rows, key=lambda row: sign(metric) * row[metric], default=None)
     numbers = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ import torch
 
 from fer_hpc.config import GanConfig, TrainConfig, fields_of
 from fer_hpc.data.augment import Augmentation
+from fer_hpc.data.checksums import verify_in_background
 from fer_hpc.data.loader import TrainLoader
-from fer_hpc.data.shards import Manifest, open_split, staged
+from fer_hpc.data.manifest import Manifest
+from fer_hpc.data.shards import open_split
+from fer_hpc.data.staging import staged
 from fer_hpc.data.step_inputs import Block
 from fer_hpc.parallel.collectives import barrier
 from fer_hpc.parallel.world import World
@@ -29,6 +33,16 @@ def stage_data(manifest: Manifest, config: TrainConfig | GanConfig, world: World
         staged(manifest, config.stage)
     barrier(world)
     return staged(manifest, config.stage)
+
+
+def check_data(data: Manifest, config: TrainConfig | GanConfig, world: World) -> Future[None]:
+    """Verifies the shards' checksums beside the training: on rank 0, and on each node a copy of
+    its own; ends with the UserError where one differs."""
+    if world.rank == 0 or (config.stage and world.local_rank == 0):
+        return verify_in_background(data, ("train", "val"), config.run)
+    good: Future[None] = Future()
+    good.set_result(None)
+    return good
 
 
 def train_loader(
@@ -83,6 +97,6 @@ def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),
         "image_shape": list(manifest.image_shape),
-        "faces": manifest.content["faces"],
+        "faces": manifest.content.get("faces", {}),
     }
     return {"science": fields_of(config, "science"), "data": data}

@@ -28,7 +28,13 @@ from fer_hpc.run.plugins import load_run_plugins
 from fer_hpc.run.session import start_run
 from fer_hpc.run.signals import STOP_HALTED
 from fer_hpc.run.state import UNIT, Clock, EpochTimer, TrainState, step_seed
-from fer_hpc.training.batches import stage_data, step_block, train_loader, weights_context
+from fer_hpc.training.batches import (
+    check_data,
+    stage_data,
+    step_block,
+    train_loader,
+    weights_context,
+)
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.optim import cosine_lr, set_mode
 from fer_hpc.training.resolve import resolve_config
@@ -73,6 +79,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             config.model,
             weights_context(config, data),
             partial(bad_step_text, loader),
+            check_data(data, config, world),
             note,
         )
         flops = image_flops(learner, val) if run.attempt else 0.0

@@ -22,11 +22,12 @@ from fer_hpc.config import (
 from fer_hpc.config.plugins import Origin
 from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.data.store import affect_of
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import sha256
 from fer_hpc.models.gan import SIDES
 from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
+from fer_hpc.run.folder import find_run_config
 from fer_hpc.run.plugins import load_run_plugins, plugin_entries, plugin_hash
 from fer_hpc.training import weights
 from fer_hpc.training.losses import loss_spec
@@ -53,7 +54,7 @@ def resolve_config(
             f"--batch-size {config.batch_size} is larger than the training split; "
             f"use at most {manifest.n('train')}"
         )
-    stored = read_json(config.run / "config.json")
+    stored = find_run_config(config.run)
     if stored is None:
         _check_folder_is_free(config)
     else:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.shards import read_manifest
+from fer_hpc.files import write_bytes
 from fer_hpc.training.batches import train_loader
 
 COLUMNS, ROWS = 12, 8
@@ -40,7 +41,7 @@ def sheet(config: TrainConfig) -> Path:
     )
     config.run.mkdir(parents=True, exist_ok=True)
     path = config.run / "sheet.png"
-    cv2.imwrite(str(path), picture[..., ::-1])
+    write_bytes(path, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
     return path
 
 

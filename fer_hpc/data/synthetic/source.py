@@ -19,7 +19,7 @@ from fer_hpc.config.commands import SyntheticConfig
 from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import naming, read_json, write_json
 from fer_hpc.parallel.process import end_with_parent
 
 
@@ -84,7 +84,7 @@ def write_affectnet(config: SyntheticConfig) -> str:
     ):
         for faces in pool.map(_write_block, blocks):
             progress.advance(faces)
-    with (out / "columns.csv").open("w", newline="") as f:
+    with naming(out / "columns.csv"), (out / "columns.csv").open("w", newline="") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["source_id", "group", "synthetic"])
         table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
@@ -110,10 +110,16 @@ def _write_block(block: tuple[Path, int, int, int]) -> int:
         quality = int(np.random.default_rng([seed, 3, i]).integers(70, 97))
         bgr = cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR)
         jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        (out / "train_set" / "images" / f"{i}.jpg").write_bytes(jpeg.tobytes())
         annotations = out / "train_set" / "annotations"
-        np.save(annotations / f"{i}_exp.npy", np.array(str(face.label)))
-        np.save(annotations / f"{i}_val.npy", np.array(f"{face.valence:.6f}"))
-        np.save(annotations / f"{i}_aro.npy", np.array(f"{face.arousal:.6f}"))
-        np.save(annotations / f"{i}_lnd.npy", face.landmarks.astype(np.float64).ravel())
+        with naming(annotations.with_name("images") / f"{i}.jpg"):
+            (annotations.with_name("images") / f"{i}.jpg").write_bytes(jpeg.tobytes())
+        values = {
+            "exp": np.array(str(face.label)),
+            "val": np.array(f"{face.valence:.6f}"),
+            "aro": np.array(f"{face.arousal:.6f}"),
+            "lnd": face.landmarks.astype(np.float64).ravel(),
+        }
+        for name, value in values.items():
+            with naming(annotations / f"{i}_{name}.npy"):
+                np.save(annotations / f"{i}_{name}.npy", value)
     return stop - start
