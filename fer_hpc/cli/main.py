@@ -7,7 +7,9 @@ at once.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -79,6 +81,9 @@ def job(script: str, verb: str, args: list[str] | None = None) -> int:
 
 def run_command(name: str, command: Callable[[], int]) -> int:
     """The exit code of `command`. A mistake of the user is one message, never a traceback."""
+    if sys.__stderr__ and not faulthandler.is_enabled():
+        # A bus error (a shard that is cut while it is mapped) would end without a word.
+        faulthandler.enable(sys.__stderr__)
     try:
         code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
@@ -100,6 +105,16 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         # Without a file it may be a network that comes back: a scheduler may start it again.
         is_users = error.filename is not None or _is_full(error)
         return _refuse(name, _system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
+    except (ImportError, RuntimeError, MemoryError) as error:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            raise
+        what = (str(error).splitlines() or ["out of memory"])[0]
+        return _refuse(
+            name,
+            f"{what}; ulimit -v allows {limit / 1e9:.1f} GB of addresses, and libraries map more "
+            "than they use: ulimit -v unlimited lifts it",
+        )
     except KeyboardInterrupt:
         print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
         return EXIT_RUN_AGAIN
