@@ -15,7 +15,6 @@ from fer_hpc.run.saver import MARGIN_S
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.processes import run as run_command
 from tests.helpers.runs import assert_same_outcome, until_training
-from tests.test_cluster import made
 
 COMMON = "--checkpoint-every-s 0.3 --no-tensorboard --threads 1".split()
 ENDLESS = ("cnn_baseline", "--batch-size", "36", "--epochs", "500")
@@ -86,25 +85,3 @@ def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(
         assert "stopped before its job's end" in done.stdout
     assert restart >= 1, "the end was never near"
     assert_same_outcome(parts, whole)
-
-
-def test_three_restarts_without_a_gained_image_are_enough(shards: Path, tmp_path: Path) -> None:
-    """A time limit below the start-up time: the fourth start by the scheduler is refused."""
-    run = made(tmp_path / "run", *[(0, "interrupted", 0)] * 3)
-    flags = (
-        "--batch-size",
-        "36",
-        "--epochs",
-        "1",
-        "--data",
-        str(shards),
-        "--run",
-        str(run),
-        *COMMON,
-    )
-    job = {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "3"}
-    done = run_command("train", "cnn_baseline", *flags, env={**os.environ, **job})
-    assert done.returncode == 2
-    assert "3 starts in a row gained no image" in done.stderr
-    assert read_status(run)["state"] == "failed"
-    assert finish(start_ranks(1, "train", "cnn_baseline", *flags)) == [0]

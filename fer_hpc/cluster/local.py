@@ -45,15 +45,22 @@ class Local:
         """Start the first command at once; each of the others when the one before has ended."""
         logs = request.folder / "jobs"
         logs.mkdir(parents=True, exist_ok=True)
-        names = []
+        names: list[str] = []
+        is_sweep = request.commands[0][0] == "train" and len(request.commands) > 1
         for index, args in enumerate(request.commands):
-            process = self._start(request, args)
-            names.append(f"local-{process.pid}_{process_state(process.pid)[1]}")
-            if index + 1 < len(request.commands) or request.after:
-                process.wait()
+            process, name = self._start(request, args)
+            names.append(name)
+            last = index + 1 == len(request.commands)
+            if last and not request.after:
+                continue
+            if process.wait() and not is_sweep:  # a sweep's table has its failed trials
+                raise UserError(
+                    f"fer-hpc {args[0]} ended with exit code {process.returncode}; what needs it "
+                    f"is not started. Its log: {logs / f'{name}_0_log.out'}"
+                )
         return names
 
-    def _start(self, request: Request, args: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, request: Request, args: list[str]) -> tuple[subprocess.Popen[bytes], str]:
         # The log is renamed after the process, which does not exist yet.
         log = request.folder / "jobs" / f".starting-{os.getpid()}.log"
         with log.open("ab") as output:
@@ -67,7 +74,7 @@ class Local:
             )
         job = f"local-{process.pid}_{process_state(process.pid)[1]}"
         log.rename(log.with_name(f"{job}_0_log.out"))
-        return process
+        return process, job
 
     def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
         states = {}

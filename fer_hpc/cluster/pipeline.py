@@ -68,14 +68,16 @@ def pipeline(
         layout(job, config, count)
     check_job(preprocess_config, 1)
     shard_jobs = stages.submit(shards, preprocess, preprocess_config, [])
+    yield from stages.new_lines()
     score_jobs: list[str] = []
     for run, args in trainings.items():
         train_jobs = stages.submit(run, [args], configs[run], shard_jobs, gpus)
-        score_jobs += stages.submit(
-            run, [scores[run]], score_configs[run], train_jobs, min(gpus, 1)
-        )
+        yield from stages.new_lines()
+        count = min(gpus, 1)
+        score_jobs += stages.submit(run, [scores[run]], score_configs[run], train_jobs, count)
+        yield from stages.new_lines()
     stages.submit(out / "report", [report], report_config, score_jobs)
-    yield from stages.lines
+    yield from stages.new_lines()
     yield f"page: {out / 'report' / 'index.html'}    fer-hpc status {out}    fer-hpc cancel {out}"
 
 
@@ -85,6 +87,11 @@ class _Stages:
     def __init__(self, job: JobConfig) -> None:
         self.job = job
         self.lines: list[str] = []
+
+    def new_lines(self) -> list[str]:
+        """The lines since the last call: a stage of this machine takes as long as its work."""
+        lines, self.lines = self.lines, []
+        return lines
 
     def submit(
         self,

@@ -16,8 +16,9 @@ from fer_hpc.cluster.records import JobCommand, read_record, record_job, results
 from fer_hpc.cluster.scheduler import Allocation
 from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USER_ERROR, GanConfig, TrainConfig
 from fer_hpc.config.commands import PreprocessConfig, SweepConfig
-from fer_hpc.run.folder import MAX_STARTS, list_checkpoints
+from fer_hpc.run.folder import list_checkpoints
 
+MAX_STARTS = 3  # in a row without a gain
 LAST_LINES = 8  # of a failed rank's log
 
 

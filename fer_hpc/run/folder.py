@@ -32,7 +32,6 @@ from fer_hpc.run.lease import STATUS, holder_of
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
 CONFIG = {"science": {}, "data": {"path": str, "fingerprint": str}}
 ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None)}
-MAX_STARTS = 3  # in a row without a gained image; then a scheduler's restarts end
 
 
 def attempt_numbers(run: Path) -> list[int]:
@@ -211,27 +210,6 @@ def read_status(run: Path) -> dict[str, Any]:
     if found["state"] == "running" and not holder_of(run, path, read_only=True):
         found = {**found, "state": "interrupted", "why": "its process is gone"}
     return found
-
-
-def no_gain_message(run: Path) -> str:
-    """Why a scheduler does not start this run again."""
-    return (
-        f"{run}: {MAX_STARTS} starts in a row gained no image, so the job is not requeued; "
-        f"see their logs in {run / 'logs'}, correct the cause "
-        "(a time limit below the start-up time?), and submit again"
-    )
-
-
-def starts_without_gain(run: Path) -> int:
-    """How many starts in a row, up to the newest, left no checkpoint newer than their first."""
-    count, reached = 0, max((images for _, images, _ in list_checkpoints(run)), default=0)
-    for number in reversed(attempt_numbers(run)):
-        environment = _environment(run, number)
-        parent = environment["parent"] if environment else None
-        if environment and (parent["images_seen"] if parent else 0) < reached:
-            break
-        count += 1
-    return count
 
 
 def outcome_file(run: Path, name: str) -> Path | None:

@@ -44,12 +44,9 @@ from fer_hpc.run.counters import CounterReader
 from fer_hpc.run.ending import end_state, is_out_of_memory, memory_advice
 from fer_hpc.run.environment import describe_environment, rank_location
 from fer_hpc.run.folder import (
-    MAX_STARTS,
     damage_of,
     find_run_config,
-    no_gain_message,
     read_rows,
-    starts_without_gain,
     swept_fields,
 )
 from fer_hpc.run.log import RunLog
@@ -121,9 +118,6 @@ def claim_run(
         science, runtime = fields_of(resolved, "science"), fields_of(resolved, "runtime")
         stored = {"schema": SCHEMA, "science": science, "runtime": runtime, **identity}
         write_json(config.run / "config.json", stored)
-        restarts = world.job.restarts if world.job else 0
-        if restarts and starts_without_gain(config.run) > MAX_STARTS:  # this start included
-            raise UserError(no_gain_message(config.run))
         return science
 
     try:

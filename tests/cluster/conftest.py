@@ -17,6 +17,7 @@ def cluster() -> Iterator[Cluster]:
     if why:
         pytest.skip(f"no Slurm here: {why}")
     with Cluster() as started:
+        started.env["FER_RUNS"] = str(started.base / "runs")  # not the checkout's
         yield started
 
 
