@@ -4,7 +4,7 @@
 #SBATCH --array=0-3
 #SBATCH --cpus-per-task=2 --mem=2G
 #SBATCH --time=4:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@30
+#SBATCH --requeue --open-mode=append --kill-on-invalid-dep=yes --signal=B:USR1@30
 #SBATCH --output=%x-%A_%a.log
 # Turns raw faces into shards; the tasks of the array share the work:
 #     sbatch --array=0-7 slurm/preprocess.sh --source fer2013 --input fer2013.csv

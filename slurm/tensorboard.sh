@@ -3,7 +3,7 @@
 #SBATCH --nodes=1
 #SBATCH --cpus-per-task=1 --mem=2G
 #SBATCH --time=8:00:00
-#SBATCH --requeue --open-mode=append
+#SBATCH --requeue --open-mode=append --kill-on-invalid-dep=yes
 #SBATCH --output=%x-%j.log
 # Serves the curves of FER_RUNS, or of the folder given, to its own node only. The job's log has the
 # ssh command that forwards the page to your machine.

@@ -4,7 +4,7 @@
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-gpu=1
 #SBATCH --time=24:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@30
+#SBATCH --requeue --open-mode=append --kill-on-invalid-dep=yes --signal=B:USR1@30
 #SBATCH --output=%x-%j.log
 # Trains resnet_improved (SE-ResNet-50). Any flag of fer_hpc.train may follow. On 8 GPUs:
 #     sbatch --nodes=2 --gres=gpu:4 slurm/train_resnet.sh

@@ -4,7 +4,7 @@
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-gpu=1
 #SBATCH --time=12:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@30
+#SBATCH --requeue --open-mode=append --kill-on-invalid-dep=yes --signal=B:USR1@30
 #SBATCH --output=%x-%j.log
 # Trains vgg. Any flag of fer_hpc.train may follow.
 

@@ -4,7 +4,7 @@
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-gpu=4
 #SBATCH --time=24:00:00
-#SBATCH --requeue --open-mode=append --signal=B:USR1@60
+#SBATCH --requeue --open-mode=append --kill-on-invalid-dep=yes --signal=B:USR1@60
 #SBATCH --output=%x-%j.log
 # Trains every batch size x learning rate x seed on all nodes of the job. Any flag of fer_hpc.tune
 # may follow:    sbatch --nodes=2 slurm/tune.sh cnn_improved --lrs 0.01 0.003

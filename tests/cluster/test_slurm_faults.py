@@ -204,6 +204,7 @@ def test_only_what_is_ours_is_cancelled(cluster: Cluster, site: Path) -> None:
     assert cluster.wait(job) == "CANCELLED"
 
 
+@pytest.mark.long
 def test_the_block_of_the_readme_runs_as_it_stands(cluster: Cluster, tmp_path: Path) -> None:
     """In a folder with slurm/, with a fer2013.csv of few faces."""
     text = (ROOT / "README.md").read_text()
@@ -212,7 +213,7 @@ def test_the_block_of_the_readme_runs_as_it_stands(cluster: Cluster, tmp_path: P
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     rows = [
         f"{i % 7},{' '.join(str((i * 37 + k) % 256) for k in range(2304))},{usage}"
-        for usage, count in (("Training", 70), ("PublicTest", 21), ("PrivateTest", 21))
+        for usage, count in (("Training", 256), ("PublicTest", 21), ("PrivateTest", 21))
         for i in range(count)
     ]
     (tmp_path / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]) + "\n")
