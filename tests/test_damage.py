@@ -289,11 +289,13 @@ def test_data_that_was_changed_in_place_is_not_trained_on(
 def test_a_damaged_run_is_one_line_of_status_and_the_others_follow(
     fer: Fer, run: Path, tmp_path: Path
 ) -> None:
-    for name in ("good", "config", "rows", "job"):
+    for name in ("good", "config", "rows", "job", "text"):
         shutil.copytree(run, tmp_path / "runs" / name)
     (tmp_path / "runs" / "config" / "config.json").write_text('{"science": [], "data": 3}')
     rows = tmp_path / "runs" / "rows" / "attempts" / "0001" / "metrics.jsonl"
     rows.write_text('{"images_seen": 10, "epoch": {}}\n{"images_s\n')
+    half_a_pair = '{"state": "failed", "why": "a name \\ud800"}'
+    (tmp_path / "runs" / "text" / "attempts" / "0001" / "status.json").write_text(half_a_pair)
     jobs = tmp_path / "runs" / "job" / "jobs"
     jobs.mkdir()
     for number, content in enumerate(("[]", "{", '"job"', DEEP)):
@@ -303,6 +305,7 @@ def test_a_damaged_run_is_one_line_of_status_and_the_others_follow(
     lines = {Path(line.split()[0]).name: line for line in done.stdout.splitlines()}
     assert set(lines) >= {"good", "config", "rows", "job"}
     assert "interrupted" in lines["good"]
+    assert "a name \\ud800" in lines["text"]
     assert "damaged" in lines["config"]
     assert "damaged" in lines["rows"]
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import io
 import os
 import resource
 import signal
@@ -84,6 +85,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     if sys.__stderr__ and not faulthandler.is_enabled():
         # A bus error (a shard that is cut while it is mapped) would end without a word.
         faulthandler.enable(sys.__stderr__)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
     try:
         code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here

@@ -24,7 +24,7 @@ from fer_hpc.config.commands import DoctorConfig
 from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
-from fer_hpc.files import read_json, sha256, write_bytes
+from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes
 
 SHOWN = 5  # examples of each finding
 SHEET_COLUMNS, FACE_SIDE, TITLE = 4, 96, 18  # pairs in a row; pixels
@@ -150,6 +150,7 @@ def _write_clean(manifest: Manifest, findings: list[Finding], out: Path) -> None
     if stored:
         raise UserError(f"--fix {out}: there is a data set already; give another folder")
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     reason: dict[tuple[str, int], str] = {}
     for finding in findings:
         for place in finding.rows:

@@ -23,7 +23,7 @@ from fer_hpc.data.plan import Plan, Shard, all_verified, check_same_plan, is_don
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.sources import open_source, resolve_source, source_spec
 from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
-from fer_hpc.files import write_json
+from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.parallel.process import keep_freed_memory
 
 # What comes with a picture; the other columns are known from the list of rows.
@@ -43,6 +43,8 @@ def preprocess(config: PreprocessConfig) -> None:
     if why and config.task == 0:
         print(f"source: {config.source} ({why})")
     (config.out / "parts").mkdir(parents=True, exist_ok=True)
+    for folder in (config.out, config.out / "parts"):
+        remove_leftovers(folder)
     with open_source(spec, config) as source, face_workers(config, spec, source) as pool:
         # What is to be done.
         plan = make_plan(config, spec, source)

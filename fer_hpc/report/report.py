@@ -12,7 +12,7 @@ import jinja2
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation.metrics import format_interval
-from fer_hpc.files import write_bytes
+from fer_hpc.files import remove_leftovers, write_bytes
 from fer_hpc.report.figures import MAX_DRAWN_RUNS, draw_figures, gan_figures, heat_map
 from fer_hpc.report.read import Collection, collect
 from fer_hpc.report.tables import (
@@ -37,6 +37,7 @@ def report(config: ReportConfig) -> Path:
         print(f"warning: {path} is left out: {reason}", file=sys.stderr)
     known = data_sets([*found.runs, *found.gans])
     config.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(config.out)
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
     page = (
         _environment()
@@ -53,7 +54,7 @@ def report(config: ReportConfig) -> Path:
             when=time.strftime("%Y-%m-%d %H:%M"),
         )
     )
-    write_bytes(config.out / "index.html", page.encode())
+    write_bytes(config.out / "index.html", page.encode("utf-8", "backslashreplace"))
     return config.out / "index.html"
 
 

@@ -257,7 +257,7 @@ def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> bytes:
             line += [name, data.name, data.fingerprint, run.trained_on]
             line += [scores[m] for m in CSV_METRICS] + scores["accuracy_95"]
             writer.writerow([_no_formula(value) for value in line])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")  # a name may be no UTF-8
 
 
 def _no_formula(value: Any) -> Any:

@@ -25,7 +25,7 @@ from fer_hpc.config import (
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.data.manifest import find_manifest
-from fer_hpc.files import read_json, read_stored, write_json
+from fer_hpc.files import read_json, read_stored, remove_leftovers, write_json
 from fer_hpc.run.folder import HALTED_REASON, read_status
 from fer_hpc.sweep.fields import parse_grid
 
@@ -178,6 +178,7 @@ def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
     check_sweep(sweep, trials)
     before = (read_stored(sweep.out / "sweep.json") or {}).get("trials", {})
     sweep.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(sweep.out)
     stored = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
     write_json(sweep.out / "sweep.json", stored | {"trials": before | _listed(sweep, trials)})
 
