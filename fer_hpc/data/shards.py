@@ -215,7 +215,7 @@ def _check_images(f: h5py.File, shape: tuple[int, ...], size: int) -> int:
             f"wanted one contiguous block of uint8 {list(shape)}"
         )
     offset = images.id.get_offset()
-    if images.chunks or images.is_virtual or images.external or (shape[0] and offset is None):
+    if shape[0] and offset is None:  # HDF5 knows one only of a contiguous block in this file
         raise ValueError(
             "its images are chunked, compressed, virtual or in another file; "
             f"wanted one contiguous block of uint8 {list(shape)}"
@@ -243,10 +243,11 @@ def _check_columns(f: h5py.File, n: int, classes: int, has_targets: bool) -> Non
 
 def _own_data_set(f: h5py.File, name: str) -> h5py.Dataset:
     """A data set of this very file; links may lead into another one."""
-    found = f.get(name, getlink=True)
-    if not isinstance(found, h5py.HardLink) or not isinstance(f[name], h5py.Dataset):
+    link = f.get(name, getlink=True)
+    found = f[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(found, h5py.Dataset):
         raise ValueError(f"its {name} are missing, or a link")
-    return f[name]
+    return found
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
