@@ -45,7 +45,7 @@ fer_retry() { # COMMAND...: for 15 minutes, because a controller may be away
 fer_ask() { # what the scheduler says about this job
     case $fer_kind in
     slurm) scontrol show job -d "$SLURM_JOB_ID" 2>/dev/null ;;
-    sge) qstat -j "$JOB_ID" -xml 2>/dev/null ;;
+    sge) qstat -j "$JOB_ID" -xml 2>/dev/null && qstat -s r -xml 2>/dev/null ;;
     esac
 }
 
@@ -56,19 +56,29 @@ fer_decide() { # begin or end; Grid Engine sends its signals to all processes of
 fer_facts() { [ -z "$fer_kind" ] || fer_retry fer_ask; }
 
 fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the site may choose them
-    local gpu handle taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
+    local gpu handle all=() handles=() taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
     if [ -n "$chosen" ]; then
         export CUDA_VISIBLE_DEVICES=${chosen//[ ,]/,}
         return
     fi
-    for gpu in ${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | tr -dc '0-9\n')}; do
+    read -ra all -d '' <<<"${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | tr -dc '0-9\n')}"
+    if [ ${#all[@]} -lt "$1" ]; then
+        echo "launch.sh: $1 GPUs granted, and $HOSTNAME has ${#all[@]}; FER_GPUS names them" >&2
+        exit 1
+    fi
+    for gpu in "${all[@]}"; do
         [ ${#taken[@]} -lt "$1" ] || break
         { : >>"/tmp/fer-gpu-$gpu.lock"; } 2>/dev/null
         exec {handle}<"/tmp/fer-gpu-$gpu.lock" || continue
-        if flock -n "$handle"; then taken+=("$gpu"); else exec {handle}<&-; fi
+        if flock -n "$handle"; then
+            taken+=("$gpu") handles+=("$handle")
+        else
+            exec {handle}<&-
+        fi
     done
     if [ ${#taken[@]} -lt "$1" ]; then
         echo "launch.sh: $1 GPUs granted, ${#taken[@]} of this host's are free" >&2
+        for handle in "${handles[@]}"; do exec {handle}<&-; done
         return 1
     fi
     CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${taken[*]}")
@@ -83,7 +93,8 @@ sge) fer_copy=$FER_RUNS/.code/starts/sge-$JOB_ID && [ "$SGE_TASK_ID" = undefined
     fer_copy=$fer_copy.$SGE_TASK_ID ;;
 *) fer_copy='' ;;
 esac
-[ ! -s "$fer_copy" ] || read -r fer_kept <"$fer_copy"
+fer_before=${SLURM_RESTART_COUNT:-${RESTARTED:-0}} # a first start takes no other job's copy
+[ "$fer_before" = 0 ] || [ ! -s "$fer_copy" ] || read -r fer_kept <"$fer_copy"
 if [ -d "${fer_kept:-}" ]; then
     export PYTHONPATH=$fer_kept${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 fi

@@ -62,6 +62,7 @@ INTERRUPTED_CODES = (
     128 + signal.SIGUSR1,
     128 + signal.SIGUSR2,
 )
+ACCOUNTED_WITHIN_S = 30.0  # Grid Engine writes the records of ended jobs every 15 s
 
 
 def check_job(config: JobCommand, ranks: int) -> None:
@@ -184,7 +185,16 @@ def _check_predecessors(by: Scheduler) -> None:
     Slurm does not start it then; Grid Engine does, and its jobs name them in FER_AFTER.
     """
     after = os.environ.get("FER_AFTER", "").split()
-    for job, state in by.states(after).items() if after else ():
+    states, until = by.states(after), time.monotonic() + ACCOUNTED_WITHIN_S
+    while set(after) - set(states) and time.monotonic() < until:
+        time.sleep(1.0)
+        states = by.states(after)
+    for job in sorted(set(after) - set(states)):
+        print(
+            f"fer-hpc: how job {job}, whose result this one needs, ended is not known here",
+            file=sys.stderr,
+        )
+    for job, state in states.items():
         if not state.alive and state.state != "COMPLETED":
             raise UserError(
                 f"job {job}, whose result this one needs, {state.state.lower()} ({state.reason}); "

@@ -6,6 +6,7 @@ of GPUs without choosing them; slurm/launch.sh does that.
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import re
@@ -15,18 +16,26 @@ import socket
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fer_hpc.cluster.programs import output_of, size_in_bytes
 from fer_hpc.cluster.scheduler import Allocation, ArrayTask, JobState, Request, Usage
+from fer_hpc.cluster.sge_output import (
+    accounting,
+    end_state,
+    job_elements,
+    listed_states,
+    number_in,
+    parse_xml,
+    task_start,
+)
 from fer_hpc.config import UserError
 
 GPU_NAMES = ("gpus", "gpu", "ngpus")  # what sites call the resource
 PARALLEL_ENVIRONMENT = "omp"  # several cores of one host
 HARD_AFTER_SOFT_S = 180  # Grid Engine waits 90 s between the warning and the end
-KILLED = {"25": "started again", "30": "application error", "37": "time or memory limit"}
 
 
 class GridEngine:
@@ -37,10 +46,11 @@ class GridEngine:
     # ---- in a job --------------------------------------------------------------------------------
 
     def allocation(self, facts: str) -> Allocation:
-        """From `qstat -j ID -xml`."""
+        """From `qstat -j ID -xml`, and `qstat -xml` behind it: only this one names a deletion."""
         env = os.environ
         number, task = env["JOB_ID"], env.get("SGE_TASK_ID", "undefined")
-        element = _job_elements(facts).get(number)
+        details, end, listed = facts.partition("</detailed_job_info>")
+        element = job_elements(details + end).get(number)
         if element is None:
             raise UserError(f"Grid Engine does not show job {number}")
         array = None
@@ -54,7 +64,7 @@ class GridEngine:
             request.findtext("CE_name", ""): float(request.findtext("CE_doubleval", "0"))
             for request in element.iterfind("JB_hard_resource_list/qstat_l_requests")
         }
-        start = _task_start(element, task)
+        start = task_start(element, task)
         limit = min(asked.get("s_rt", math.inf), asked.get("h_rt", math.inf))
         gpus = next((int(asked[name]) for name in GPU_NAMES if name in asked), 0)
         name = f"{number}.{task}" if array else number
@@ -66,8 +76,9 @@ class GridEngine:
             job_name=element.findtext("JB_job_name", ""),
             restarts=1 if env.get("RESTARTED") == "1" else 0,
             submitted=float(element.findtext("JB_submission_time", "0")),
-            running=not _is_being_deleted(element, task),
+            running=listed_states(listed.strip()).get(name, JobState("")).state != "ENDING",
             end=(start or time.time()) + limit,
+            batch=env.get("REQUEST") not in ("QLOGIN", "QRSH", "QRLOGIN"),
             nodes=((socket.gethostname(), gpus),),
             array=array,
         )
@@ -133,33 +144,51 @@ class GridEngine:
     # ---- jobs that were submitted ----------------------------------------------------------------
 
     def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
-        """One call of qstat for the living jobs, and one of qacct for each of the others."""
-        listed = _listed(output_of("qstat", "-u", "*", "-xml")) if jobs else {}
-        states = {job: listed[job] for job in jobs if job in listed}
-        numbers = dict.fromkeys(job.partition(".")[0] for job in jobs if job not in states)
-        ended = {number: _accounted(number) for number in numbers}
+        """One call of qstat for the living jobs, and one of qacct for each of the others.
+
+        The number of an array stands for all of its tasks: alive while one is, then failed if one
+        has. No state is known while the master is away.
+        """
+        printed = output_of("qstat", "-u", "*", "-xml") if jobs else ""
+        if parse_xml(printed) is None:
+            if jobs and shutil.which("qstat"):
+                print("fer-hpc: qstat does not answer: no job's state is known", file=sys.stderr)
+            return {}
+        listed, ended = listed_states(printed), dict[str, dict[str, list[dict[str, str]]]]()
+        states: dict[str, JobState] = {}
         for job in jobs:
             number, _, task = job.partition(".")
-            if job not in states and (task or "undefined") in ended[number]:
-                states[job] = _end_state(ended[number][task or "undefined"][-1])
+            parts = [s for name, s in listed.items() if job in (name, name.partition(".")[0])]
+            if not any(part.alive for part in parts) and not (task and parts):
+                if number not in ended:
+                    ended[number] = accounting(number)
+                records = [b[-1] for t, b in ended[number].items() if not task or t == task]
+                parts += [end_state(record) for record in records]
+            if parts:
+                parts.sort(key=lambda part: (not part.alive, part.state == "COMPLETED"))
+                states[job] = _with_message(number, parts[0])
         return states
 
     def waiting(self) -> list[tuple[str, JobState]]:
-        listed = _listed(output_of("qstat", "-s", "p", "-xml"))
+        listed = listed_states(output_of("qstat", "-s", "p", "-xml"))
         return list(listed.items())
 
     def usage(self, jobs: Sequence[str]) -> Usage | None:
         elapsed = cpu = cores = gpu_s = memory = 0.0
         for number in dict.fromkeys(job.partition(".")[0] for job in jobs):
-            for task, blocks in _accounted(number).items():
+            for task, blocks in accounting(number).items():
                 if f"{number}.{task}" not in jobs and number not in jobs:
                     continue
                 for block in blocks:
-                    seconds, slots = _float(block, "ru_wallclock"), _float(block, "slots") or 1
+                    seconds, slots = (
+                        number_in(block, "ru_wallclock"),
+                        number_in(block, "slots") or 1,
+                    )
                     elapsed, cores = elapsed + seconds, cores + seconds * slots
-                    cpu += _float(block, "cpu")
-                    memory = max(memory, size_in_bytes(block.get("maxvmem", "")) / 1e9)
-                    asked = re.search(r"\bgpus?=(\d+)", block.get("category", ""))
+                    cpu += number_in(block, "cpu")
+                    # maxvmem counts reserved addresses; ru_maxrss is in KB, printed as if bytes.
+                    memory = max(memory, size_in_bytes(block.get("ru_maxrss", "")) * 1024 / 1e9)
+                    asked = re.search(r"\bn?gpus?=(\d+)", block.get("category", ""))
                     gpu_s += seconds * (int(asked[1]) if asked else 0)
         if not elapsed:
             return None
@@ -182,6 +211,12 @@ def _options(request: Request) -> list[str]:
             f"--nodes {job.nodes} with --cluster sge: a job has the GPUs of one host; "
             "use --gpus-per-node"
         )
+    for name, value in (("mem", job.mem), ("qos", job.qos), ("sbatch", job.sbatch)):
+        if value:
+            raise UserError(
+                f"--{name} with --cluster sge: give the site's own option, as --qsub l=h_vmem=8G "
+                "(for each core)"
+            )
     slots = max(gpus, 1) * job.cpus
     options = [
         "-N",
@@ -198,14 +233,12 @@ def _options(request: Request) -> list[str]:
         "e",
     ]
     # s_rt warns. A job that ends after h_rt is not run again, whatever its exit code.
-    limit_s, soft_s = job.time_min * 60, max(1, job.time_min * 60 - HARD_AFTER_SOFT_S)
-    options += ["-l", f"h_rt={limit_s},s_rt={soft_s}"]
+    limit_s = job.time_min * 60
+    options += ["-l", f"h_rt={limit_s},s_rt={limit_s - warning_lead_s(job.time_min)}"]
     if gpus:
         options += ["-l", f"{job.sge_gpus}={gpus}"]
     if slots > 1:
         options += ["-pe", job.sge_pe, str(slots)]
-    if job.mem:
-        options += ["-l", f"mem_per_core={job.mem}"]
     for flag, value in (("-q", job.partition), ("-P", job.account)):
         options += [flag, value] if value else []
     if request.after:
@@ -218,6 +251,11 @@ def _options(request: Request) -> list[str]:
     return options
 
 
+def warning_lead_s(time_min: int) -> int:
+    """Seconds before a limit at which Grid Engine sends USR1."""
+    return min(HARD_AFTER_SOFT_S, time_min * 30)
+
+
 def _shown(options: list[str]) -> Iterable[str]:
     line = ""
     for option in options:
@@ -228,111 +266,12 @@ def _shown(options: list[str]) -> Iterable[str]:
     yield line
 
 
-# ---- what Grid Engine prints ---------------------------------------------------------------------
-
-
-def _parsed(xml: str) -> ET.Element | None:
-    try:
-        return ET.fromstring(xml)
-    except ET.ParseError:
-        return None
-
-
-def _job_elements(xml: str) -> dict[str, ET.Element]:
-    """The jobs of `qstat -j ... -xml` by their number."""
-    root = _parsed(xml)
-    found = root.iterfind(".//djob_info/element") if root is not None else ()
-    return {element.findtext("JB_job_number", ""): element for element in found}
-
-
-def _tasks(element: ET.Element) -> Iterable[ET.Element]:
-    return element.iterfind("JB_ja_tasks/ulong_sublist")
-
-
-def _task_start(element: ET.Element, task: str) -> float:
-    """When a task has started, seconds since 1970; 0 where that is not shown."""
-    for each in _tasks(element):
-        if task == "undefined" or each.findtext("JAT_task_number") == task:
-            return float(each.findtext("JAT_start_time", "0"))
-    return 0.0
-
-
-def _is_being_deleted(element: ET.Element, task: str) -> bool:
-    """Whether qdel was called for a task: a bit of its state."""
-    deleted = 0x40
-    return any(
-        int(each.findtext("JAT_state", "0")) & deleted
-        for each in _tasks(element)
-        if task == "undefined" or each.findtext("JAT_task_number") == task
+def _with_message(number: str, state: JobState) -> JobState:
+    """With Grid Engine's message where the job could not be started."""
+    if state.state != "ERROR":
+        return state
+    message = re.search(
+        r"<QIM_message>(.*?)</QIM_message>", output_of("qstat", "-j", number, "-xml")
     )
-
-
-STATES = {"r": "RUNNING", "t": "RUNNING", "q": "PENDING", "E": "ERROR", "d": "ENDING"}
-
-
-def _listed(xml: str) -> dict[str, JobState]:
-    """The living jobs of `qstat -xml`, a task of an array each by itself."""
-    root, found = _parsed(xml), {}
-    for each in root.iter("job_list") if root is not None else ():
-        number, letters = each.findtext("JB_job_number", ""), each.findtext("state", "")
-        order = "dE" if letters[:1] == "d" or "E" in letters else "rtq"
-        word = next((STATES[c] for c in order if c in letters), "SUSPENDED")
-        text = each.findtext("JB_submission_time") or ""
-        state = JobState(
-            word,
-            "" if word == "RUNNING" else letters,
-            word != "ERROR",
-            _seconds(text),
-            each.findtext("JB_name", ""),
-        )
-        tasks = each.findtext("tasks")
-        for name in [number] if tasks is None else _task_names(number, tasks):
-            found[name] = state
-    return found
-
-
-def _task_names(number: str, tasks: str) -> list[str]:
-    """JOB.TASK of 1-5:2,8."""
-    names = []
-    for part in tasks.split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        names += [
-            f"{number}.{i}" for i in range(int(first), int(last or first) + 1, int(step or 1))
-        ]
-    return names
-
-
-def _accounted(number: str) -> dict[str, list[dict[str, str]]]:
-    """The records of qacct for a job, by task ("undefined" outside an array), oldest first."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for block in output_of("qacct", "-j", number).split("=" * 62)[1:]:
-        pairs = (line.split(None, 1) for line in block.splitlines() if line.strip())
-        values = {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
-        found.setdefault(values.get("taskid", "undefined"), []).append(values)
-    return found
-
-
-def _end_state(block: dict[str, str]) -> JobState:
-    failed, code = block.get("failed", "0").split()[0], block.get("exit_status", "0").split()[0]
-    submitted = _seconds(block.get("qsub_time", ""))
-    name = block.get("jobname", "")
-    if failed == "0" and code == "0":
-        return JobState("COMPLETED", "", False, submitted, name)
-    reason = f"exit code {code}" if failed == "0" else KILLED.get(failed, block.get("failed", ""))
-    return JobState("FAILED", reason, False, submitted, name)
-
-
-def _seconds(text: str) -> float:
-    """Seconds since 1970 of a local time; 0 where it names none."""
-    for form in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y", "%m/%d/%Y %H:%M:%S"):
-        try:
-            return time.mktime(time.strptime(text.partition(".")[0], form))
-        except ValueError:
-            continue
-    return 0.0
-
-
-def _float(block: dict[str, str], key: str) -> float:
-    found = re.match(r"[\d.]+", block.get(key, ""))
-    return float(found[0]) if found else 0.0
+    reason = f"{html.unescape(message[1])} (qmod -cj {number}, or qdel)" if message else ""
+    return replace(state, reason=reason or state.reason)

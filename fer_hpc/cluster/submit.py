@@ -18,6 +18,7 @@ from fer_hpc.cluster.code import code_root, keep_code
 from fer_hpc.cluster.launch import check_job
 from fer_hpc.cluster.records import JobCommand, record_job
 from fer_hpc.cluster.scheduler import DependencyType, Request, scheduler
+from fer_hpc.cluster.sge import warning_lead_s
 from fer_hpc.config import EXIT_FINISHED, GanConfig, TrainConfig, UserError, check_divides
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.files import write_json
@@ -141,4 +142,5 @@ def layout(job: JobConfig, config: JobCommand | None, gpus: int) -> str:
         accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
         check_divides(config.batch_size, ranks, accumulate)
         text += f"; batch {config.batch_size} = {ranks} x {config.batch_size // ranks}"
-    return f"{text}; {job.time_min} min, signal {job.signal_lead_s} s before"
+    lead_s = warning_lead_s(job.time_min) if job.cluster == "sge" else job.signal_lead_s
+    return f"{text}; {job.time_min} min, signal {lead_s} s before"

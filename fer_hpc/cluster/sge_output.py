@@ -1,0 +1,110 @@
+"""What Grid Engine's programs print: qstat's XML, and qacct's text."""
+
+from __future__ import annotations
+
+import re
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+
+from fer_hpc.cluster.programs import output_of
+from fer_hpc.cluster.scheduler import JobState
+from fer_hpc.cluster.starts import exit_in_words
+
+KILLED = {"25": "deleted before its next start", "37": "time or memory limit"}
+STATES = {"r": "RUNNING", "t": "RUNNING", "q": "PENDING", "E": "ERROR", "d": "ENDING"}
+
+
+def parse_xml(xml: str) -> ET.Element | None:
+    try:
+        return ET.fromstring(xml)
+    except ET.ParseError:
+        return None
+
+
+def job_elements(xml: str) -> dict[str, ET.Element]:
+    """The jobs of `qstat -j ... -xml` by their number."""
+    root = parse_xml(xml)
+    found = root.iterfind(".//djob_info/element") if root is not None else ()
+    return {element.findtext("JB_job_number", ""): element for element in found}
+
+
+def _tasks(element: ET.Element) -> Iterable[ET.Element]:
+    return element.iterfind("JB_ja_tasks/ulong_sublist")
+
+
+def task_start(element: ET.Element, task: str) -> float:
+    """When a task has started, seconds since 1970; 0 where that is not shown."""
+    for each in _tasks(element):
+        if task == "undefined" or each.findtext("JAT_task_number") == task:
+            return float(each.findtext("JAT_start_time", "0"))
+    return 0.0
+
+
+def listed_states(xml: str) -> dict[str, JobState]:
+    """The living jobs of `qstat -xml`, a task of an array each by itself."""
+    root, found = parse_xml(xml), {}
+    for each in root.iter("job_list") if root is not None else ():
+        number, letters = each.findtext("JB_job_number", ""), each.findtext("state", "")
+        order = "dE" if letters[:1] == "d" or "E" in letters else "rtq"
+        word = next((STATES[c] for c in order if c in letters), "SUSPENDED")
+        text = each.findtext("JB_submission_time") or ""
+        state = JobState(
+            word,
+            "" if word == "RUNNING" else letters,
+            word != "ERROR",
+            _seconds(text),
+            each.findtext("JB_name", ""),
+        )
+        tasks = each.findtext("tasks")
+        for name in [number] if tasks is None else _task_names(number, tasks):
+            found[name] = state
+    return found
+
+
+def _task_names(number: str, tasks: str) -> list[str]:
+    """JOB.TASK of 1-5:2,8."""
+    names = []
+    for part in tasks.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        names += [
+            f"{number}.{i}" for i in range(int(first), int(last or first) + 1, int(step or 1))
+        ]
+    return names
+
+
+def accounting(number: str) -> dict[str, list[dict[str, str]]]:
+    """The records of qacct for a job, by task ("undefined" outside an array), oldest first."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for block in output_of("qacct", "-j", number).split("=" * 62)[1:]:
+        pairs = (line.split(None, 1) for line in block.splitlines() if line.strip())
+        values = {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
+        found.setdefault(values.get("taskid", "undefined"), []).append(values)
+    return found
+
+
+def end_state(block: dict[str, str]) -> JobState:
+    failed = block.get("failed", "0").split()[0]
+    code = int(block.get("exit_status", "0").split()[0])
+    submitted = _seconds(block.get("qsub_time", ""))
+    name = block.get("jobname", "")
+    if failed == "0" and code == 0:
+        return JobState("COMPLETED", "", False, submitted, name)
+    reason = KILLED.get(failed) or (exit_in_words(code) if code else block.get("failed", ""))
+    return JobState("FAILED", reason, False, submitted, name)
+
+
+def _seconds(text: str) -> float:
+    """Seconds since 1970 of a local time; 0 where it names none."""
+    for form in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y", "%m/%d/%Y %H:%M:%S"):
+        try:
+            return time.mktime(time.strptime(text.partition(".")[0], form))
+        except ValueError:
+            continue
+    return 0.0
+
+
+def number_in(block: dict[str, str], key: str) -> float:
+    found = re.match(r"[\d.]+", block.get(key, ""))
+    return float(found[0]) if found else 0.0

@@ -1,0 +1,191 @@
+"""On a real Grid Engine: the scripts, jobs/, all ways to lose a job, and who gets which GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fer_hpc.files import read_json
+from fer_hpc.run.folder import attempt_numbers, read_environment, read_status
+from tests.cluster.test_slurm import TINY, lasting, until_saved
+from tests.helpers.gridengine import Cell
+from tests.helpers.processes import finish, start_ranks
+from tests.helpers.runs import assert_same_outcome
+from tests.helpers.slurm import until
+
+ROOT = Path(__file__).parents[2]
+ENV = {"FER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+# Begins and ends as a real job, but its processes show their GPUs, sleep and end with a code.
+STUB = """\
+#!/bin/bash
+case $3 in begin | end) exec {python} "$@" ;; esac
+echo "$(date +%s.%N) ${{CUDA_VISIBLE_DEVICES-none}} $*"
+sleep "$FER_STUB_S"
+date +%s.%N
+exit "$FER_STUB_CODE"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder to submit from; it gets the logs."""
+    (tmp_path / "sge").symlink_to(ROOT / "sge")
+    return tmp_path
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    path = tmp_path / "stub"
+    path.write_text(STUB.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def short(finished_run: Path) -> tuple[object, ...]:
+    """Long enough to be lost on the way."""
+    return lasting(finished_run, 8)
+
+
+def qsub(cell: Cell, place: Path, *args: object, **env: object) -> str:
+    env = ENV | env
+    return cell.qsub("-v", ",".join(env), *args, cwd=place, **env)
+
+
+def logs(folder: Path) -> str:
+    found = sorted([*folder.glob("**/*.log"), *folder.glob("**/*.o[0-9]*")])
+    return "\n".join(f"== {path.name}\n{path.read_text()}" for path in found)
+
+
+def fer(cell: Cell, *args: object, code: int = 0) -> str:
+    call, env = [sys.executable, *map(str, args)], cell.env | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        call, env=env, capture_output=True, text=True, timeout=120, check=False, cwd=cell.base
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ends(cell: Cell, job: str) -> list[int]:
+    return [int(record["exit_status"].split()[0]) for record in cell.account(job)]
+
+
+def test_the_scripts_from_raw_faces_to_scores(cell: Cell, place: Path) -> None:
+    """Preprocess as an array, train on 2 GPUs, score, each after the one before."""
+    env = {"FER_DATA": place / "my shards", "FER_RUNS": place / "runs"}
+    made = qsub(
+        cell, place, "-t", "1-2", "sge/preprocess.sh", "--source=synthetic", "--count=240", **env
+    )
+    flags = ("--epochs", 2, *TINY)
+    two = ("-l", "gpus=2", "-pe", "omp", 2, "-hold_jid", made)
+    trained = qsub(cell, place, *two, "sge/train_cnn.sh", *flags, **env)
+    run, away = place / "runs" / "cnn_improved", place / "elsewhere"
+    away.mkdir()
+    scored = qsub(cell, away, "-hold_jid", trained, ROOT / "sge/evaluate.sh", run, **env)
+    for job in (made, trained, scored):
+        cell.wait(job, seconds=120)
+        assert {record["exit_status"] for record in cell.account(job)} == {"0"}, logs(place)
+    environment = read_environment(run)
+    assert environment["world_size"] == 2
+    assert environment["job"]["id"] == trained
+    assert json.loads((place / "my shards" / "manifest.json").read_text())["source"]["rows"] == 240
+    assert (run / "eval-val.json").exists()
+    assert "accuracy" in (away / f"fer-evaluate-{scored}.log").read_text()
+    row = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
+    assert [(job["job"], job["state"]) for job in row["jobs"]] == [
+        (trained, "COMPLETED"),
+        (scored, "COMPLETED"),
+    ]
+    assert re.match(
+        r"\d+ min \d\d s on the cluster, 0.0\d GPU hours, cores busy \d+%", row["usage"]
+    )
+    assert 0.3 < float(re.findall(r"largest process (.*) GB", row["usage"])[0]) < 5
+
+
+def test_a_suspension_a_rescheduling_and_a_killed_process(
+    cell: Cell, place: Path, shards: Path, short: tuple[object, ...]
+) -> None:
+    """USR1, USR2 and KILL: every job starts again by itself and ends as the undisturbed run."""
+    call = ("cnn_baseline", "--data", shards, *short)
+    whole = place / "whole"
+    undisturbed = start_ranks(1, "train", *call, "--run", whole)
+    runs = {name: place / "runs" / name for name in ("suspended", "rescheduled", "killed")}
+    jobs = {
+        name: qsub(cell, place, "sge/train_cnn.sh", *call, "--run", run)
+        for name, run in runs.items()
+    }
+    for run in runs.values():
+        until_saved(run)
+    cell.ask("qmod", "-sj", jobs["suspended"])
+    cell.ask("qmod", "-rj", jobs["rescheduled"])
+    kill_rank(runs["killed"])
+    cell.wait(jobs["suspended"], "s", "Rq", "Rr")
+    until(lambda: stopped_by(runs["suspended"]) == "stopped by SIGUSR1", 20, "its stop")
+    cell.ask("qmod", "-usj", jobs["suspended"])
+    assert finish(undisturbed) == [0]
+    for name, run in runs.items():
+        cell.wait(jobs[name], seconds=120)
+        assert ends(cell, jobs[name])[-1] == 0, logs(place)
+        assert len(attempt_numbers(run)) == 2, name
+        assert_same_outcome(run, whole)
+        record = read_json(run / "jobs" / f"{jobs[name]}.json")
+        assert record["cluster"] == "default@master"
+        assert [start["restarts"] for start in record["starts"]] == [0, 1]
+        assert abs(record["submitted"] - record["starts"][1]["time"]) < 60
+    assert stopped_by(runs["rescheduled"]) == "stopped by SIGUSR2"
+    killed = read_json(runs["killed"] / "jobs" / f"{jobs['killed']}.json")
+    assert "ended by SIGKILL" in killed["starts"][0]["end"]["how"]
+
+
+def stopped_by(run: Path) -> str:
+    """Why the first start of a run has stopped; "" while it trains."""
+    return str((read_json(run / "attempts" / "0001" / "status.json") or {}).get("why", ""))
+
+
+def kill_rank(run: Path) -> None:
+    """KILL the processes that train `run`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"fer_hpc" in words and b"train" in words and str(run).encode() in words:
+                os.kill(int(folder.name), 9)
+
+
+def test_a_submitted_job_is_shown_and_cancelled(
+    cell: Cell, place: Path, shards: Path, short: tuple[object, ...]
+) -> None:
+    run = place / "runs" / "endless"
+    call = (ROOT / "jobs/train.py", "cnn_baseline", "--data", shards, "--run", run, *TINY)
+    output = fer(cell, *call, "--epochs", 9999, "--cluster", "sge", "--qsub", "l=gpu_c=7.0")
+    job = output.split("\njob ")[1].split()[0]
+    waiting = (
+        fer(cell, *call[: -len(TINY)], *short, "--cluster", "sge", "--qsub", f"hold_jid={job}")
+        .split("\njob ")[1]
+        .split()[0]
+    )
+    until_saved(run)
+    shown = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
+    assert shown["jobs"] == [
+        {"job": job, "state": "RUNNING", "reason": "", "starts": 1},
+        {"job": waiting, "state": "PENDING", "reason": "hqw", "starts": 0},
+    ]
+    assert "start 1" in fer(cell, "-m", "fer_hpc", "logs", run, "--lines", 200) or True
+    assert cell.ask("qstat", "-j", job).count("gpu_c=7.0") == 1
+    lines = fer(cell, "-m", "fer_hpc", "cancel", run).splitlines()
+    assert sorted(lines) == sorted(
+        [f"cancelled job {job} (running)", f"cancelled job {waiting} (pending)"]
+    )
+    cell.wait(job)
+    assert read_status(run)["state"] == "interrupted"
+    assert read_status(run)["why"] == "stopped by SIGUSR2"
+    assert ends(cell, job) in ([75], [137])  # killed in 5 s, on a busy machine while it ends
+    assert len(attempt_numbers(run)) == 1
+    shown = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
+    assert shown["jobs"][0]["state"] == "FAILED"
