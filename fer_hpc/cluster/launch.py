@@ -23,6 +23,7 @@ from fer_hpc.cluster.defaults import command_of_array, script_command
 from fer_hpc.cluster.records import JobCommand, results_dir
 from fer_hpc.cluster.scheduler import Allocation, Scheduler, scheduler
 from fer_hpc.cluster.starts import (
+    check_predecessors,
     exit_in_words,
     gained,
     give_up_message,
@@ -62,7 +63,6 @@ INTERRUPTED_CODES = (
     128 + signal.SIGUSR1,
     128 + signal.SIGUSR2,
 )
-ACCOUNTED_WITHIN_S = 30.0  # Grid Engine writes the records of ended jobs every 15 s
 
 
 def check_job(config: JobCommand, ranks: int) -> None:
@@ -116,10 +116,10 @@ def begin(args: list[str], facts: str, configure: Configure) -> str:
     inside = kind != "slurm" or step is not None  # the processes are started on this host alone
     nodes = found.nodes if not inside else found.nodes[:1]
     per_node, hosts = _ranks_of_node(command[0], found, nodes), max(len(nodes), 1)
-    _check_predecessors(scheduler(kind))
     config = _checked(command, configure)
     found = _with_counted_restarts(config, found)
     try:
+        check_predecessors(scheduler(kind))
         check_job(config, per_node * hosts)
     except UserError as error:
         record_refusal(config, found, command, str(error))
@@ -177,29 +177,6 @@ def _ranks_of_node(verb: str, found: Allocation, nodes: tuple[tuple[str, int], .
             f"--ntasks-per-node={-(-found.tasks // len(nodes))}"
         )
     return found.tasks // max(len(nodes), 1)
-
-
-def _check_predecessors(by: Scheduler) -> None:
-    """Raise a UserError where a job that this one waits for has failed.
-
-    Slurm does not start it then; Grid Engine does, and its jobs name them in FER_AFTER.
-    """
-    after = os.environ.get("FER_AFTER", "").split()
-    states, until = by.states(after), time.monotonic() + ACCOUNTED_WITHIN_S
-    while set(after) - set(states) and time.monotonic() < until:
-        time.sleep(1.0)
-        states = by.states(after)
-    for job in sorted(set(after) - set(states)):
-        print(
-            f"fer-hpc: how job {job}, whose result this one needs, ended is not known here",
-            file=sys.stderr,
-        )
-    for job, state in states.items():
-        if not state.alive and state.state != "COMPLETED":
-            raise UserError(
-                f"job {job}, whose result this one needs, {state.state.lower()} ({state.reason}); "
-                "correct its cause and submit both again"
-            )
 
 
 def _checked(command: list[str], configure: Configure) -> JobCommand:

@@ -7,18 +7,28 @@ early count as well.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from fer_hpc.cluster.records import JobCommand, read_record, record_job, results_dir
-from fer_hpc.cluster.scheduler import Allocation
-from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USER_ERROR, GanConfig, TrainConfig
+from fer_hpc.cluster.scheduler import Allocation, Scheduler
+from fer_hpc.config import (
+    EXIT_FINISHED,
+    EXIT_RUN_AGAIN,
+    EXIT_USER_ERROR,
+    GanConfig,
+    TrainConfig,
+    UserError,
+)
 from fer_hpc.config.commands import PreprocessConfig, SweepConfig
 from fer_hpc.run.folder import list_checkpoints
 
 MAX_STARTS = 3  # in a row without a gain
+ACCOUNTED_WITHIN_S = 30.0  # Grid Engine writes the records of ended jobs every 15 s
 LAST_LINES = 8  # of a failed rank's log
 
 
@@ -118,6 +128,29 @@ def give_up_message(folder: Path, fruitless: list[dict[str, Any]]) -> str:
 
 def may_start_again(starts: list[dict[str, Any]], reached: int) -> bool:
     return len(without_gain(starts, reached)) < MAX_STARTS
+
+
+def check_predecessors(by: Scheduler) -> None:
+    """Raise a UserError where a job that this one waits for has failed.
+
+    Slurm does not start it then; Grid Engine does, and its jobs name them in FER_AFTER.
+    """
+    after = os.environ.get("FER_AFTER", "").split()
+    states, until = by.states(after), time.monotonic() + ACCOUNTED_WITHIN_S
+    while set(after) - set(states) and time.monotonic() < until:
+        time.sleep(1.0)
+        states = by.states(after)
+    for job in sorted(set(after) - set(states)):
+        print(
+            f"fer-hpc: how job {job}, whose result this one needs, ended is not known here",
+            file=sys.stderr,
+        )
+    for job, state in states.items():
+        if not state.alive and state.state != "COMPLETED":
+            raise UserError(
+                f"job {job}, whose result this one needs, {state.state.lower()} ({state.reason}); "
+                "correct its cause and submit both again"
+            )
 
 
 def exit_in_words(code: int) -> str:

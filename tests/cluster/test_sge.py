@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def test_a_submitted_job_is_shown_and_cancelled(
         {"job": job, "state": "RUNNING", "reason": "", "starts": 1},
         {"job": waiting, "state": "PENDING", "reason": "hqw", "starts": 0},
     ]
-    assert "start 1" in fer(cell, "-m", "fer_hpc", "logs", run, "--lines", 200) or True
+    assert "attempt 1" in fer(cell, "-m", "fer_hpc", "logs", run, "--lines", 200)
     assert cell.ask("qstat", "-j", job).count("gpu_c=7.0") == 1
     lines = fer(cell, "-m", "fer_hpc", "cancel", run).splitlines()
     assert sorted(lines) == sorted(
@@ -189,3 +190,139 @@ def test_a_submitted_job_is_shown_and_cancelled(
     assert len(attempt_numbers(run)) == 1
     shown = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
     assert shown["jobs"][0]["state"] == "FAILED"
+
+
+PIPELINE = ("cnn_baseline", "--source", "synthetic", "--count", 240, "--tasks", 2, "--seeds", 0)
+
+
+def test_a_pipeline_and_one_whose_first_stage_fails(cell: Cell, place: Path) -> None:
+    """Grid Engine starts jobs also after a failed one: they refuse, one after the other."""
+    call = (ROOT / "jobs/pipeline.py", *PIPELINE, "--cluster", "sge", "--epochs", 1, *TINY)
+    failing = fer(cell, *call, "--out", place / "failing")
+    shards, *others = re.findall(r"^  job (\d+)", failing, re.M)
+    cell.wait(shards, "r", "r,t")
+    cell.cancel(f"{shards}.2")
+    whole = fer(cell, *call, "--out", place / "whole")
+    page = place / "whole" / "report" / "index.html"
+    until(page.exists, 180, lambda: f"the page\n{whole}\n{logs(place)}")
+    assert (place / "whole" / "runs" / "cnn_baseline-seed0" / "eval-val.json").exists()
+    for before, job in zip([shards, *others], others, strict=False):
+        cell.wait(job)
+        assert ends(cell, job) == [2]
+        assert f"job {before}, whose result this one needs, failed" in logs(place / "failing")
+    assert not (place / "failing" / "report" / "index.html").exists()
+
+
+def test_a_sweep_as_an_array(cell: Cell, place: Path, shards: Path) -> None:
+    out = place / "sweep"
+    flags = ("--batch-sizes", 36, "--lrs", 0.01, 0.003, "--seeds", 0, "--epochs", 1)
+    call = (ROOT / "jobs/sweep.py", "cnn_baseline", "--data", shards, "--out", out, *flags)
+    output = fer(cell, *call, "--threads", 1, "--no-tensorboard", "--cluster", "sge")
+    array, tables = re.findall(r"  job (\d+)", output)
+    assert f"job {array}.1, {array}.2\n" in output
+    until((out / "summary.json").exists, 120, lambda: f"{output}{logs(out)}")
+    cell.wait(tables)
+    assert json.loads((out / "summary.json").read_text())["finished"] == 2
+    assert ends(cell, array) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--gpus-per-node", "8"), "no suitable queues"),
+        (("--qsub", "l=gpu_c=9.0"), "no suitable queues"),
+        (("--partition", "nosuch.q"), "unknown queue"),
+        (("--sge-gpus", "nosuch"), 'unknown resource "nosuch"'),
+        (("--sge-pe", "nosuch", "--cpus", "2"), '"nosuch" does not exist'),
+        (("--account", "nosuch"), 'project "nosuch" does not exist'),
+        (("--nodes", "2"), "a job has the GPUs of one host"),
+        (("--mem", "8G"), "give the site's own option, as --qsub l=h_vmem=8G"),
+        (("--gpus-per-node", "3", "--batch-size", "32"), "use 30 or 33"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_refused_at_submission(
+    cell: Cell, place: Path, shards: Path, flags: tuple[str, ...], message: str
+) -> None:
+    call = (ROOT / "jobs/train.py", "cnn_baseline", "--data", shards, "--run", place / "run")
+    output = fer(cell, *call, "--cluster", "sge", *flags, code=2)
+    assert message in output
+    assert output.count("\n") <= 2, output
+
+
+def gpu_job(cell: Cell, place: Path, stub: Path, data: Path, run: str, **env: object) -> str:
+    given = {"FER_PYTHON": stub, "FER_STUB_S": 3, "FER_STUB_CODE": 2, **env}
+    call = ("cnn_baseline", "--data", data, "--run", place / run, "--batch-size", 36)
+    two = ("-l", "gpus=2", "-pe", "omp", 2)
+    return qsub(cell, place, *two, "sge/train_cnn.sh", *call, **given)
+
+
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "SGE_GPU", "NONE"])
+def test_two_jobs_never_get_one_gpu(
+    cell: Cell, place: Path, stub: Path, shards: Path, variable: str
+) -> None:
+    """Chosen by the site, or without it by locks: the second waits where too few are free."""
+    devices = [f"{os.getpid()}{number}" for number in range(3)]
+    env = {"FER_GPUS": " ".join(devices)} if variable == "NONE" else {}
+    with contextlib.ExitStack() as stack:
+        used = cell
+        if variable != "CUDA_VISIBLE_DEVICES":
+            used = stack.enter_context(Cell(gpu_variable=variable))
+        jobs = [gpu_job(used, place, stub, shards, f"run{i}", **env) for i in range(2)]
+        for job in jobs:
+            used.wait(job)
+    texts = [path.read_text() for path in sorted(place.glob("run*/logs/*-0.log"))]
+    shown = [re.findall(r"^([\d.]+) (\S+) .*--procs 2\n([\d.]+)$", text, re.M)[0] for text in texts]
+    (_, gpus, end), (later_start, others, _) = sorted(shown)
+    assert len(set(gpus.split(","))) == len(set(others.split(","))) == 2
+    apart = not set(gpus.split(",")) & set(others.split(","))
+    assert apart if variable != "NONE" else float(later_start) > float(end)
+    for device in devices:
+        Path(f"/tmp/fer-gpu-{device}.lock").unlink(missing_ok=True)
+
+
+def test_more_gpus_than_the_host_has(place: Path, stub: Path, shards: Path) -> None:
+    with Cell(gpu_variable="NONE") as cell:
+        job = gpu_job(cell, place, stub, shards, "run", FER_GPUS="only")
+        cell.wait(job)
+        assert ends(cell, job) == [1]
+    assert "2 GPUs granted, and n1 has 1; FER_GPUS names them" in logs(place)
+
+
+def test_three_starts_without_a_gain_are_the_last(
+    cell: Cell, place: Path, stub: Path, shards: Path
+) -> None:
+    """Code 99 starts a job again for ever, and Grid Engine counts nothing."""
+    job = gpu_job(cell, place, stub, shards, "run", FER_STUB_CODE=7, FER_STUB_S=0)
+    cell.wait(job)
+    assert ends(cell, job) == [99, 99, 7]
+    text = logs(place)
+    assert "3 starts in a row gained nothing" in text
+    assert "The first of them: it ended with exit code 7" in text
+
+
+@pytest.mark.long
+def test_the_master_is_away_while_a_job_ends(
+    cell: Cell, place: Path, stub: Path, shards: Path
+) -> None:
+    """25 s: the job asks until it is answered, and is started again."""
+    job = gpu_job(cell, place, stub, shards, "run", FER_STUB_CODE=75)
+    until((place / "run" / "logs" / f"{job}-0.log").exists, 30, "its start")
+    cell.stop_qmaster()
+    assert "qstat does not answer" in fer(cell, "-m", "fer_hpc", "status", place / "run")
+    time.sleep(25)
+    assert ends(cell, job) == []
+    cell.start_qmaster()
+    until(lambda: ends(cell, job) == [99, 99, 75], 120, lambda: f"three starts {logs(place)}")
+
+
+@pytest.mark.long
+def test_a_time_limit(cell: Cell, place: Path, shards: Path, finished_run: Path) -> None:
+    """A training of a minute under a limit of 25 s: it stops in time, starts again, ends alike."""
+    call = ("cnn_baseline", "--data", shards, *lasting(finished_run, 60))
+    job = qsub(cell, place, "-l", "s_rt=25", "sge/train_cnn.sh", *call, "--run", place / "limited")
+    assert finish(start_ranks(1, "train", *call, "--run", place / "whole"), 400) == [0]
+    cell.wait(job, seconds=400)
+    codes = ends(cell, job)
+    assert len(codes) >= 3
+    assert codes == [99] * (len(codes) - 1) + [0]
+    assert_same_outcome(place / "limited", place / "whole")
