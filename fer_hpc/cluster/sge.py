@@ -159,7 +159,7 @@ class GridEngine:
         for job in jobs:
             number, _, task = job.partition(".")
             parts = [s for name, s in listed.items() if job in (name, name.partition(".")[0])]
-            if not any(part.alive for part in parts) and not (task and parts):
+            if not parts:
                 if number not in ended:
                     ended[number] = accounting(number)
                 records = [b[-1] for t, b in ended[number].items() if not task or t == task]

@@ -52,7 +52,7 @@ def listed_states(xml: str) -> dict[str, JobState]:
         state = JobState(
             word,
             "" if word == "RUNNING" else letters,
-            word != "ERROR",
+            True,  # in error, too: it stays until it is deleted or corrected
             _seconds(text),
             each.findtext("JB_name", ""),
         )

@@ -300,6 +300,19 @@ def test_three_starts_without_a_gain_are_the_last(
     assert "The first of them: it ended with exit code 7" in text
 
 
+def test_a_job_in_error_shows_its_message_and_can_be_cancelled(
+    cell: Cell, place: Path, shards: Path
+) -> None:
+    call = (ROOT / "jobs/train.py", "cnn_baseline", "--data", shards, "--run", place / "run")
+    output = fer(cell, *call, "--cluster", "sge", "--qsub", f"o={place}/gone/log")
+    job = output.split("\njob ")[1].split()[0]
+    cell.wait(job, "Eqw")
+    shown = fer(cell, "-m", "fer_hpc", "status", place / "run")
+    assert f'can\'t open output file "{place}/gone/log"' in shown
+    assert f"cancelled job {job} (error)" in fer(cell, "-m", "fer_hpc", "cancel", place / "run")
+    cell.wait(job)
+
+
 @pytest.mark.long
 def test_the_master_is_away_while_a_job_ends(
     cell: Cell, place: Path, stub: Path, shards: Path
