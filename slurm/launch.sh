@@ -45,7 +45,12 @@ fer_retry() { # COMMAND...: for 15 minutes, because a controller may be away
 fer_ask() { # what the scheduler says about this job
     case $fer_kind in
     slurm) scontrol show job -d "$SLURM_JOB_ID" 2>/dev/null ;;
-    sge) qstat -j "$JOB_ID" -xml 2>/dev/null && qstat -s r -xml 2>/dev/null ;;
+    sge) # a master that has just come back may not know its jobs yet
+        local facts
+        facts=$(qstat -j "$JOB_ID" -xml 2>/dev/null && qstat -s r -xml 2>/dev/null) || return
+        [[ $facts != *unknown_jobs* || $((SECONDS - fer_asked)) -ge 60 ]] || return
+        printf '%s\n' "$facts"
+        ;;
     esac
 }
 
@@ -53,7 +58,10 @@ fer_decide() { # begin or end; Grid Engine sends its signals to all processes of
     (trap '' USR1 USR2 TERM && exec "${fer_python[@]}" -m fer_hpc "$@")
 }
 
-fer_facts() { [ -z "$fer_kind" ] || fer_retry fer_ask; }
+fer_facts() {
+    fer_asked=$SECONDS
+    [ -z "$fer_kind" ] || fer_retry fer_ask
+}
 
 fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the site may choose them
     local gpu handle all=() handles=() taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
