@@ -26,6 +26,7 @@ def test_a_table_of_2000_runs_is_built_in_seconds(tmp_path: Path) -> None:
     for _ in table.rows:
         assert table.classes == ["a"]
     assert len(looked) == 200
+    assert table.rows is table.rows
 
 
 def test_the_runs_that_are_best_on_val_have_figures(
