@@ -196,3 +196,29 @@ def test_golden_faces() -> None:
         )
         assert face.shape == (size, size, channels)
         assert hashlib.sha256(face.tobytes()).hexdigest()[:12] == digest
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_colours_come_in_the_order_rgb(suffix: str, layers: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, layers), np.uint8)
+    if layers == 4 and suffix in (".jpg", ".bmp"):
+        image = image[..., :3].copy()
+    data = cv2.imencode(suffix, image)[1]
+    wanted = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(faces.decode(data.tobytes(), 3), wanted)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "method"),
+    [
+        (60, 48, cv2.INTER_AREA),
+        (150, 96, cv2.INTER_LINEAR),
+        (250, 96, cv2.INTER_AREA),
+        (40, 48, cv2.INTER_LINEAR),
+    ],
+)
+def test_the_resampler_is_the_one_in_the_recipe(side: int, size: int, method: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    wanted = cv2.resize(image, (size, size), interpolation=method)
+    assert np.array_equal(faces.crop_and_resize(image, None, size)[0], wanted)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+LARGE_SIDE = 96  # from here on, bilinear when shrinking by less than 2: a quarter of the time
 MARGIN = 0.15  # of the box's width and height, added on each side
 
 # Copied into the manifest and from there into checkpoints: at inference, photos are cut likewise.
@@ -19,7 +20,7 @@ RECIPE = {
     "margin": MARGIN,
     "shape": "resized to a square, aspect not kept",
     "resampler": "area average when shrinking (JPEG: the decoder halves first where both sides "
-    "allow), bilinear when enlarging",
+    "allow), bilinear when enlarging, or when shrinking by less than 2 to 96 pixels or more",
     "color": "RGB; gray is ITU-R BT.601 luma; upright by EXIF",
 }
 
@@ -32,12 +33,14 @@ BOXES = {  # of --crop, in the recipe
     "detect": "found by OpenCV's frontal face cascade",
 }
 
+# Without turning BGR round, from OpenCV 4.11 on.
+_RGB: int = getattr(cv2, "IMREAD_COLOR_RGB", -1)
 _REDUCED = {
     (1, 1): cv2.IMREAD_GRAYSCALE,
     (2, 1): cv2.IMREAD_REDUCED_GRAYSCALE_2,
     (4, 1): cv2.IMREAD_REDUCED_GRAYSCALE_4,
     (8, 1): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    (1, 3): cv2.IMREAD_COLOR,
+    (1, 3): cv2.IMREAD_COLOR if _RGB < 0 else _RGB,
     (2, 3): cv2.IMREAD_REDUCED_COLOR_2,
     (4, 3): cv2.IMREAD_REDUCED_COLOR_4,
     (8, 3): cv2.IMREAD_REDUCED_COLOR_8,
@@ -102,14 +105,17 @@ def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
     if data[:4] == b"\x89PNG" and b"IEND" not in data:
         raise Reject("truncated PNG")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduced, channels])
+        flags = _REDUCED[reduced, channels]
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         too_large = "IO_MAX_IMAGE" in str(error)
         why = "picture too large" if too_large else f"not decodable: {error.err}"
         raise Reject(why) from None
     if image is None:
         raise Reject("not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image
+    if channels == 1 or flags == _RGB:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _has_jpeg_end(data: bytes) -> bool:
@@ -157,7 +163,9 @@ def crop_and_resize(
     part = image[top:bottom, left:right]
     scale = size / (right - left), size / (bottom - top)
     if part.shape[:2] != (size, size):
-        method = cv2.INTER_AREA if max(scale) <= 1 else cv2.INTER_LINEAR
+        shrinks = max(scale) <= 1
+        slightly = size >= LARGE_SIDE and min(scale) > 0.5
+        method = cv2.INTER_AREA if shrinks and not slightly else cv2.INTER_LINEAR
         part = cv2.resize(part, (size, size), interpolation=method)
     # pixel centres stay pixel centres, through the decoder's reduction as through the crop
     shift = (0.5 / reduced - left) * scale[0] - 0.5, (0.5 / reduced - top) * scale[1] - 0.5

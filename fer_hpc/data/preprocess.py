@@ -45,7 +45,7 @@ def preprocess(config: PreprocessConfig) -> None:
     (config.out / "parts").mkdir(parents=True, exist_ok=True)
     for folder in (config.out, config.out / "parts"):
         remove_leftovers(folder)
-    with open_source(spec, config) as source, face_workers(config, spec, source) as pool:
+    with open_source(spec, config) as source, face_workers(config, spec, source) as workers:
         # What is to be done.
         plan = make_plan(config, spec, source)
         check_same_plan(config.out, plan)
@@ -66,7 +66,7 @@ def preprocess(config: PreprocessConfig) -> None:
             FaceProgress("reading", sum(len(s.rows) for s in todo)) as progress,
             ThreadPoolExecutor(1) as writer,
         ):
-            blocks = read_blocks(pool, locators)
+            blocks = read_blocks(workers, locators)
             written: Future[None] | None = None
             for shard in todo:
                 gathered = _gather(config, plan, shard, blocks, progress)

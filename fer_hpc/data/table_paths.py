@@ -53,7 +53,8 @@ def find_prefix(table: CsvTable, column: str, tree: Tree) -> Prefix:
 
     UserError where none is, and where the prefix names another split than the root.
     """
-    sample = [p for text in _sample(table, column) if (p := split_path(text)) and ".." not in p]
+    paths = (split_path(line[column]) for line in table.sample(SAMPLE))
+    sample = [p for p in paths if p and ".." not in p]
     if not sample:
         return Prefix()
     common = _common_folders(sample)
@@ -74,18 +75,6 @@ def find_prefix(table: CsvTable, column: str, tree: Tree) -> Prefix:
         )
     cut = "/".join(common[:k])
     return Prefix(prefix.parts, f"paths in {table.shown.name} are read without {cut}/")
-
-
-def _sample(table: CsvTable, column: str) -> list[str]:
-    """Paths from all over a table, the same ones every time."""
-    kept: list[str] = []
-    stride = 1
-    for i, (_, line) in enumerate(table):
-        if i % stride == 0 and not isinstance(line, str):
-            kept.append(line[column])
-            if len(kept) == 2 * SAMPLE:
-                kept, stride = kept[::2], 2 * stride
-    return kept
 
 
 def _common_folders(paths: Sequence[Sequence[str]]) -> list[str]:

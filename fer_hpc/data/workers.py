@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import cv2
@@ -24,6 +26,7 @@ from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import describe, error_line, load_plugins
 from fer_hpc.data import faces, shards
 from fer_hpc.data.annotations import Face, Source
+from fer_hpc.data.plan import block_rows
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import end_with_parent, keep_freed_memory
 
@@ -35,12 +38,54 @@ BLOCKS_AHEAD = 24  # of the one that is gathered
 _source: Source
 _config: PreprocessConfig
 _plugin: str  # the file that registered the source, or ""
+_slots: Slots | None
+
+
+class Slots:
+    """Memory that workers write images to, one slot a block: a pipe would copy them four times."""
+
+    def __init__(self, config: PreprocessConfig, memory: SharedMemory) -> None:
+        face = (config.size, config.size, config.channels)
+        slots = BLOCKS_AHEAD + 1
+        self.memory, shape = memory, (slots, block_rows(config), *face)
+        self.images: NDArray[np.uint8] = np.ndarray(shape, np.uint8, memory.buf)
+
+    @classmethod
+    def make(cls, config: PreprocessConfig) -> Slots | None:
+        """New memory; None where there is not enough, as in containers with a small /dev/shm."""
+        size = (BLOCKS_AHEAD + 1) * block_rows(config) * config.size**2 * config.channels
+        try:
+            memory = SharedMemory(create=True, size=size)
+        except OSError:
+            return None
+        try:
+            os.posix_fallocate(memory._fd, 0, size)  # type: ignore[attr-defined]
+        except OSError:
+            memory.close()
+            memory.unlink()
+            return None
+        return cls(config, memory)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self.images
+        with contextlib.suppress(BufferError):  # a block that was not gathered still shows it
+            self.memory.close()
+        self.memory.unlink()
+
+
+@dataclass(frozen=True)
+class FaceWorkers:
+    """The processes, and the memory that they share, if any."""
+
+    pool: ProcessPoolExecutor
+    slots: Slots | None
 
 
 @contextmanager
 def face_workers(
     config: PreprocessConfig, spec: SourceSpec, source: Source
-) -> Iterator[ProcessPoolExecutor]:
+) -> Iterator[FaceWorkers]:
     """Processes that read faces of a source, which must be one that `rows` was not called on.
 
     They start at once, while the source is listed, unless there may be nothing to do.
@@ -48,13 +93,14 @@ def face_workers(
     workers = config.workers or len(os.sched_getaffinity(0))
     packed = _packed(spec, source)
     origin = spec.origin.path if spec.origin else ""
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start_worker, (packed, config, origin)
-    )
+    slots = Slots.make(config)
+    name = slots.memory.name if slots else ""
+    arguments = (packed, config, origin, name)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
     try:
         for _ in range(0 if (config.out / "manifest.json").exists() else workers):
             pool.submit(os.getpid)
-        yield pool
+        yield FaceWorkers(pool, slots)
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended, most likely because memory ran out; run the same command "
@@ -62,6 +108,8 @@ def face_workers(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if slots:
+            slots.close()
 
 
 def _packed(spec: SourceSpec, source: Source) -> bytes:
@@ -75,14 +123,15 @@ def _packed(spec: SourceSpec, source: Source) -> bytes:
         ) from error
 
 
-def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str) -> None:
+def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the pool
     end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     load_plugins(config.plugin)
-    global _source, _config, _plugin
+    global _source, _config, _plugin, _slots
+    _slots = Slots(config, SharedMemory(memory)) if memory else None
     _source, _config, _plugin = ForkingPickler.loads(packed), config, plugin
 
 
@@ -94,24 +143,39 @@ class Block:
     reasons: list[str | None]  # per row of the block; None: good
 
 
-def read_blocks(pool: ProcessPoolExecutor, blocks: Iterator[list[Any]]) -> Iterator[Block]:
-    """The faces of each block of locators, in order; BLOCKS_AHEAD are read in advance."""
-    pending = collections.deque(
-        pool.submit(read_block, block) for block in itertools.islice(blocks, BLOCKS_AHEAD)
-    )
+def read_blocks(workers: FaceWorkers, blocks: Iterator[list[Any]]) -> Iterator[Block]:
+    """The faces of each block of locators, in order; BLOCKS_AHEAD are read in advance.
+
+    A block's images are valid until the next one is asked for.
+    """
+    slots = itertools.cycle(range(BLOCKS_AHEAD + 1))
+    pending: collections.deque[tuple[int, Future[Block]]] = collections.deque()
+
+    def submit(count: int) -> None:
+        for block in itertools.islice(blocks, count):
+            slot = next(slots)
+            pending.append((slot, workers.pool.submit(read_block, block, slot)))
+
+    submit(BLOCKS_AHEAD)
     while pending:
-        result = pending.popleft().result()
-        pending.extend(pool.submit(read_block, block) for block in itertools.islice(blocks, 1))
-        yield result
+        slot, future = pending.popleft()
+        block = future.result()
+        submit(1)
+        if workers.slots and block.columns:
+            block.columns["images"] = workers.slots.images[slot, : block.reasons.count(None)]
+        yield block
 
 
-def read_block(locators: list[Any]) -> Block:
-    """Read faces in a worker process."""
+def read_block(locators: list[Any], slot: int) -> Block:
+    """Read faces in a worker process; their images go to a slot of the shared memory, if any."""
     rows: list[dict[str, Any]] = []
     reasons: list[str | None] = []
     for locator in locators:
         try:
-            rows.append(_cut(_face(locator)))
+            row = _cut(_face(locator))
+            if _slots:
+                _slots.images[slot, len(rows)] = row.pop("images")
+            rows.append(row)
             reasons.append(None)
         except faces.Reject as reject:
             reasons.append(str(reject))
