@@ -192,7 +192,8 @@ def test_the_votes_rules_are_those_of_the_authors() -> None:
     assert decide([5, 5, 0, 0, 0, 0, 0, 0, 0, 0], False)[0] == "unknown"
     assert decide([0] * 8 + [9, 0], False)[0] == "unknown"
     assert decide([0] * 9 + [9], False)[0] == "no face"
-    assert decide([1] * 10, False)[0] == "unknown"  # single votes are dropped
+    assert decide([1] * 10, False)[0] == "unknown"
+    assert decide([3, 1, 1, 1, 1, 0, 0, 0, 1, 0], False)[0] == "Neutral"  # single votes are dropped
     assert decide([5, 5, 0, 0, 0, 0, 0, 0, 0, 0], True) == ("Neutral", [0.5, 0.5] + [0.0] * 6)
     assert decide([2, 2, 2, 2, 2, 0, 0, 0, 0, 0], True)[0] == "unknown"  # more than three
     assert decide([4, 0, 0, 0, 0, 0, 0, 0, 6, 0], True)[0] == "unknown"
