@@ -29,7 +29,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in folder.iterdir()
-        if p.suffix in (".h5", ".json")
+        if p.suffix in (".h5", ".json") and p.name[0] != "."  # trainings note checksums there
     }
 
 
