@@ -21,6 +21,9 @@ def code_version() -> dict[str, str]:
     version = {"version": __version__}
     try:
         git = ["git", "-C", str(folder)]
+        # Installed below somebody else's checkout, the commit would be theirs.
+        tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]
+        subprocess.run(tracked, capture_output=True, check=True, timeout=10)
         commit = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
         )
