@@ -210,7 +210,7 @@ def _input(config: PreprocessConfig) -> Path:
 
 def _scratch(config: PreprocessConfig) -> Path:
     """Where archives are unpacked; removed at the end."""
-    return config.out / f".unpacked-{config.task}.tmp"
+    return config.out / f".unpacked-{config.task}"
 
 
 def _file_name(config: PreprocessConfig) -> str:

@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -33,7 +34,19 @@ HIDDEN = (".", "__MACOSX")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _MISSING, _OUTSIDE = Reject("missing image"), Reject("path leaves the image root")
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+DAMAGED = (  # what reading a file or an archive of any content may raise
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # encrypted
+    NotImplementedError,  # a newer ZIP
+    OverflowError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 
 
 class SupportsRead(Protocol):
@@ -147,7 +160,7 @@ class Tree:
             return self.read(name)
         except FileNotFoundError:
             raise Reject("missing image") from None
-        except (*DAMAGED, KeyError, RuntimeError, NotImplementedError) as error:
+        except (*DAMAGED, KeyError) as error:
             raise Reject(f"unreadable image: {getattr(error, 'strerror', None) or error}") from None
 
     def local(self, name: str) -> Path:
@@ -262,7 +275,7 @@ class Archive(Tree):
                     while size > 0 and (data := f.read(min(size, 1 << 20))):
                         copy.write(data)
                         size -= len(data)
-        except (*DAMAGED, RuntimeError, NotImplementedError) as error:
+        except DAMAGED as error:
             raise _full_or_damaged(error, self.root) from None
         return target
 

@@ -189,7 +189,7 @@ def _read_labels(tree: Tree, paths: list[str]) -> list[str | Reject]:
     for path in paths:
         try:
             content = tree.read(path, MAX_ANNOTATION_BYTES)
-        except (*DAMAGED, RuntimeError):
+        except DAMAGED:
             content = b""
         if content not in known:
             known[content] = _read_label(tree, path)

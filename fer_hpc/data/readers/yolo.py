@@ -72,7 +72,7 @@ class Yolo:
         """Add the faces of one picture."""
         try:
             text = self.tree.read(labels, MAX_LABEL_BYTES).decode("utf-8", "replace")
-        except (*DAMAGED, RuntimeError) as error:
+        except DAMAGED as error:
             found.add(name, Reject(f"unreadable label file: {error}"))
             return
         lines = [line.split() for line in text.splitlines() if line.strip()]
