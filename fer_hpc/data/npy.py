@@ -26,6 +26,7 @@ BAD_ARRAY = (
     KeyError,
     AttributeError,
     IndexError,
+    SystemError,  # text with characters that there are not
     struct.error,
     tokenize.TokenError,
 )
