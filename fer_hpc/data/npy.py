@@ -50,7 +50,7 @@ def small_array(data: bytes) -> NDArray[Any]:
 
 def mapped_array(path: Path) -> NDArray[Any]:
     """A mapped array of numbers of any size; raises one of BAD_ARRAY."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.lib.format.open_memmap(path, mode="r")
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise ValueError("not an array of numbers")
     return array

@@ -35,15 +35,8 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _MISSING, _OUTSIDE = Reject("missing image"), Reject("path leaves the image root")
 # What reading a file or an archive of any content may raise.
-DAMAGED: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-)
-DAMAGED += (zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+_PACKED = (struct.error, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, OverflowError, *_PACKED)
 
 
 class SupportsRead(Protocol):
