@@ -18,7 +18,7 @@ from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_rows
 from tests.helpers.processes import Started, finish, start_ranks
 from tests.helpers.runs import assert_same_outcome
-from tests.helpers.slurm import Cluster, until
+from tests.helpers.slurm import Cluster, fer, until
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
@@ -331,19 +331,6 @@ def test_a_cut_link_has_one_winner(
     assert len(attempt_numbers(run)) == 2, "the loser did not disturb the winner"
     cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
     until(lambda: cluster.idle() == 3, 60, "the isolated node is back")
-
-
-def fer(cluster: Cluster, *args: object, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_a_submitted_job_is_shown_requeued_and_cancelled(

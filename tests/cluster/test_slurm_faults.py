@@ -18,7 +18,7 @@ from fer_hpc.cluster.records import record_job
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_status
 from tests.helpers.runs import assert_same_outcome
-from tests.helpers.slurm import Cluster, until
+from tests.helpers.slurm import Cluster, fer, until
 
 ROOT = Path(__file__).parents[2]
 PYTHON = {"FER_PYTHON": sys.executable}
@@ -32,19 +32,6 @@ def log(site: Path, job: str) -> str:
 def starts(cluster: Cluster, job: str) -> int:
     found = re.search(r"Restarts=(\d+)", cluster.ask("scontrol", "show", "job", job))
     return 1 + int(found[1]) if found else 0
-
-
-def fer(cluster: Cluster, *args: object, code: int = 0, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        env={**cluster.env, **env},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_a_layout_that_cannot_start_is_refused_at_once(
@@ -256,9 +243,9 @@ def test_a_submitted_job_runs_in_the_container_of_the_site(
     assert "\nfer_python=()\n" in text
     env_sh.write_text(text.replace("\nfer_python=()\n", f'\nfer_python=("{wrapper}")\n'))
     call = ("cnn_baseline", "--data", shards, "--run", site / "run", *QUICK)
-    told = fer(cluster, checkout / "jobs" / "train.py", *call, PYTHONPATH=str(checkout))
-    job = told.split("\njob ")[1].split()[0]
-    assert cluster.wait(job) == "COMPLETED", told
+    output = fer(cluster, checkout / "jobs" / "train.py", *call, PYTHONPATH=str(checkout))
+    job = output.split("\njob ")[1].split()[0]
+    assert cluster.wait(job) == "COMPLETED", output
     used = (site / "used").read_text().splitlines()
     assert [line.split()[2] for line in used] == ["begin", "train", "end"]
 
@@ -276,8 +263,8 @@ def test_an_option_of_sbatch_is_checked_by_its_name(
 
 def test_an_option_of_sbatch_is_passed_on(cluster: Cluster, site: Path, shards: Path) -> None:
     call = ("cnn_baseline", "--data", shards, "--run", site / "run", *QUICK, "--sbatch", "hold")
-    told = fer(cluster, ROOT / "jobs" / "train.py", *call, "--sbatch", "comment=for a paper")
-    job = told.split("\njob ")[1].split()[0]
+    output = fer(cluster, ROOT / "jobs" / "train.py", *call, "--sbatch", "comment=for a paper")
+    job = output.split("\njob ")[1].split()[0]
     shown = cluster.ask("scontrol", "show", "job", job)
     assert "Comment=for a paper" in shown
     assert "Reason=JobHeldUser" in shown

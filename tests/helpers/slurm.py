@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -432,6 +433,20 @@ class Cluster:
             lambda: f"job {job} is {self.state(job)}, wanted {' or '.join(wanted)}",
         )
         return self.state(job)
+
+
+def fer(cluster: Cluster, *args: object, code: int = 0, **env: str) -> str:
+    """What `python ARGS` prints beside the cluster; it must end with exit code `code`."""
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        env={**cluster.env, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def _listens(host: str, port: int) -> bool:
