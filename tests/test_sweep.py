@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fer_hpc.cli.parse import configure
+from fer_hpc.cluster.pipeline import _train_args
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.evaluation.intervals import mean_interval
@@ -418,9 +419,8 @@ def test_an_arrays_trial_has_the_sweeps_own_flags(
     flags = ["--init-from", "w.pt", "--device", "cpu", "--no-tensorboard", "--grid", "flip=true"]
     config, trials = trials_of(shards, out, *flags)
     sweep.prepare(config, "cnn_baseline", trials)
-    write_json(tmp_path / "names.json", [trials[4].name, trials[7].name])
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    assert sweep.trial_of_array(out, tmp_path / "names.json") == trials[7].config
+    arguments = _train_args("cnn_baseline", trials[7].config)
+    assert configure("train", ["cnn_baseline", *arguments]) == trials[7].config
     assert trials[7].config.init_from == tmp_path / "w.pt"
     with pytest.raises(UserError, match=r"--init-from .*w.pt \(now --init-from .*v.pt"):
         sweep.check_sweep(*trials_of(shards, out, *flags, "--init-from", "v.pt"))
