@@ -10,7 +10,7 @@ from typing import Any
 
 from fer_hpc.cli.flags import Part
 from fer_hpc.cli.parse import parts_of
-from fer_hpc.cli.verbs import VERBS
+from fer_hpc.cli.table import VERBS
 from fer_hpc.config import (
     PRESETS,
     GanConfig,

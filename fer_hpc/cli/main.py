@@ -19,7 +19,7 @@ from collections.abc import Callable
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
 from fer_hpc.cli.parse import configure_job
-from fer_hpc.cli.verbs import VERBS
+from fer_hpc.cli.table import VERBS
 from fer_hpc.config import (
     EXIT_CRASHED,
     EXIT_FINISHED,

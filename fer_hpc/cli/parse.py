@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.cli.flags import Given, Part, parse
-from fer_hpc.cli.verbs import VERBS
+from fer_hpc.cli.table import VERBS
 from fer_hpc.config import PRESETS, TrainConfig, UserError, unknown_name_error
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import (

@@ -1,4 +1,4 @@
-"""What each verb does with its configuration; the table of the verbs is at the end.
+"""What each verb does with its configuration; `table.py` lists the verbs.
 
 Heavy modules are imported where they are used, so that help and errors appear without delay.
 """
@@ -6,15 +6,12 @@ Heavy modules are imported where they are used, so that help and errors appear w
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_hpc.cli import text
 from fer_hpc.config import (
     EXIT_FINISHED,
     EXIT_RUN_AGAIN,
@@ -29,7 +26,6 @@ from fer_hpc.config import (
 from fer_hpc.config.commands import (
     CancelConfig,
     DoctorConfig,
-    EvaluateConfig,
     GenerateConfig,
     InitConfig,
     LogsConfig,
@@ -41,12 +37,8 @@ from fer_hpc.config.commands import (
     TransferConfig,
 )
 from fer_hpc.data.manifest import find_manifest
-from fer_hpc.evaluation.results import read_scores, result_files, result_name
-from fer_hpc.files import sha256
 from fer_hpc.run.folder import (
-    data_folder,
     find_run_config,
-    outcome_file,
     read_run_config,
     read_status,
 )
@@ -174,58 +166,6 @@ def _leave(ranks: int, code: int, message: str) -> int:
     return code
 
 
-def evaluate(config: EvaluateConfig) -> int:
-    stored = read_run_config(config.run)  # raises the error before torch is loaded
-    name = result_name(config, stored["data"]["fingerprint"])
-    if stored.get("kind") == "GAN":
-        return _evaluate_gan(config, name)
-    scores = _stored_scores(config, name)
-    if scores:
-        print(f"{config.run}: {config.split} was scored with these weights before, nothing to do")
-    else:
-        from fer_hpc.evaluation.score import evaluate
-        from fer_hpc.parallel.world import World
-
-        world = World.detect()
-        scores = evaluate(config, world)
-        if world.rank:
-            return EXIT_FINISHED
-    print(text.format_scores(config, scores, name))
-    return EXIT_FINISHED
-
-
-def _evaluate_gan(config: EvaluateConfig, name: str) -> int:
-    if config.tta != "none":
-        raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
-    from fer_hpc.gan.evaluate import Interrupted, evaluate_gan, format_gan_scores
-    from fer_hpc.parallel.world import World
-
-    if World.detect().rank:
-        return EXIT_FINISHED  # one process evaluates
-    try:
-        print(format_gan_scores(config.run, evaluate_gan(config)))
-        print(f"  written: {config.run}/eval-{name}.json, grid-{name}.png, curves.png")
-    except Interrupted as error:
-        print(error)
-        return EXIT_RUN_AGAIN
-    return EXIT_FINISHED
-
-
-def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
-    """The scores of this split if they are stored already, from the same weights and data."""
-    try:
-        found = read_scores(result_files(config.run, name)["scores"])
-    except UserError:  # absent or damaged: it is computed again
-        return None
-    weights = outcome_file(config.run, "best.pt")
-    if not weights or read_status(config.run)["state"] != "finished":
-        return None
-    manifest = find_manifest(config.data or data_folder(config.run))
-    if not manifest or found["data"] != manifest.fingerprint:
-        return None
-    return found if "pairs" in found and found["weights"] == sha256(weights) else None
-
-
 def tune(sweep: tuple[SweepConfig, str, TrainConfig]) -> int:
     config, preset, base = sweep
     from fer_hpc.parallel.world import current_step_node
@@ -299,44 +239,3 @@ def init(config: InitConfig) -> int:
 
     print("\n".join(init(config.site)))
     return EXIT_FINISHED
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A command: what it takes, one line of help, what it does with the configuration."""
-
-    config_class: type
-    help: str
-    run: Callable[[Any], int]
-
-    @property
-    def about(self) -> str:
-        """The text at the head of the verb's own help."""
-        return self.help if self.run is sheet else inspect.cleandoc(self.config_class.__doc__ or "")
-
-
-VERBS = {
-    "synthetic": Verb(SyntheticConfig, "draw synthetic faces, to try the commands", synthetic),
-    "preprocess": Verb(PreprocessConfig, "faces -> HDF5 shards", preprocess),
-    "doctor": Verb(DoctorConfig, "shards -> a list of damage, duplicates and leaks", doctor),
-    "sheet": Verb(TrainConfig, "shards -> RUN/sheet.png: images as the network sees them", sheet),
-    "train": Verb(TrainConfig, "PRESET and shards -> a trained classifier in a run folder", train),
-    "evaluate": Verb(EvaluateConfig, "run and split -> scores, predictions, plots", evaluate),
-    "tune": Verb(
-        SweepConfig, "preset and shards -> a ranking of batch sizes, learning rates and seeds", tune
-    ),
-    "train_gan": Verb(GanConfig, "shards -> a GAN for expression transfer", train_gan),
-    "transfer": Verb(
-        TransferConfig,
-        "two photos and a GAN -> the first face with the other's expression",
-        transfer,
-    ),
-    "generate": Verb(
-        GenerateConfig, "shards and a GAN -> shards with more faces of rare classes", generate
-    ),
-    "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", report),
-    "init": Verb(InitConfig, "batch scripts and jobs -> a folder of your own, to edit", init),
-    "status": Verb(StatusConfig, "which runs wait, run, have finished or failed, and why", status),
-    "logs": Verb(LogsConfig, "the logs of all ranks of a run's newest job", logs),
-    "cancel": Verb(CancelConfig, "cancel the jobs of run folders", cancel),
-}

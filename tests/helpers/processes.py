@@ -40,7 +40,7 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
 
     if args[0] != FIELDS:
         sys.exit(main(args))
-    from fer_hpc.cli.verbs import VERBS
+    from fer_hpc.cli.table import VERBS
 
     verb = VERBS[args[1]]
     sys.exit(run_command(args[1], lambda: verb.run(verb.config_class(**json.loads(args[2])))))
