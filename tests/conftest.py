@@ -92,7 +92,7 @@ def fer() -> Fer:
     Commands that load torch are forked from a process that has it loaded.
     """
 
-    def run(verb: str, *args: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(verb: str, *args: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         if verb in processes.VERBS:
             return processes.run(verb, *args, timeout=timeout)
         return subprocess.run(

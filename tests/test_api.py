@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = dict(epochs=1, batch_size=30, threads=1, tensorboard=Fal
 
 def python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -49,7 +49,7 @@ def test_the_command_modules_do_not_replace_the_functions() -> None:
 
 def test_the_commands_still_work_as_modules() -> None:
     done = subprocess.run(
-        command("train", "--help"), capture_output=True, text=True, timeout=120, check=False
+        command("train", "--help"), capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0
     assert "--batch-size" in done.stdout

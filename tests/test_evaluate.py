@@ -81,7 +81,7 @@ def one_rank(
     return run
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_predictions_are_bit_identical_at_any_world_size(
     one_rank: Path, five_chunks: Path, tmp_path: Path, size: int
 ) -> None:
@@ -89,7 +89,7 @@ def test_predictions_are_bit_identical_at_any_world_size(
     (run / "eval-test-on-shards.json").unlink()
     (run / "predictions-test-on-shards.npz").unlink()
     ranks = start_ranks(size, "evaluate", run, "--split", "test", "--data", five_chunks)
-    assert [rank.wait(120) for rank in ranks] == [0] * size
+    assert [rank.wait(400) for rank in ranks] == [0] * size
     with (
         np.load(run / "predictions-test-on-shards.npz") as many,
         np.load(one_rank / "predictions-test-on-shards.npz") as one,

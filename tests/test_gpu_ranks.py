@@ -76,7 +76,7 @@ def test_a_dead_rank_ends_the_other_one(gpu_shards: Path, tmp_path: Path) -> Non
 def test_two_ranks_do_not_share_a_card_by_mistake(gpu_shards: Path, tmp_path: Path) -> None:
     fields = {**USUAL, "data": gpu_shards, "run": tmp_path / "run"}
     ranks = start_ranks(2, *call("train", "cnn_baseline", **fields))
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_USER_ERROR] * 2
     assert "ranks 0 and 1 have the same GPU" in errors[0]
     assert "--backend gloo" in errors[0]

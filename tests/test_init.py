@@ -27,7 +27,7 @@ def run(*command: object, cwd: Path, **env: object) -> subprocess.CompletedProce
         env={**environment(), **{name: str(value) for name, value in env.items()}},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
         check=False,
     )
 

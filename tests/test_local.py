@@ -62,13 +62,13 @@ def test_stopped_and_started_again_it_ends_as_two_ranks_of_torchrun(
     ranks = children(first.pid)
     assert len(ranks) == 2
     first.send_signal(signal.SIGTERM)
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=400)
     assert first.returncode == EXIT_RUN_AGAIN, err
     assert "stopped by SIGTERM" in out
     assert out.count("the same command") == 1, "rank 0 alone reports"
     until_gone(ranks)
     again = start("train", "--procs=2", *call(shards, run))
-    out, err = again.communicate(timeout=240)
+    out, err = again.communicate(timeout=400)
     assert again.returncode == 0, err
     assert out.count("finished") == 1
     assert "on 2 x cpu" in err
@@ -85,7 +85,7 @@ def test_a_killed_rank_ends_all_and_the_run_may_continue(
     until_training(run, 1)
     ranks = children(parent.pid)
     os.kill(ranks[rank], signal.SIGKILL)
-    _, err = parent.communicate(timeout=60)
+    _, err = parent.communicate(timeout=400)
     assert parent.returncode == EXIT_RUN_AGAIN, err
     assert f"rank {rank} was ended by SIGKILL" in err
     assert "Traceback" not in err
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_message(
     shards: Path, tmp_path: Path, flags: tuple[object, ...], message: str
 ) -> None:
     parent = start("train", *call(shards, tmp_path / "run", *flags), "--procs", 2)
-    _, err = parent.communicate(timeout=120)
+    _, err = parent.communicate(timeout=400)
     assert parent.returncode == EXIT_USER_ERROR
     assert err.count(message) == 1, err
     assert "Traceback" not in err
@@ -126,7 +126,7 @@ def test_evaluate_runs_in_several_processes(
     shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     parent = start("evaluate", finished_run, "--split", "test", "--procs", 2)
-    out, err = parent.communicate(timeout=120)
+    out, err = parent.communicate(timeout=400)
     assert parent.returncode == 0, err
     assert out.count("accuracy") >= 1
     assert (finished_run / "eval-test.json").exists()
@@ -138,7 +138,7 @@ def test_ranks_that_torchrun_started_start_no_others(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     parent = start("train", *call(shards, tmp_path / "run"), "--procs", 2)
-    _, err = parent.communicate(timeout=60)
+    _, err = parent.communicate(timeout=400)
     assert parent.returncode == EXIT_USER_ERROR
     assert "leave it out under torchrun" in err
 

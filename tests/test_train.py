@@ -247,7 +247,7 @@ def run_limited(call: list[str], resource_id: int, limit: int) -> subprocess.Com
         resource.setrlimit(resource_id, (limit, limit))
 
     return subprocess.run(
-        call, capture_output=True, text=True, preexec_fn=set_limit, timeout=120, check=False
+        call, capture_output=True, text=True, preexec_fn=set_limit, timeout=400, check=False
     )
 
 

@@ -67,9 +67,9 @@ def of_ray() -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two learning rates by two seeds, and a learning rate that breaks."""
+    """A learning rate with two seeds, and one that breaks."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    ended = done(sweep(shards, out, "--lrs", 0.01, 0.003, 1e30, "--seeds", 0, 1))
+    ended = done(sweep(shards, out, "--lrs", 0.01, 1e30, "--seeds", 0, 1))
     assert ended.returncode == 3, ended.stderr + ended.stdout
     assert "failed: b36-lr1e+30-seed0" in ended.stdout
     assert "loss is not a finite number" in ended.stdout
@@ -79,10 +79,10 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_broken_trial_stops_nothing_and_is_in_the_table(swept: Path) -> None:
     table = pd.read_csv(swept / "results.csv").set_index(["lr", "seed"])
-    assert list(table["state"]) == ["finished"] * 4 + ["failed"] * 2
+    assert list(table["state"]) == ["finished"] * 2 + ["failed"] * 2
     assert table.loc[(1e30, 0), "why"].startswith("UserError: loss is not a finite number")
     summary = json.loads((swept / "summary.json").read_text())
-    assert {s["lr"] for s in summary["ranked"]} == {0.01, 0.003}
+    assert {s["lr"] for s in summary["ranked"]} == {0.01}
     for setting in summary["ranked"]:
         for seed, value in setting["values"].items():
             run = trial(swept, f"b36-lr{setting['lr']:g}-seed{seed}")
@@ -158,7 +158,7 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     (tmp_path / "mine.py").write_text(PLUGIN)
     out = tmp_path / "out"
     grid = ("--grid", "model=cnn_baseline,mine", "--grid", "flip=false", "--plugin", "mine.py")
-    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, 1, *grid)
+    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, *grid)
     marked = {**os.environ, "FER_TEST": MARK}
     running = subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked, cwd=tmp_path
@@ -170,16 +170,14 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     until(lambda: (victim / "attempts/0002/environment.json").exists())
     assert read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
     running.send_signal(signal.SIGTERM)  # as Ctrl-C
-    text = running.communicate(timeout=60)[0]
+    text = running.communicate(timeout=400)[0]
     assert running.returncode == 75, text
     assert "the same command continues from there" in text
     until(lambda: not of_ray())
     ended = done(call, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "model" in ended.stdout
-    for seed in (0, 1):
-        start = f"b36-lr0.01-model=cnn_baseline-flip=false-seed{seed}"
-        assert_same_outcome(trial(out, start), trial(swept, f"b36-lr0.01-seed{seed}"))
+    assert_same_outcome(victim, trial(swept, "b36-lr0.01-seed0"))
 
     mine = trial(out, "b36-lr0.01-model=mine-flip=false-seed0")
     stored = json.loads((mine / "config.json").read_text())
@@ -216,8 +214,8 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
     )
     assert "attempt 2" in more.stderr
     with tensorboard(out) as address:
-        text = page_text(f"{address}/#hparams", "session groups: 6", tmp_path / "hparams.png")
-    assert "Number of matching session groups: 6" in text
+        text = page_text(f"{address}/#hparams", "session groups: 4", tmp_path / "hparams.png")
+    assert "Number of matching session groups: 4" in text
     for name in (path.name for path in (out / "trials").iterdir()):
         assert text.count(f"trials/{name}/tb") == 1
 
@@ -254,7 +252,7 @@ def four_gpus() -> Iterator[str]:
         "--node-ip-address=127.0.0.1",
         *quiet,
     )
-    subprocess.run(start, check=True, capture_output=True, env=environment, timeout=60)
+    subprocess.run(start, check=True, capture_output=True, env=environment, timeout=400)
     yield f"127.0.0.1:{port}"
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

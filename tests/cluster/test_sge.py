@@ -68,7 +68,7 @@ def logs(folder: Path) -> str:
 def fer(cell: Cell, *args: object, code: int = 0) -> str:
     call, env = [sys.executable, *map(str, args)], cell.env | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        call, env=env, capture_output=True, text=True, timeout=120, check=False, cwd=cell.base
+        call, env=env, capture_output=True, text=True, timeout=400, check=False, cwd=cell.base
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -78,6 +78,7 @@ def ends(cell: Cell, job: str) -> list[int]:
     return [int(record["exit_status"].split()[0]) for record in cell.account(job)]
 
 
+@pytest.mark.long
 def test_the_scripts_from_raw_faces_to_scores(cell: Cell, place: Path) -> None:
     """Preprocess as an array, train on 2 GPUs, score, each after the one before."""
     env = {"FER_DATA": place / "my shards", "FER_RUNS": place / "runs"}
@@ -196,6 +197,7 @@ def test_a_submitted_job_is_shown_and_cancelled(
 PIPELINE = ("cnn_baseline", "--source", "synthetic", "--count", 240, "--tasks", 2, "--seeds", 0)
 
 
+@pytest.mark.long
 def test_a_pipeline_and_one_whose_first_stage_fails(cell: Cell, place: Path) -> None:
     """Grid Engine starts jobs also after a failed one: they refuse, one after the other."""
     call = (ROOT / "jobs/pipeline.py", *PIPELINE, "--cluster", "sge", "--epochs", 1, *TINY)
@@ -214,6 +216,7 @@ def test_a_pipeline_and_one_whose_first_stage_fails(cell: Cell, place: Path) -> 
     assert not (place / "failing" / "report" / "index.html").exists()
 
 
+@pytest.mark.long
 def test_a_sweep_as_an_array(cell: Cell, place: Path, shards: Path) -> None:
     out = place / "sweep"
     flags = ("--batch-sizes", 36, "--lrs", 0.01, 0.003, "--seeds", 0, "--epochs", 1)
@@ -281,6 +284,7 @@ def test_two_jobs_never_get_one_gpu(
         Path(f"/tmp/fer-gpu-{device}.lock").unlink(missing_ok=True)
 
 
+@pytest.mark.long
 def test_more_gpus_than_the_host_has(place: Path, stub: Path, shards: Path) -> None:
     with Cell(gpu_variable="NONE") as cell:
         job = gpu_job(cell, place, stub, shards, "run", FER_GPUS="only")

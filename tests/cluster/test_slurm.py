@@ -391,6 +391,7 @@ def test_a_submitted_job_is_shown_requeued_and_cancelled(
     assert len(attempt_numbers(endless)) == 1, "a cancelled job is not requeued"
 
 
+@pytest.mark.long
 def test_a_pipeline_of_dependent_jobs(cluster: Cluster, site: Path) -> None:
     out = site / "study"
     output = fer(

@@ -56,6 +56,7 @@ def test_a_layout_that_cannot_start_is_refused_at_once(
     assert not attempt_numbers(site / "run")
 
 
+@pytest.mark.long
 def test_processes_follow_what_was_asked_for(cluster: Cluster, site: Path, shards: Path) -> None:
     """GPUs by task, processors without GPUs, and an interactive shell of one task."""
     inside = f"srun --ntasks=1 bash slurm/train_cnn.sh cnn_baseline --data '{shards}'"
@@ -106,6 +107,7 @@ def test_starts_that_gain_nothing_end_with_the_reason_of_the_first(
         assert "libcudart.so.12: cannot open" in log(site, job).partition("The first of them")[2]
 
 
+@pytest.mark.long
 def test_a_job_from_inside_another_ones_array_is_itself(
     cluster: Cluster, site: Path, shards: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_job_from_inside_another_ones_array_is_itself(
     assert f"job {job}, start 2:" in log(site, job)
 
 
+@pytest.mark.long
 def test_a_controller_that_is_away_and_an_edit_do_not_lose_a_run(
     cluster: Cluster, site: Path, shards: Path
 ) -> None:
@@ -216,7 +219,7 @@ def test_the_block_of_the_readme_runs_as_it_stands(cluster: Cluster, tmp_path: P
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -34,7 +34,7 @@ def call(tmp_path: Path) -> Call:
             env={**environment(), **of_scheduler},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -70,6 +70,7 @@ def test_a_wheel_is_enough_to_train_on_slurm(
         assert_finished(name, tmp_path / run)
 
 
+@pytest.mark.long
 def test_a_wheel_is_enough_to_train_on_grid_engine(
     cell: Cell, call: Call, installed: Path, shards: Path, tmp_path: Path
 ) -> None:

@@ -12,10 +12,10 @@ for file in hosts nsswitch.conf resolv.conf; do
     [ -e /etc/$file ] && mount --bind {base}/$file /etc/$file
 done
 ip link set lo up
-if [ {user} != root ] && [ "${{PYTHON#/root/}}" != "$PYTHON" ]; then  # users may not enter /root
+if [ {user} != root ] && [ "${{PYTHON#"$HOME"/}}" != "$PYTHON" ]; then  # users may not enter it
     mkdir {base}/python.{host}
     mount --bind "$PYTHON" {base}/python.{host}
-    mount -t tmpfs -o mode=755 tmpfs /root
+    mount -t tmpfs -o mode=755 tmpfs "$HOME"
     mkdir -p "$PYTHON"
     mount --bind {base}/python.{host} "$PYTHON"
 fi

@@ -93,7 +93,7 @@ class Started:
 
 
 def run(
-    *args: object, env: Mapping[str, str] = os.environ, timeout: float = 240
+    *args: object, env: Mapping[str, str] = os.environ, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """`fer-hpc ARGS` to its end."""
     started = Started(*args, env=env)
@@ -121,7 +121,7 @@ def start_ranks(size: int, verb: str, *args: object) -> list[Started]:
     return [Started(verb, *args, env=environment) for environment in environments]
 
 
-def finish(ranks: list[Started], seconds: float = 240) -> list[int]:
+def finish(ranks: list[Started], seconds: float = 400) -> list[int]:
     """The exit codes of all ranks, once they have ended; kills what is left after `seconds`."""
     try:
         texts = [rank.communicate(timeout=seconds)[1] for rank in ranks]

@@ -121,8 +121,12 @@ def lacking(programs: Sequence[str] = PROGRAMS) -> str:
     return "" if probe.returncode == 0 else "network namespaces are not allowed here"
 
 
+PATIENCE = 4  # how much slower than expected a machine may be: a limit only ends what hangs
+
+
 def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
     """Wait for `condition`; a TimeoutError contains `what`, which may be a function called then."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -442,7 +446,7 @@ def fer(cluster: Cluster, *args: object, code: int = 0, **env: str) -> str:
         env={**cluster.env, **env},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

@@ -55,5 +55,5 @@ def environment() -> dict[str, str]:
 def _run(*command: object) -> subprocess.CompletedProcess[str]:
     call = [*map(str, command)]
     return subprocess.run(
-        call, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        call, env=environment(), capture_output=True, text=True, timeout=400, check=False
     )
