@@ -140,22 +140,22 @@ def installed(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(preprocess: Preprocess, once: Once) -> Path:
-    """360 synthetic faces, split by person, 32x32 gray: half the work of 48x48."""
-    flags = ("--count", 360, "--size", 32)
+    """240 synthetic faces, split by person, 32x32 gray: half the work of 48x48."""
+    flags = ("--count", 240, "--size", 32)
     return once("data/shards", lambda path: preprocess("synthetic", path, *flags))
 
 
 @pytest.fixture(scope="session")
 def faces(preprocess: Preprocess, once: Once) -> Path:
-    """160 synthetic faces of 32 pixels, for the GAN."""
-    flags = ("--count", 160, "--size", 32)
+    """96 synthetic faces of 32 pixels, for the GAN."""
+    flags = ("--count", 96, "--size", 32)
     return once("gan/shards", lambda path: preprocess("synthetic", path, *flags))
 
 
 @pytest.fixture(scope="session")
 def of_40_pixels(preprocess: Preprocess, once: Once) -> Path:
     """The same faces, larger."""
-    flags = ("--count", 160, "--size", 40)
+    flags = ("--count", 96, "--size", 40)
     return once("larger/shards", lambda path: preprocess("synthetic", path, *flags))
 
 
@@ -187,7 +187,7 @@ def finished_run(train: Train, once: Once, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def gpu_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The faces of `shards`, made without a command line, whose parser a bare machine may lack."""
+    """360 faces, made without a command line, whose parser a bare machine may lack."""
     from fer_hpc.config.commands import PreprocessConfig
     from fer_hpc.data.preprocess import preprocess
 

@@ -115,41 +115,36 @@ def test_the_scripts_from_raw_faces_to_scores(cell: Cell, place: Path) -> None:
 def test_a_suspension_a_rescheduling_and_a_killed_process(
     cell: Cell, place: Path, shards: Path, short: tuple[object, ...]
 ) -> None:
-    """USR1, USR2 and KILL: every job starts again by itself and ends as the undisturbed run."""
+    """USR1, KILL and USR2: the job starts again by itself and ends as the undisturbed run."""
     call = ("cnn_baseline", "--data", shards, *short)
-    whole = place / "whole"
+    whole, run = place / "whole", place / "runs" / "lost"
     undisturbed = start_ranks(1, "train", *call, "--run", whole)
-    runs = {name: place / "runs" / name for name in ("suspended", "rescheduled", "killed")}
-    jobs = {
-        name: qsub(cell, place, "sge/train_cnn.sh", *call, "--run", run)
-        for name, run in runs.items()
-    }
-    for run in runs.values():
-        until_saved(run)
-    cell.ask("qmod", "-sj", jobs["suspended"])
-    cell.ask("qmod", "-rj", jobs["rescheduled"])
-    kill_rank(runs["killed"])
-    cell.wait(jobs["suspended"], "s", "Rq", "Rr")
-    until(lambda: stopped_by(runs["suspended"]) == "stopped by SIGUSR1", 20, "its stop")
-    cell.ask("qmod", "-usj", jobs["suspended"])
+    job = qsub(cell, place, "sge/train_cnn.sh", *call, "--run", run)
+    until_saved(run)
+    cell.ask("qmod", "-sj", job)
+    until(lambda: stopped_by(run, 1) == "stopped by SIGUSR1", 20, "its stop")
+    cell.wait(job, "s", "Rq", "Rr")
+    cell.ask("qmod", "-usj", job)
+    until_saved(run, attempt=2)
+    kill_rank(run)
+    until_saved(run, attempt=3)
+    cell.ask("qmod", "-rj", job)
     assert finish(undisturbed) == [0]
-    for name, run in runs.items():
-        cell.wait(jobs[name], seconds=120)
-        assert ends(cell, jobs[name])[-1] == 0, logs(place)
-        assert len(attempt_numbers(run)) == 2, name
-        assert_same_outcome(run, whole)
-        record = read_json(run / "jobs" / f"{jobs[name]}.json")
-        assert record["cluster"] == "default@master"
-        assert [start["restarts"] for start in record["starts"]] == [0, 1]
-        assert abs(record["submitted"] - record["starts"][1]["time"]) < 60
-    assert stopped_by(runs["rescheduled"]) == "stopped by SIGUSR2"
-    killed = read_json(runs["killed"] / "jobs" / f"{jobs['killed']}.json")
-    assert "ended by SIGKILL" in killed["starts"][0]["end"]["how"]
+    cell.wait(job, seconds=120)
+    assert ends(cell, job)[-1] == 0, logs(place)
+    assert len(attempt_numbers(run)) == 4
+    assert_same_outcome(run, whole)
+    assert stopped_by(run, 3) == "stopped by SIGUSR2"
+    record = read_json(run / "jobs" / f"{job}.json")
+    assert record["cluster"] == "default@master"
+    assert [start["restarts"] for start in record["starts"]] == [0, 1, 2, 3]
+    assert "ended by SIGKILL" in record["starts"][1]["end"]["how"]
+    assert abs(record["submitted"] - record["starts"][-1]["time"]) < 60
 
 
-def stopped_by(run: Path) -> str:
-    """Why the first start of a run has stopped; "" while it trains."""
-    return str((read_json(run / "attempts" / "0001" / "status.json") or {}).get("why", ""))
+def stopped_by(run: Path, attempt: int) -> str:
+    """Why a start of a run has stopped; "" while it trains."""
+    return str((read_json(run / "attempts" / f"{attempt:04}" / "status.json") or {}).get("why", ""))
 
 
 def kill_rank(run: Path) -> None:
