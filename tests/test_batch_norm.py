@@ -62,7 +62,7 @@ def test_a_short_run_is_validated_with_statistics_that_fit_its_weights(
             data=shards,
             run=tmp_path / str(count),
             bn_images=count,
-            batch_size=30,
+            batch_size=20,
             optimizer="adamw",
             lr=0.01,
             epochs=2,

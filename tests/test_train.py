@@ -252,11 +252,11 @@ def run_limited(call: list[str], resource_id: int, limit: int) -> subprocess.Com
 
 
 def test_too_little_memory_names_the_batch_size(shards: Path, tmp_path: Path) -> None:
-    flags = ("--batch-size", 234, "--threads", 1)
+    flags = ("--batch-size", 150, "--threads", 1)
     arguments = command("train", "vgg", "--data", shards, "--run", tmp_path / "run", *flags)
     done = run_limited(arguments, resource.RLIMIT_DATA, 1_300_000_000)
     assert done.returncode == 2
-    assert "out of memory with --batch-size 234: take a smaller one, or --accumulate" in done.stderr
+    assert "out of memory with --batch-size 150: take a smaller one, or --accumulate" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -14,7 +14,7 @@ from fer_hpc.data.shards import Manifest
 from fer_hpc.models.gan import Discriminator, Generator, paper_classifier
 from fer_hpc.models.resnet import resnet_baseline
 from fer_hpc.run.state import Stateful
-from fer_hpc.training.optim import LearningRate, MovingAverage
+from fer_hpc.training.optim import Adam, LearningRate, MovingAverage
 
 # Network of the improved mode's classifier and of the expression's code; no judge may be one.
 CLASSIFIER_MODEL = "resnet_baseline"
@@ -115,7 +115,7 @@ def _adam(
     for is_supervised, betas in ((False, (0.5, 0.999)), (True, (0.9, 0.999))):
         if members := [p for p in network.parameters() if (id(p) in ids) == is_supervised]:
             groups.append({"params": members, "betas": betas, "supervised": is_supervised})
-    optimizer = torch.optim.Adam(groups, lr, fused=True)
+    optimizer: torch.optim.Optimizer = Adam(groups, lr, fused=True)
     optimizer.register_load_state_dict_pre_hook(_read_old_groups)
     return optimizer
 

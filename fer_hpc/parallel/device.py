@@ -100,7 +100,8 @@ def configure_torch(
 ) -> None:
     """Set what torch keeps per process: CPU threads, determinism, fp32 without or with TF32."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    # torch.use_deterministic_algorithms sets the same, and imports the compiler: 3 s.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

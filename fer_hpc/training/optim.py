@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from itertools import compress
@@ -15,6 +16,22 @@ from fer_hpc.config import TrainConfig
 from fer_hpc.evaluation.metrics import higher_is_better
 
 
+def without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
+    """`kind` with methods that do not import torch's compiler, which takes 3 s of each start.
+
+    torch wraps them to keep the compiler out; below its wrappers they are the same.
+    """
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in methods}
+    plain["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), plain)
+
+
+SGD = without_compiler(torch.optim.SGD)
+AdamW = without_compiler(torch.optim.AdamW)
+Adam = without_compiler(torch.optim.Adam)
+
+
 class LearningRate:
     """The learning rates of an optimiser's groups: exact on the host, and tensors for the step.
 
@@ -24,7 +41,7 @@ class LearningRate:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         # What a schedule of torch changes: an optimiser of nothing.
         rates = [group["lr"] for group in optimizer.param_groups]
-        self.host = torch.optim.SGD([{"params": [torch.zeros(())], "lr": lr} for lr in rates], 0.0)
+        self.host = SGD([{"params": [torch.zeros(())], "lr": lr} for lr in rates], 0.0)
         self._on_cpu = device.type == "cpu"
         kind = torch.float64 if self._on_cpu else torch.float32  # the fused kernels' own
         self.tensors = [torch.tensor(lr, dtype=kind, device=device) for lr in rates]
@@ -64,9 +81,9 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     """The optimiser that --optimizer names, fused: one pass over the weights a step."""
     weights = model.parameters()
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
+        return AdamW(weights, config.lr, weight_decay=config.weight_decay, fused=True)
     nesterov = config.momentum > 0
-    return torch.optim.SGD(
+    return SGD(
         weights,
         config.lr,
         momentum=config.momentum,
