@@ -295,7 +295,7 @@ def test_generated_faces_fill_up_a_rare_class_of_train_only(
         assert refused.returncode == 2
         assert message in refused.stderr
     for more, message in (
-        (("--fill", 2), "no class has fewer than 2"),
+        (("--fill", 1), "no class has fewer than 1"),
         (("--seed", 1, "--fill", 20), "holds other files"),
         (("--classes", "Contemt"), "did you mean 'Contempt'"),
         (("--classes", "Disgust"), "has no face of that class"),

@@ -224,7 +224,7 @@ def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path
     ended = done(sweep(shards, tmp_path / "out", "--batch-sizes", 500))
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1, ended.stderr
-    assert "--batch-size 500 is larger than the training split; use at most 234" in ended.stderr
+    assert "--batch-size 500 is larger than the training split; use at most 168" in ended.stderr
     assert not (tmp_path / "out").exists()
 
 
