@@ -61,24 +61,25 @@ def page() -> str:
 
 def _tables(parts: list[Part]) -> str:
     """The flags of a command, a table for each group."""
-    groups: dict[str, list[dataclasses.Field[Any]]] = {}
+    groups: dict[str, list[tuple[dataclasses.Field[Any], Any]]] = {}
     for part in parts:
         for group, field in part.fields():
-            groups.setdefault(group, []).append(field)
+            default = part.defaults.get(field.name, field.default)
+            groups.setdefault(group, []).append((field, default))
     is_run = parts[0].config_class in (TrainConfig, GanConfig)
     lines: list[str] = []
     for group, fields in groups.items():
         lines += [f"**{group.capitalize()}**", ""] if len(groups) > 1 else []
         lines.append("| Flag | Value | Default | What |" + (" Science |" if is_run else ""))
         lines.append("|---|---|---|---|" + ("---|" if is_run else ""))
-        lines += [_row(field, is_run) for field in fields] + [""]
+        lines += [_row(field, default, is_run) for field, default in fields] + [""]
     return "\n".join(lines)
 
 
-def _row(field: dataclasses.Field[Any], is_run: bool) -> str:
+def _row(field: dataclasses.Field[Any], default: Any, is_run: bool) -> str:
     positional = field.metadata.get("positional")
     name = field.name.upper() if positional else f"`{flag_name(field.name)}`"
-    cells = [name, _values(field), _default(field.default), field.metadata["help"]]
+    cells = [name, _values(field), _default(default), field.metadata["help"]]
     if is_run:
         cells.append("yes" if field.metadata["kind"] == "science" else "")
     return f"| {' | '.join(cells)} |"

@@ -26,6 +26,7 @@ LAYERS = (
     "gan",
     "sweep",
     "cluster",
+    "study",
     "report",
     "cli",
     "api",
@@ -36,7 +37,7 @@ USERS = {
     "tyro": {"cli/flags.py"},
     "submitit": {"cluster/slurm.py"},
 }
-NO_TORCH = {"config", "files", "report", "cluster", "cli"}
+NO_TORCH = {"config", "files", "report", "cluster", "study", "cli"}
 MAX_LINES, MAX_FUNCTION, MAX_WIDTH, MAX_SKIPS = 350, 80, 100, 10
 LOOPS = {("training/loop.py", "train"), ("gan/loop.py", "train_gan")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from fer_hpc.cli.parse import configure, configure_job, configure_pipeline
@@ -60,6 +61,17 @@ def sweep(args: list[str]) -> int:
     for line in sweep_array(resources, config, preset, base, given.arguments(JobConfig)):
         print(line, flush=True)
     return EXIT_FINISHED
+
+
+def several(args: list[str]) -> int:
+    """Run command lines one after another in this process; the first failure is the exit code."""
+    from fer_hpc.cli.main import main
+
+    codes = []
+    for line in args:
+        print(f"-- fer-hpc {line}", flush=True)
+        codes.append(main(shlex.split(line)))
+    return next(filter(None, codes), EXIT_FINISHED)
 
 
 def begin(args: list[str]) -> int:

@@ -31,7 +31,8 @@ from fer_hpc.config import (
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.parallel.local import run_ranks
 
-INTERNAL = {"begin": jobs.begin, "end": jobs.end}  # called by slurm/launch.sh
+# Called by slurm/launch.sh; several: by a study.
+INTERNAL = {"begin": jobs.begin, "end": jobs.end, "several": jobs.several}
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
 
 

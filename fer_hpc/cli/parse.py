@@ -17,6 +17,7 @@ from fer_hpc.config.commands import (
 )
 from fer_hpc.config.jobs import JobConfig, PipelineConfig
 from fer_hpc.config.plugins import load_plugins
+from fer_hpc.config.study import StudyConfig
 from fer_hpc.parallel.local import LOCAL_VERBS
 
 SWEPT = frozenset({"data", "run", "batch_size", "lr", "seed"})  # set by a sweep for each trial
@@ -62,6 +63,8 @@ def configure_job(
         return given, _sweep(given)
     if presets:
         return given, _training(given)
+    if verb == "study":
+        return given, _study(given)
     config: Any = given.build(VERBS[verb].config_class)
     if isinstance(config, PreprocessConfig):
         check_source(config.source, config.input, config.plugin)
@@ -79,6 +82,8 @@ def parts_of(verb: str, preset: str = "", as_job: bool = False) -> list[Part]:
     if verb == "tune":
         defaults = {**PRESETS.get(preset, {}), "threads": 1}
         return [Part(SweepConfig), Part(TrainConfig, SWEPT, defaults)]
+    if verb == "study":
+        return [Part(StudyConfig), Part(JobConfig, defaults={"cluster": "local"})]
     return [Part(VERBS[verb].config_class), *ranks]
 
 
@@ -122,6 +127,14 @@ def _sweep(given: Given) -> tuple[SweepConfig, str, TrainConfig]:
             "process has, as --threads 1"
         )
     return sweep, preset, base
+
+
+def _study(given: Given) -> tuple[StudyConfig, dict[str, Any], JobConfig]:
+    """A study, the flags of it that are given, and the resources of its jobs."""
+    study = given.build(StudyConfig)
+    if study.source:
+        check_source(study.source, study.input, ())
+    return study, given.values[StudyConfig], given.build(JobConfig, cluster="local")
 
 
 def configure_pipeline(args: list[str]) -> tuple[Given, JobConfig, PipelineConfig]:

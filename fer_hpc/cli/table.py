@@ -23,6 +23,7 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
+from fer_hpc.config.study import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ VERBS = {
         GenerateConfig, "shards and a GAN -> shards with more faces of rare classes", verbs.generate
     ),
     "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", verbs.report),
+    "study": Verb(
+        StudyConfig, "faces -> a whole study: all models, grid, GAN, scores, one page", verbs.study
+    ),
     "init": Verb(InitConfig, "batch scripts and jobs -> a folder of your own, to edit", verbs.init),
     "status": Verb(
         StatusConfig, "which runs wait, run, have finished or failed, and why", verbs.status

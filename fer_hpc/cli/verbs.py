@@ -36,6 +36,8 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
+from fer_hpc.config.jobs import JobConfig
+from fer_hpc.config.study import StudyConfig
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.run.folder import (
     find_run_config,
@@ -209,12 +211,28 @@ def report(config: ReportConfig) -> int:
     return EXIT_FINISHED
 
 
+def study(study: tuple[StudyConfig, dict[str, Any], JobConfig]) -> int:
+    from fer_hpc.cli.parse import configure
+    from fer_hpc.study.study import study as run_study
+
+    config, given, job = study
+    return run_study(config, given, job, configure)
+
+
 def status(config: StatusConfig) -> int:
     from fer_hpc.cluster.status import format_status, job_status, to_json
+    from fer_hpc.study.plan import is_study
+    from fer_hpc.study.study import status as study_status
 
+    studies = [path for path in config.paths if is_study(path)]
+    for path in studies:
+        print(study_status(path, config.json))
     default = Path(os.environ.get("FER_RUNS") or "runs")  # the first job makes it
-    rows = job_status(config.paths or ((default,) if default.is_dir() else ()))
-    print(to_json(rows) if config.json else format_status(rows))
+    paths = config.paths or ((default,) if default.is_dir() else ())
+    paths = tuple(path for path in paths if path not in studies)
+    if paths or not studies:
+        rows = job_status(paths)
+        print(to_json(rows) if config.json else format_status(rows))
     return EXIT_FINISHED
 
 

@@ -6,11 +6,13 @@ is kept beside it, in FOLDER/jobs of the results.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from fer_hpc.cluster.scheduler import Allocation, JobState, Request, Usage
 from fer_hpc.config import UserError
@@ -44,11 +46,10 @@ class Local:
     def submit(self, request: Request) -> list[str]:
         """Start the first command at once; each of the others when the one before has ended."""
         logs = request.folder / "jobs"
-        logs.mkdir(parents=True, exist_ok=True)
         names: list[str] = []
         is_sweep = request.commands[0][0] == "train" and len(request.commands) > 1
         for index, args in enumerate(request.commands):
-            process, name = self._start(request, args)
+            process, name = self.start(request, args)
             names.append(name)
             last = index + 1 == len(request.commands)
             if last and not request.after:
@@ -60,9 +61,16 @@ class Local:
                 )
         return names
 
-    def _start(self, request: Request, args: list[str]) -> tuple[subprocess.Popen[bytes], str]:
+    def start(
+        self, request: Request, args: list[str], variables: Mapping[str, str] | None = None
+    ) -> tuple[subprocess.Popen[bytes], str]:
+        """Start one command in the background; gives its process and the job's name.
+
+        `variables` are added to its environment.
+        """
         # The log is renamed after the process, which does not exist yet.
         log = request.folder / "jobs" / f".starting-{os.getpid()}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 _command(request, args),
@@ -70,8 +78,11 @@ class Local:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("FER_JOB_")},
+                env={k: v for k, v in os.environ.items() if not k.startswith("FER_JOB_")}
+                | dict(variables or {}),
             )
+        with contextlib.suppress(OSError):  # Linux schedules sessions, so nice alone has no effect
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(os.nice(0)))
         job = f"local-{process.pid}_{process_state(process.pid)[1]}"
         log.rename(log.with_name(f"{job}_0_log.out"))
         return process, job
@@ -79,7 +90,7 @@ class Local:
     def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
         states = {}
         for job in jobs:
-            alive = _is_alive(job)
+            alive = is_alive(job)
             states[job] = JobState("RUNNING" if alive else "ENDED", "", alive)
         return states
 
@@ -91,7 +102,7 @@ class Local:
 
     def cancel(self, jobs: Sequence[str]) -> None:
         for job in jobs:
-            if _is_alive(job):
+            if is_alive(job):
                 os.kill(_pid_and_start(job)[0], signal.SIGTERM)
 
     def dependency(self, jobs: Sequence[str]) -> list[str]:
@@ -109,7 +120,8 @@ def _pid_and_start(job: str) -> tuple[int, str]:
     return int(pid), start
 
 
-def _is_alive(job: str) -> bool:
+def is_alive(job: str) -> bool:
+    """Whether the process of a job runs; only its own host, boot and namespace know."""
     pid, start = _pid_and_start(job)
     letter, started = process_state(pid)
     return started == start != "" and letter not in "ZX"

@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import GanConfig, TrainConfig
-from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, ReportConfig, SweepConfig
+from fer_hpc.config.commands import (
+    DoctorConfig,
+    EvaluateConfig,
+    PreprocessConfig,
+    ReportConfig,
+    SweepConfig,
+)
 from fer_hpc.files import read_json, write_json
 
 JobCommand = (
-    TrainConfig | GanConfig | EvaluateConfig | PreprocessConfig | ReportConfig | SweepConfig
+    TrainConfig
+    | GanConfig
+    | EvaluateConfig
+    | PreprocessConfig
+    | DoctorConfig
+    | ReportConfig
+    | SweepConfig
 )
 TEXTS = ("job", "scheduler", "cluster", "name")
 
@@ -21,6 +33,8 @@ def results_dir(config: JobCommand) -> Path:
     """The folder that a command's results, logs and job records go to."""
     if isinstance(config, PreprocessConfig | ReportConfig | SweepConfig):
         return config.out
+    if isinstance(config, DoctorConfig):
+        return config.out.parent if config.out else config.folder
     return config.run
 
 

@@ -241,8 +241,8 @@ def _options(request: Request) -> list[str]:
         options += ["-pe", job.sge_pe, str(slots)]
     for flag, value in (("-q", job.partition), ("-P", job.account)):
         options += [flag, value] if value else []
-    if request.after:
-        options += ["-hold_jid", ",".join(request.after)]
+    if request.after or request.also_after:
+        options += ["-hold_jid", ",".join((*request.after, *request.also_after))]
     if len(request.commands) > 1:
         options += ["-t", f"1-{len(request.commands)}"]
     for given in job.qsub:

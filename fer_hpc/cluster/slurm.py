@@ -268,8 +268,10 @@ def _parameters(request: Request) -> dict[str, Any]:
     job, gpus = request.job, request.gpus
     more: dict[str, Any] = {"signal": f"B:USR1@{job.signal_lead_s}", "requeue": True}
     more["output"] = _log_pattern(request)
-    if request.after:
-        more["dependency"] = f"{request.dependency_type}:{':'.join(request.after)}"
+    conditions = ((request.dependency_type, request.after), ("afterany", request.also_after))
+    waits = ",".join(f"{kind}:{':'.join(jobs)}" for kind, jobs in conditions if jobs)
+    if waits:
+        more["dependency"] = waits
         more["kill-on-invalid-dep"] = "yes"
     given = dict(option.partition("=")[::2] for option in job.sbatch)
     if gpus and not any("gpus" in name or name == "gres" for name in given):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_hpc.cluster.code import code_root, keep_code
 from fer_hpc.cluster.launch import check_job
@@ -49,6 +50,7 @@ def make_request(
     gpus: int = 0,
     dependency_type: DependencyType = "afterok",
     keep: bool = False,
+    also_after: Sequence[str] = (),
 ) -> Request:
     """What a scheduler is asked for. `keep` writes the files that the job needs, else only names
     them."""
@@ -62,7 +64,8 @@ def make_request(
     if keep and job.keep_code and job.cluster != "local":
         code = str(keep_code(code_root(folder)))
     launch = launch_script() if job.cluster in ("slurm", "sge") else Path()
-    return Request(job, folder, commands, launch_args, gpus, after, dependency_type, launch, code)
+    wanted = (job, folder, commands, launch_args, gpus, after, dependency_type, also_after)
+    return Request(*wanted, launch, code)
 
 
 def submit(
@@ -73,12 +76,15 @@ def submit(
     after: Sequence[str] = (),
     gpus: int = 0,
     dependency_type: DependencyType = "afterok",
+    also_after: Sequence[str] = (),
+    **recorded: Any,
 ) -> list[str]:
     """Submit one job, or an array of several `commands`, whose results go to `folder`.
 
     Each command is [verb, arguments...]. `config` is the configuration of the first, which is
     checked before submitting; None where the jobs `after` make its input. `after` that is not empty
-    makes a local job be waited for. Gives the names of the jobs; with `--cluster debug` the
+    makes a local job be waited for. `also_after` must have ended, in whatever way. `recorded` is
+    kept in the jobs' records. Gives the names of the jobs; with `--cluster debug` the
     commands run in this process.
     """
     if config is not None:
@@ -90,12 +96,13 @@ def submit(
     by = scheduler(job.cluster)
     by.check_installed()
     cluster = by.cluster()
-    request = make_request(job, folder, commands, after, gpus, dependency_type, keep=True)
+    wanted = (job, folder, commands, after, gpus, dependency_type)
+    request = make_request(*wanted, keep=True, also_after=also_after)
     began = round(time.time(), 1)
     names = by.submit(request)
     log = {"slurm": "{}_0_log.out", "local": "{}_0_log.out", "sge": "*.o{}"}[job.cluster]
     for name, args in zip(names, commands, strict=True):
-        more = {"scheduler": job.cluster, "cluster": cluster, "name": request.name}
+        more = {"scheduler": job.cluster, "cluster": cluster, "name": request.name, **recorded}
         record_job(folder, name, args, [log.format(name)], submitted=began, **more)
     return names
 

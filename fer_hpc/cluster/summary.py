@@ -9,7 +9,12 @@ from fer_hpc.cluster.records import JobCommand, results_dir
 from fer_hpc.cluster.scheduler import Allocation, Usage
 from fer_hpc.cluster.starts import gained
 from fer_hpc.config import GanConfig, TrainConfig
-from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfig
+from fer_hpc.config.commands import (
+    DoctorConfig,
+    EvaluateConfig,
+    PreprocessConfig,
+    SweepConfig,
+)
 from fer_hpc.run.folder import read_rows, read_status
 
 
@@ -47,7 +52,8 @@ def next_command(config: JobCommand) -> str:
         return f"fer-hpc doctor {config.out}"
     if isinstance(config, EvaluateConfig):
         return f"fer-hpc report {config.run}"
-    return f"fer-hpc status {config.out}"
+    folder = results_dir(config) if isinstance(config, DoctorConfig) else config.out
+    return f"fer-hpc status {folder}"
 
 
 def usage_line(usage: Usage | None) -> str:

@@ -101,6 +101,7 @@ class DoctorConfig:
 
     folder: Path = required("folder of shards", positional=True)
     json: bool = option(False, "print the findings as JSON")
+    out: Path | None = option(None, "JSON file to write the findings to as well", file=True)
     fix: Path | None = option(
         None, "folder for a copy without these faces; its dropped.csv lists them and why"
     )

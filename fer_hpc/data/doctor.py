@@ -24,7 +24,7 @@ from fer_hpc.config.commands import DoctorConfig
 from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
-from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes
+from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes, write_json
 
 SHOWN = 5  # examples of each finding
 SHEET_COLUMNS, FACE_SIDE, TITLE = 4, 96, 18  # pairs in a row; pixels
@@ -39,8 +39,12 @@ def doctor(config: DoctorConfig) -> int:
     damage = verify(manifest)
     splits = {} if damage else {s: open_split(manifest, s) for s in SPLITS if manifest.n(s)}
     findings = audit(manifest, splits) if splits else []
+    as_json = _as_json(manifest, damage, findings)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(config.out, as_json)
     if config.json:
-        print(json.dumps(_as_json(manifest, damage, findings), indent=1))
+        print(json.dumps(as_json, indent=1))
     else:
         _print(manifest, damage, findings)
     if damage and (config.fix or config.sheet):
@@ -60,6 +64,7 @@ def _as_json(manifest: Manifest, damage: list[str], findings: list[Finding]) -> 
         found[f.what] = {"count": f.count, "examples": f.examples(SHOWN), "pairs": pairs}
     return {
         "folder": str(manifest.folder),
+        "fingerprint": manifest.fingerprint,
         "faces": {s: manifest.n(s) for s in SPLITS},
         "damage": damage,
         "findings": found,

@@ -78,6 +78,40 @@ def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path:
     _save(figure, path)
 
 
+def seed_curves(
+    runs: dict[int, list[dict[str, Any]]],
+    title: str,
+    path: Path,
+    peers: dict[str, float] | None = None,
+) -> None:
+    """Accuracy and loss per epoch of several seeds in one picture, on train and val.
+
+    `runs`: seed -> rows. `peers`: val numbers of somebody else's model, as dotted lines, by metric.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
+    longest = max(runs.values(), key=len)
+    for axes, metric in zip(panels, ("accuracy", "loss"), strict=True):
+        for i, rows in enumerate(runs.values()):
+            for part in ("train", "val"):
+                axes.plot(
+                    [row["epoch"] for row in rows],
+                    [row[f"{part}_{metric}"] for row in rows],
+                    color=COLORS[part],
+                    label=part if not i else None,
+                    lw=1.1,
+                    alpha=0.85,
+                    marker="." if len(longest) <= MAX_MARKED_EPOCHS else "",
+                )
+        if peers and metric in peers:
+            text = f"source report, val ({peers[metric]:.3g})"
+            axes.axhline(peers[metric], color="0.3", lw=1, ls=":", label=text)
+        axes.set(xlabel="epoch", ylabel=metric)
+        axes.legend(fontsize=8)
+        _epoch_axis(axes, [row["epoch"] for row in longest])
+    figure.suptitle(_literal(title))
+    _save(figure, path)
+
+
 def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Per epoch: discriminator accuracy, generator loss, and the sum of both losses (log scale)."""
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")

@@ -40,10 +40,10 @@ def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
     for gan in gans:
         caption = "reference | expression | output, "
         grids = [
-            Figure(caption + p.stem.removeprefix("grid-"), _uri(p), is_plot=False)
+            Figure(caption + p.stem.removeprefix("grid-"), picture_uri(p), is_plot=False)
             for p in sorted(gan.path.glob("grid-*.png"))
         ]
-        curves = [Figure("losses", _uri(p)) for p in gan.path.glob("curves.png")]
+        curves = [Figure("losses", picture_uri(p)) for p in gan.path.glob("curves.png")]
         found[gan.label] = grids + curves
     return found
 
@@ -51,7 +51,7 @@ def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
 def heat_map(sweep: Path) -> list[Figure]:
     """The heatmap.png of a sweep, if there is one."""
     path = sweep / "heatmap.png"
-    return [Figure("mean over the seeds", _uri(path))] if path.exists() else []
+    return [Figure("mean over the seeds", picture_uri(path))] if path.exists() else []
 
 
 def _draw(run: Run, out: Path) -> list[Figure]:
@@ -61,14 +61,15 @@ def _draw(run: Run, out: Path) -> list[Figure]:
     if run.rows:
         path = out / f"{run.label}-curves.png"
         plots.curves(run.rows, run.best_epoch, run.label, path)
-        drawn.append(Figure("Accuracy and loss per epoch", _uri(path)))
+        drawn.append(Figure("Accuracy and loss per epoch", picture_uri(path)))
     for name, scores in run.scores.items():
         path = out / f"{run.label}-confusion-{name}.png"
         counts = np.array(scores["confusion"])
         plots.confusion(counts, list(scores["classes"]), f"{run.label}, {name}", path)
-        drawn.append(Figure(f"Confusion on {name}; each row sums to 1", _uri(path)))
+        drawn.append(Figure(f"Confusion on {name}; each row sums to 1", picture_uri(path)))
     return drawn
 
 
-def _uri(picture: Path) -> str:
+def picture_uri(picture: Path) -> str:
+    """A PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

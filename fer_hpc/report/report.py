@@ -15,6 +15,7 @@ from fer_hpc.evaluation.metrics import format_interval
 from fer_hpc.files import remove_leftovers, write_bytes
 from fer_hpc.report.figures import MAX_DRAWN_RUNS, draw_figures, gan_figures, heat_map
 from fer_hpc.report.read import Collection, collect
+from fer_hpc.report.study import study_section
 from fer_hpc.report.tables import (
     best_runs,
     class_tables,
@@ -51,6 +52,7 @@ def report(config: ReportConfig) -> Path:
             figures=draw_figures(found.runs, config.out) | gan_figures(found.gans),
             max_drawn_runs=MAX_DRAWN_RUNS,
             class_tables=class_tables(_data_folders(found)),
+            study=study_section(config.runs, found, config.out),
             when=time.strftime("%Y-%m-%d %H:%M"),
         )
     )

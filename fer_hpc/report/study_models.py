@@ -1,0 +1,205 @@
+"""The models of a study over their seeds: the source report's tables 2 and 3, and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fer_hpc.evaluation import plots
+from fer_hpc.evaluation.metrics import MIN_SEEDS, format_interval, seeds_interval, smoothed_loss
+from fer_hpc.evaluation.results import result_files
+from fer_hpc.report import paper
+from fer_hpc.report.figures import Figure, picture_uri
+from fer_hpc.report.read import Run
+from fer_hpc.run.folder import attempt_numbers
+from fer_hpc.study.graph import Part
+
+TITLES = {"vgg": "VGG", "winner": "grid's winner", **{k: m.title for k, m in paper.MODELS.items()}}
+SCORED = ("loss", "objective", "accuracy", "balanced_accuracy")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over the seeds of a model."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    def text(self, percent: bool) -> str:
+        """Mean and interval, as a table shows them."""
+        factor, spec = (100, ".1f") if percent else (1, ".3f")
+        between = self.interval and (factor * self.interval[0], factor * self.interval[1])
+        if between is None:
+            return f"{factor * self.mean:{spec}}"
+        return f"{factor * self.mean:{spec}} {format_interval(between, self.seeds, spec)}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the study: its runs, and the source report's numbers, if it has it."""
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+    theirs: paper.PaperModel | None
+    scores: dict[str, dict[str, Score]]  # split -> metric
+    recalls: dict[str, dict[str, float | None]]  # split -> class
+    words: str
+    seconds: float
+    devices: tuple[str, ...]
+    restarts: int
+    smoothing: float
+
+    @property
+    def split(self) -> str:
+        """The split that tables of classes and pictures show: test, where it was opened."""
+        return "test" if "test" in self.scores else "val"
+
+
+# ---- tables 2 and 3 ------------------------------------------------------------------------------
+
+
+def study_model(
+    name: str, members: list[Part], by_path: dict[Path, Run], is_affectnet: bool
+) -> Model:
+    runs = tuple(by_path[p.folder.resolve()] for p in members if p.folder.resolve() in by_path)
+    smoothing = float(runs[0].config["science"].get("label_smoothing", 0.0))
+    scores, recalls = {}, {}
+    for split in ("val", "test"):
+        scored = [run for run in runs if split in run.scores and run.scores[split]["finished"]]
+        if scored:
+            scores[split] = _scores(scored, split, smoothing)
+            recalls[split] = _recalls(scored, split)
+    theirs = paper.MODELS.get(name)
+    return Model(
+        name,
+        TITLES.get(name, name),
+        runs,
+        theirs,
+        scores,
+        recalls,
+        _words(theirs, scores, is_affectnet, smoothing),
+        sum(run.seconds for run in runs),
+        tuple(sorted({str(run.environment.get("device", "")) for run in runs} - {""})),
+        sum(max(0, len(attempt_numbers(run.path)) - 1) for run in runs),
+        smoothing,
+    )
+
+
+def _scores(runs: list[Run], split: str, smoothing: float) -> dict[str, Score]:
+    values = {m: [float(run.scores[split][m]) for run in runs] for m in SCORED if m != "objective"}
+    values["objective"] = values["loss"]
+    if smoothing:
+        values["objective"] = [_objective(run, split, smoothing) for run in runs]
+    return {
+        metric: Score(
+            sum(v) / len(v), seeds_interval(metric, v) if len(v) >= MIN_SEEDS else None, len(v)
+        )
+        for metric, v in values.items()
+    }
+
+
+def _objective(run: Run, split: str, smoothing: float) -> float:
+    """The loss with label smoothing on a split, from the stored predictions; NaN without them."""
+    path = result_files(run.path, split)["predictions"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return smoothed_loss(arrays["logits"], arrays["labels"], smoothing)
+    except (OSError, ValueError, KeyError):
+        return float("nan")
+
+
+def _recalls(runs: list[Run], split: str) -> dict[str, float | None]:
+    """Mean recall of each class over the seeds."""
+    found: dict[str, float | None] = {}
+    for name in runs[0].scores[split]["classes"]:
+        values = [run.scores[split]["classes"].get(name, {}).get("recall") for run in runs]
+        known = [value for value in values if value is not None]
+        found[name] = sum(known) / len(known) if known else None
+    return found
+
+
+def _words(
+    theirs: paper.PaperModel | None,
+    scores: dict[str, dict[str, Score]],
+    is_affectnet: bool,
+    smoothing: float,
+) -> str:
+    """The difference to the source report's test accuracy, in words."""
+    if theirs is None:
+        return "not in the source report's tables"
+    if "test" not in scores:
+        return "test not opened"
+    if not is_affectnet:
+        return "other data: not compared"
+    score = scores["test"]["accuracy"]
+    points = 100 * (score.mean - theirs.test_accuracy)
+    text = f"{points:+.1f} points on test"
+    if score.interval is None:
+        return f"{text}; {score.seeds} seed(s), too few to call it a difference"
+    low, high = score.interval
+    if low <= theirs.test_accuracy <= high:
+        return f"{text}: not distinguishable, their number is within our interval"
+    return f"{text}: {'above' if points > 0 else 'below'} their single run, outside our interval"
+
+
+def order_by_accuracy(models: list[Model]) -> list[str]:
+    """The models that both have, best test accuracy first: theirs, and ours."""
+    both = [m for m in models if m.theirs and "test" in m.scores]
+    if len(both) < 2:
+        return []
+    theirs = sorted(both, key=lambda m: -(m.theirs.test_accuracy if m.theirs else 0))
+    ours = sorted(both, key=lambda m: -m.scores["test"]["accuracy"].mean)
+    return [" > ".join(m.title for m in listed) for listed in (theirs, ours)]
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def study_figures(
+    models: list[Model], gans: list[Run], out: Path, is_affectnet: bool
+) -> list[tuple[str, list[Figure]]]:
+    """(heading, pictures) of each model and of the GAN; also written into `out`."""
+    found = []
+    folder = out / "study"
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        drawn = []
+        rows = {run.seed: run.rows for run in model.runs if run.rows}
+        if rows:
+            path = folder / f"{model.name}-curves.png"
+            peers = None
+            if model.theirs and is_affectnet:
+                peers = {"accuracy": model.theirs.val_accuracy, "loss": model.theirs.val_loss}
+            plots.seed_curves(rows, f"{model.title}, {len(rows)} seed(s)", path, peers)
+            drawn.append(
+                Figure("accuracy and loss per epoch, a line for each seed", picture_uri(path))
+            )
+        scored = [run.scores[model.split] for run in model.runs if model.split in run.scores]
+        if scored:
+            path = folder / f"{model.name}-confusion.png"
+            counts = np.sum([np.array(scores["confusion"]) for scores in scored], axis=0)
+            title = f"{model.title}, {model.split}, {len(scored)} seed(s)"
+            plots.confusion(counts, list(scored[0]["classes"]), title, path)
+            drawn.append(
+                Figure(
+                    f"confusion on {model.split}, rows sum to 1, seeds together", picture_uri(path)
+                )
+            )
+        number = f"Figures {model.theirs.figures}" if model.theirs else "Not in the source report"
+        found.append((f"{number}: {model.title}", drawn))
+    for gan in gans:
+        pictures = [
+            Figure("discriminator accuracy, generator loss, both losses", picture_uri(path))
+            for path in gan.path.glob("curves.png")
+        ]
+        grids = sorted(gan.path.glob("grid-*.png"), key=lambda p: p.stem != "grid-test")
+        pictures += [
+            Figure("neutral | expression | output", picture_uri(path), is_plot=False)
+            for path in grids[:1]
+        ]
+        found.append((f"Figures 13 to 16: {gan.label}", pictures))
+    return [(heading, pictures) for heading, pictures in found if pictures]

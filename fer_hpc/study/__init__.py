@@ -1,0 +1,1 @@
+"""A whole study as a graph of commands: plan, state, driver."""

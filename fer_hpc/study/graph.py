@@ -1,0 +1,244 @@
+"""The parts of a study: plain commands of the suite, and which of them each one needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fer_hpc.config import TrainConfig, flag_arguments
+from fer_hpc.study.plan import Plan, fields_of_table, shape_of
+from fer_hpc.study.recipes import Table
+
+Kind = Literal["shards", "doctor", "train", "grid", "gan", "val", "test", "report"]
+TITLES: dict[Kind, str] = {
+    "shards": "faces -> shards",
+    "doctor": "checks of the shards",
+    "train": "trainings",
+    "grid": "grid",
+    "gan": "GAN",
+    "val": "scores on val",
+    "test": "scores on test",
+    "report": "page",
+}
+# Pixels from which a training has the machine, or a GPU, for itself.
+LARGE_SIDE, LARGE_SIDE_OF_GAN = 96, 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command of a study.
+
+    needs: parts whose results it reads; after: parts that must have ended before, in whatever way
+    """
+
+    name: str  # train/vgg-seed0
+    kind: Kind
+    command: list[str]  # [verb, arguments...], with absolute paths
+    folder: Path  # of its results and job records
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    product: str = ""  # the faces that it reads or makes: 48x48x1
+    threads: int = 1
+    alone: bool = False  # takes all cores of a machine, or a whole GPU
+    epochs: int = 0
+    preset: str = ""
+    settings: Table = field(default_factory=dict)  # what of study.toml decides it, by its key
+
+    @property
+    def hash(self) -> str:
+        """Identity of the settings, 12 hexadecimal digits."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def is_gan(self) -> bool:
+        return self.folder.parent.name == "gan"
+
+
+def parts_of(plan: Plan) -> list[Part]:
+    """All parts of a study, each after those that it needs."""
+    parts = [_shards(plan, product) for product in plan.products]
+    if plan.has("doctor"):
+        parts += [_doctor(plan, product) for product in plan.products]
+    trainings = _trainings(plan)
+    if plan.has("grid"):
+        trainings.append(_grid(plan))
+        if plan.has("winner"):
+            trainings += _winners(plan)
+    if plan.has("gan"):
+        trainings += _gans(plan)
+    parts += trainings
+    runs = [part for part in trainings if part.kind != "grid"]
+    if plan.has("val"):
+        parts += [_scores(plan, run, "val", ()) for run in runs]
+    if plan.has("test"):
+        # Once, when all that is chosen on val has been chosen.
+        chosen = tuple(p.name for p in parts if p.kind in ("train", "grid", "gan", "val"))
+        parts += [_scores(plan, run, "test", chosen) for run in runs]
+    out = plan.out / "report"
+    everything = tuple(part.name for part in parts)
+    report = ["report", str(plan.out), "--out", str(out)]
+    parts.append(Part("report", "report", report, out, after=everything))
+    return parts
+
+
+def _shards(plan: Plan, product: str) -> Part:
+    tables, (side, channels) = plan.tables, shape_of(product)
+    folder = plan.out / "shards" / product
+    command = ["preprocess", "--source", tables["source"], "--out", str(folder)]
+    command += ["--size", str(side), "--channels", str(channels)]
+    command += flag_arguments("split", tables["split"])
+    command += flag_arguments("classes", tables["classes"] or None)
+    command += flag_arguments("input", tables["input"] or None)
+    command += flag_arguments("count", tables["count"] or None)
+    settings = {key: tables[key] for key in ("source", "split", "classes", "count")}
+    return Part(
+        f"shards/{product}",
+        "shards",
+        command,
+        folder,
+        product=product,
+        alone=True,
+        settings=settings,
+    )
+
+
+def _doctor(plan: Plan, product: str) -> Part:
+    folder = plan.out / "doctor" / product
+    command = ["doctor", str(plan.out / "shards" / product), "--out", str(folder / "findings.json")]
+    return Part(
+        f"doctor/{product}", "doctor", command, folder, (f"shards/{product}",), product=product
+    )
+
+
+def _arguments(fields: Table) -> list[str]:
+    return [arg for name, value in fields.items() for arg in flag_arguments(name, value)]
+
+
+def _is_large(product: str, limit: int = LARGE_SIDE) -> bool:
+    return shape_of(product)[0] >= limit
+
+
+def _trainings(plan: Plan) -> list[Part]:
+    found = []
+    for name, table in plan.models.items():
+        product, fields = table["data"], fields_of_table("models", table)
+        settings = {f"models.{name}.{k}": v for k, v in table.items() if k != "seeds"}
+        for seed in table["seeds"]:
+            folder = plan.out / "runs" / f"{name}-seed{seed}"
+            command = ["train", plan.model_preset(name), "--data"]
+            command += [str(plan.out / "shards" / product), "--run", str(folder)]
+            command += ["--seed", str(seed), *_arguments(fields)]
+            part = Part(
+                f"train/{folder.name}",
+                "train",
+                command,
+                folder,
+                (f"shards/{product}",),
+                product=product,
+                threads=fields.get("threads", 0),
+                alone=_is_large(product) or not fields.get("threads"),
+                epochs=fields.get("epochs", 0),
+                preset=plan.model_preset(name),
+                settings=settings,
+            )
+            found.append(part)
+    return found
+
+
+def _grid(plan: Plan) -> Part:
+    table = plan.tables["grid"]
+    product, fields = table["data"], fields_of_table("grid", table)
+    folder, preset = plan.out / "grid", table.get("preset", "cnn_improved")
+    command = ["tune", preset, "--data", str(plan.out / "shards" / product), "--out", str(folder)]
+    lists = {key: table[key] for key in ("batch_sizes", "lrs", "seeds")}
+    command += _arguments(lists | {"threads": 1} | fields)
+    return Part(
+        "grid/grid",
+        "grid",
+        command,
+        folder,
+        (f"shards/{product}",),
+        product=product,
+        threads=fields.get("threads", 1),
+        alone=True,
+        epochs=fields.get("epochs", 0),
+        preset=preset,
+        settings={f"grid.{k}": v for k, v in table.items()},
+    )
+
+
+def _winners(plan: Plan) -> list[Part]:
+    table = plan.tables["grid"]
+    kinds = {f.name: f.metadata["kind"] for f in dataclasses.fields(TrainConfig)}
+    runtime = {k: v for k, v in table.items() if kinds.get(k) == "runtime" and k != "data"}
+    found = []
+    for seed in plan.tables["winner"]["seeds"]:
+        folder = plan.out / "runs" / f"winner-seed{seed}"
+        command = ["train", "--from-sweep", str(plan.out / "grid"), "--run", str(folder)]
+        command += ["--seed", str(seed), *_arguments(runtime)]
+        part = Part(
+            f"train/{folder.name}",
+            "train",
+            command,
+            folder,
+            ("grid/grid",),
+            product=table["data"],
+            threads=table.get("threads", 1),
+            epochs=table.get("epochs", 0),
+            alone=_is_large(table["data"]),
+            preset=table.get("preset", "cnn_improved"),
+        )
+        found.append(part)
+    return found
+
+
+def _gans(plan: Plan) -> list[Part]:
+    table = plan.tables["gan"]
+    product, fields = table["data"], fields_of_table("gan", table)
+    settings = {f"gan.{k}": v for k, v in table.items() if k != "seeds"}
+    found = []
+    for seed in table["seeds"]:
+        folder = plan.out / "gan" / f"gan-seed{seed}"
+        command = ["train_gan", "--data", str(plan.out / "shards" / product)]
+        command += ["--run", str(folder), "--seed", str(seed), *_arguments(fields)]
+        part = Part(
+            f"gan/{folder.name}",
+            "gan",
+            command,
+            folder,
+            (f"shards/{product}",),
+            product=product,
+            threads=fields.get("threads", 0),
+            alone=_is_large(product, LARGE_SIDE_OF_GAN) or not fields.get("threads"),
+            epochs=fields.get("epochs", 0),
+            settings=settings,
+        )
+        found.append(part)
+    return found
+
+
+def _scores(plan: Plan, run: Part, split: Literal["val", "test"], after: tuple[str, ...]) -> Part:
+    command = ["evaluate", str(run.folder), "--split", split]
+    settings: dict[str, Any] = {}
+    if run.kind == "gan":
+        pairs = plan.tables["evaluate"].get("gan_pairs", 2000)
+        command += ["--pairs", str(pairs)]
+        settings = {"evaluate.gan_pairs": pairs}
+    return Part(
+        f"{split}/{run.folder.name}",
+        split,
+        command,
+        run.folder,
+        (run.name,),
+        after,
+        product=run.product,
+        threads=run.threads,
+        alone=run.alone,
+        preset=run.preset,
+        settings=settings,
+    )

@@ -1,0 +1,84 @@
+"""What this machine has for the parts of a study, and which of them fit beside each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fer_hpc.cluster.programs import output_of
+from fer_hpc.study.graph import Part
+
+PER_GPU = 4  # small trainings on one GPU: one alone waits for the host
+SMALL_GPU_GB, SMALL_MEMORY_GB = 6.0, 2.0  # of a small training at most, on a GPU and in memory
+
+
+@dataclass
+class Room:
+    """The cores and GPUs that are taken, by part."""
+
+    cores: int
+    gpus: dict[str, float] = field(default_factory=dict)  # as CUDA_VISIBLE_DEVICES -> GB
+    memory_gb: float = 0.0
+    taken: dict[str, tuple[int, str, bool]] = field(default_factory=dict)  # cores, GPU, alone
+
+    def place(self, part: Part) -> dict[str, str] | None:
+        """Take the room for a part: what its environment gets, or None where it does not fit."""
+        uses_gpu = bool(self.gpus) and part.kind in ("train", "gan", "val", "test")
+        takes_all = part.kind in ("shards", "grid") or (part.alone and not uses_gpu)
+        if takes_all:
+            if self.taken:
+                return None
+            self.taken[part.name] = (self.cores, "", True)
+            return {}
+        if any(everything for _, gpu, everything in self.taken.values() if not gpu):
+            return None
+        cores = min(max(part.threads, 1), self.cores)
+        if sum(taken for taken, _, _ in self.taken.values()) + cores > self.cores:
+            return None
+        if not uses_gpu:
+            if len(self.taken) + 1 > max(1.0, self.memory_gb / SMALL_MEMORY_GB):
+                return None
+            self.taken[part.name] = (cores, "", False)
+            return {}
+        for gpu, memory_gb in self.gpus.items():
+            here = [alone for _, name, alone in self.taken.values() if name == gpu]
+            room = min(PER_GPU, int(memory_gb / SMALL_GPU_GB) or 1)
+            if any(here) or len(here) >= (1 if part.alone else room):
+                continue
+            self.taken[part.name] = (cores, gpu, part.alone)
+            return {"CUDA_VISIBLE_DEVICES": gpu}
+        return None
+
+    def occupy(self, part: Part) -> None:
+        """Count a part that runs already, whether it fits or not."""
+        if self.place(part) is None:
+            self.taken[part.name] = (max(part.threads, 1), "", False)
+
+    def leave(self, name: str) -> None:
+        self.taken.pop(name, None)
+
+
+def this_machine() -> Room:
+    """The cores that this process may use, the memory, and the GPUs that it sees."""
+    cores = len(os.sched_getaffinity(0))
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Room(cores, gpus_here(), pages / 1e9)
+
+
+def gpus_here() -> dict[str, float]:
+    """Index or UUID of each GPU that processes here may use -> its memory in GB."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.strip():
+        return {}
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and visible is None:
+        return {}
+    query = ("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+    found: dict[str, float] = {}
+    for line in output_of("nvidia-smi", *query).splitlines():
+        index, uuid, mebibytes = (part.strip() for part in line.split(",")[:3])
+        wanted = visible.split(",") if visible else [index]
+        name = next((w for w in wanted if w.strip() in (index, uuid)), None)
+        if name is not None and mebibytes.isdigit():
+            found[name.strip()] = int(mebibytes) * 1024**2 / 1e9
+    return found

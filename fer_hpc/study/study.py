@@ -1,0 +1,129 @@
+"""`fer-hpc study`: the plan of a new study, or of the one in OUT; then its parts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer_hpc.config import EXIT_FINISHED, UserError, format_flag
+from fer_hpc.config.jobs import JobConfig
+from fer_hpc.config.study import StudyConfig
+from fer_hpc.study.driver import Driver, only_driver
+from fer_hpc.study.estimate import check_space, costs_of, format_plan, hours_left
+from fer_hpc.study.graph import Part, parts_of
+from fer_hpc.study.jobs import Configure, submit_study
+from fer_hpc.study.machine import this_machine
+from fer_hpc.study.plan import NAME, TOP, Plan, is_study, new_plan, read_plan, write_plan
+from fer_hpc.study.state import check_edits, jobs_of, states_of_parts
+from fer_hpc.study.status import format_study
+
+MAY_BE_THERE = {"jobs", "logs", "nohup.out"}  # in a new OUT
+
+
+def study(
+    config: StudyConfig, given: Mapping[str, Any], job: JobConfig, configure: Configure
+) -> int:
+    """Run a study, or submit its jobs; gives the exit code. `given`: the flags of this call."""
+    is_new = not is_study(config.out)
+    plan = _new(config, job) if is_new else _stored(config, given)
+    parts = parts_of(plan)
+    check_edits(plan, parts)
+    room = this_machine() if job.cluster in ("local", "debug") else None
+    costs = costs_of(plan, parts, room, job)
+    if is_new:
+        write_plan(plan)
+    if job.dry_run:
+        states = states_of_parts(plan, parts, jobs_of(plan, parts))
+        print(format_plan(plan, parts, costs, states, room, job))
+        print(f"the plan: {plan.out / NAME}, which you may edit; nothing was started")
+        return EXIT_FINISHED
+    check_space(plan, parts, costs)
+    if room is None:
+        with only_driver(plan.out):
+            for line in submit_study(plan, parts, job, config.tasks, configure):
+                print(line, flush=True)
+        return EXIT_FINISHED
+    with only_driver(plan.out):
+        print(f"{plan.out}: {len(parts)} parts, {room.cores} core(s), {len(room.gpus)} GPU(s)")
+        return Driver(plan, parts, job, room).run()
+
+
+def _new(config: StudyConfig, job: JobConfig) -> Plan:
+    if config.out.is_dir():
+        other = [
+            p.name
+            for p in config.out.iterdir()
+            if p.name not in MAY_BE_THERE and p.suffix != ".log" and not p.name.startswith(".")
+        ]
+        if other:
+            raise UserError(
+                f"{config.out} holds other files ({', '.join(sorted(other)[:3])}) and no {NAME}; "
+                "give a new folder"
+            )
+    if not config.source:
+        raise UserError(
+            f"{config.out} holds no study yet: the first call needs --source (and --input)"
+        )
+    if config.input is not None and not config.input.exists():
+        raise UserError(f"--input {config.input} does not exist")
+    return new_plan(config, job)
+
+
+def _stored(config: StudyConfig, given: Mapping[str, Any]) -> Plan:
+    """The plan in OUT; a UserError where the flags of this call are those of another study."""
+    plan = read_plan(config.out)
+    for field, value in given.items():
+        if field not in TOP or value is None:
+            continue
+        value = str(Path(value).absolute()) if field == "input" else value
+        stored = plan.tables[field]
+        if value != stored and not (field == "count" and not value):
+            raise UserError(
+                f"{config.out} holds a study with {format_flag(field, stored)} (now "
+                f"{format_flag(field, value)}): give another OUT, or leave the flag out"
+            )
+    return plan
+
+
+# ---- status --------------------------------------------------------------------------------------
+
+
+def status(out: Path, as_json: bool = False) -> str:
+    """The graph of a study with its progress, for people or programs."""
+    plan = read_plan(out)
+    parts = parts_of(plan)
+    states = states_of_parts(plan, parts, jobs_of(plan, parts))
+    if as_json:
+        return json.dumps(
+            [
+                {
+                    "part": part.name,
+                    "state": states[part.name].state,
+                    "why": states[part.name].why,
+                    "share": round(states[part.name].share, 4),
+                    "job": states[part.name].job,
+                    "folder": str(part.folder),
+                    "needs": list(part.needs),
+                }
+                for part in parts
+            ],
+            indent=1,
+        )
+    try:
+        room = this_machine()
+        left = hours_left(parts, states, costs_of(plan, parts, room, JobConfig()), room)
+    except (OSError, ValueError) as error:  # the input may not be there any more
+        print(f"warning: no estimate of the time left: {error}", file=sys.stderr)
+        left = None
+    return format_study(plan, parts, states, left)
+
+
+def failures(out: Path) -> list[tuple[Part, str]]:
+    """The parts of a study that have failed, and why."""
+    plan = read_plan(out)
+    parts = parts_of(plan)
+    states = states_of_parts(plan, parts, jobs_of(plan, parts))
+    return [(p, states[p.name].why) for p in parts if states[p.name].state == "failed"]
