@@ -25,6 +25,8 @@ demo: .venv/.installed
 	@echo '                   .venv/bin/fer-hpc preprocess --source fer2013 --input fer2013.csv --out SHARDS'
 	@echo '                   .venv/bin/fer-hpc train cnn_improved --data SHARDS --run runs/first'
 	@echo 'On a cluster:      sbatch slurm/train_cnn.sh    (see docs/cluster.md)'
+	@echo 'A whole study:     .venv/bin/fer-hpc study studies/fer2013 --source fer2013 --input fer2013.csv'
+	@echo '                   (all models, grid, GAN, scores, one page: docs/study.md; --scale tiny to try it)'
 
 DEMO_RUN = cnn_improved --data demo/shards --run demo/runs/cnn_improved --epochs 12 --batch-size 64 --flip --checkpoint-every-s 5
 

@@ -108,6 +108,7 @@ def test_scale_multiplies_the_epochs_of_the_recipes(tmp_path: Path) -> None:
         ("lrs = [", "lrs = [0.1, ", ""),
         ("count = 240", 'count = "240"', "wanted a whole number"),
         ("gan_pairs", "pairs", "gan_pairs"),
+        ('"cnn_improved-seed0"', '"cnn_improved-seed9"', "did you mean 'cnn_improved-seed"),
         ("epochs = 2", "epochs = ", "not TOML"),
     ],
 )

@@ -78,7 +78,7 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
     ]
     gans = [runs[p.folder.resolve()] for p in parts if p.kind == "gan" and _is_in(p, runs)]
     manifest = next(filter(None, (find_manifest(_shards(plan, p)) for p in plan.products)), None)
-    table, words = _class_table(manifest, is_affectnet)
+    table, words = class_table(manifest, is_affectnet)
     starts = read_json(plan.out / "parts" / "driver.json")
     return StudySection(
         plan=plan,
@@ -123,7 +123,7 @@ def _by_model(parts: list[Part]) -> dict[str, list[Part]]:
 # ---- table 1 -------------------------------------------------------------------------------------
 
 
-def _class_table(manifest: Manifest | None, is_affectnet: bool) -> tuple[list[Any], str]:
+def class_table(manifest: Manifest | None, is_affectnet: bool) -> tuple[list[Any], str]:
     """(class, ours in train, val, test, theirs in train, val, test) and the difference in words."""
     if manifest is None:
         return [], "the shards are not there"

@@ -81,7 +81,7 @@ def study_model(
         theirs,
         scores,
         recalls,
-        _words(theirs, scores, is_affectnet, smoothing),
+        difference_in_words(theirs, scores, is_affectnet),
         sum(run.seconds for run in runs),
         tuple(sorted({str(run.environment.get("device", "")) for run in runs} - {""})),
         sum(max(0, len(attempt_numbers(run.path)) - 1) for run in runs),
@@ -93,7 +93,7 @@ def _scores(runs: list[Run], split: str, smoothing: float) -> dict[str, Score]:
     values = {m: [float(run.scores[split][m]) for run in runs] for m in SCORED if m != "objective"}
     values["objective"] = values["loss"]
     if smoothing:
-        values["objective"] = [_objective(run, split, smoothing) for run in runs]
+        values["objective"] = [objective_of(run.path, split, smoothing) for run in runs]
     return {
         metric: Score(
             sum(v) / len(v), seeds_interval(metric, v) if len(v) >= MIN_SEEDS else None, len(v)
@@ -102,9 +102,9 @@ def _scores(runs: list[Run], split: str, smoothing: float) -> dict[str, Score]:
     }
 
 
-def _objective(run: Run, split: str, smoothing: float) -> float:
+def objective_of(run: Path, split: str, smoothing: float) -> float:
     """The loss with label smoothing on a split, from the stored predictions; NaN without them."""
-    path = result_files(run.path, split)["predictions"]
+    path = result_files(run, split)["predictions"]
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return smoothed_loss(arrays["logits"], arrays["labels"], smoothing)
@@ -122,11 +122,10 @@ def _recalls(runs: list[Run], split: str) -> dict[str, float | None]:
     return found
 
 
-def _words(
+def difference_in_words(
     theirs: paper.PaperModel | None,
     scores: dict[str, dict[str, Score]],
     is_affectnet: bool,
-    smoothing: float,
 ) -> str:
     """The difference to the source report's test accuracy, in words."""
     if theirs is None:

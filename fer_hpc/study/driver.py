@@ -33,6 +33,7 @@ from fer_hpc.config import (
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.files import read_json, write_json
 from fer_hpc.run.folder import list_checkpoints
+from fer_hpc.run.lease import process_state
 from fer_hpc.study.graph import Part
 from fer_hpc.study.machine import Room
 from fer_hpc.study.plan import Plan
@@ -111,6 +112,10 @@ class Driver:
                 signal.signal(number, handler)
 
     def _run(self) -> int:
+        # `fer-hpc cancel OUT` ends this process as well, which would start the others again.
+        job = f"local-{os.getpid()}_{process_state(os.getpid())[1]}"
+        more = {"scheduler": "local", "cluster": Local().cluster(), "name": "fer-study"}
+        record_job(self.plan.out, job, ["study", str(self.plan.out)], [], **more)
         for part in self.parts:  # the same command tries again what has failed
             stored = self.plan.out / "parts" / f"{part.name.replace('/', '.')}.json"
             if (read_json(stored) or {}).get("failed"):

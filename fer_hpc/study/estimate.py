@@ -127,8 +127,11 @@ def critical_path(parts: list[Part], costs: dict[str, Cost]) -> tuple[float, lis
     return max(best.values(), key=lambda found: found[0])
 
 
-def check_space(plan: Plan, parts: list[Part], costs: dict[str, Cost]) -> None:
-    """A UserError where the disk has no room for the shards that are still to be made."""
+def check_space(plan: Plan, parts: list[Part], costs: dict[str, Cost]) -> str:
+    """A UserError where the disk has no room for the shards that are still to be made.
+
+    Gives a warning where it may have none for the runs; "" where it has.
+    """
     todo = [p for p in parts if p.kind == "shards" and not (p.folder / "manifest.json").exists()]
     needed = sum(costs[part.name].gigabytes or 0 for part in todo)
     place = next(p for p in (plan.out, *plan.out.parents) if p.is_dir())
@@ -139,6 +142,14 @@ def check_space(plan: Plan, parts: list[Part], costs: dict[str, Cost]) -> None:
             f"{plan.out}: the shards need {needed:.1f} GB ({names}), and {free:.1f} GB are free: "
             "make room, give another OUT, or smaller faces (data = ...) in study.toml"
         )
+    runs = sum(
+        costs[part.name].gigabytes or 0
+        for part in parts
+        if part.kind != "shards" and not part.folder.exists()
+    )
+    if needed + runs > free:
+        return f"warning: the runs need about {runs:.0f} GB more, and {free:.0f} GB are free"
+    return ""
 
 
 # ---- text ----------------------------------------------------------------------------------------

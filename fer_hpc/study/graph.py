@@ -225,16 +225,20 @@ def _gans(plan: Plan) -> list[Part]:
 def _scores(plan: Plan, run: Part, split: Literal["val", "test"], after: tuple[str, ...]) -> Part:
     command = ["evaluate", str(run.folder), "--split", split]
     settings: dict[str, Any] = {}
+    needs = [run.name]
     if run.kind == "gan":
-        pairs = plan.tables["evaluate"].get("gan_pairs", 2000)
-        command += ["--pairs", str(pairs)]
-        settings = {"evaluate.gan_pairs": pairs}
+        own = plan.tables["evaluate"]
+        settings = {f"evaluate.{key}": value for key, value in own.items()}
+        command += ["--pairs", str(own.get("gan_pairs", 2000))]
+        if judge := own.get("gan_judge"):
+            command += ["--judge", str(plan.out / "runs" / judge)]
+            needs.append(f"train/{judge}")
     return Part(
         f"{split}/{run.folder.name}",
         split,
         command,
         run.folder,
-        (run.name,),
+        tuple(needs),
         after,
         product=run.product,
         threads=run.threads,

@@ -31,7 +31,7 @@ OWN_KEYS = {  # of a table, besides the fields of the command
     "grid": ("preset", "data", "batch_sizes", "lrs", "seeds"),
     "winner": ("seeds",),
     "gan": ("data", "seeds"),
-    "evaluate": ("gan_pairs",),
+    "evaluate": ("gan_pairs", "gan_judge"),
 }
 SET_BY_THE_STUDY = {"data", "run", "seed", "init_hash", "plugin_hash"}
 PRODUCT = re.compile(r"(\d{1,4})x\1x([13])")  # height x width x channels
@@ -99,7 +99,8 @@ COMMENTS = {
     "grid": "Every batch size x learning rate x seed; val chooses the winner.",
     "winner": "The configuration that the grid chose, trained with seeds that did not choose it.",
     "gan": "Any field of `fer-hpc train_gan` may be added.",
-    "evaluate": "val is scored when a run has ended; test once, when everything is chosen.",
+    "evaluate": "val is scored when a run has ended; test once, when everything is chosen.\n"
+    '# gan_judge: the run whose classifier judges the GAN; "": one is trained for it.',
 }
 
 
@@ -193,6 +194,11 @@ def check_plan(plan: Plan) -> None:
     for name in ("winner", "evaluate"):
         _check_keys(tables[name], OWN_KEYS[name], f"key in {NAME}, [{name}]")
     _check_seeds("[winner]", tables["winner"])
+    judge = tables["evaluate"].get("gan_judge", "")
+    runs = [f"{name}-seed{seed}" for name, t in plan.models.items() for seed in t["seeds"]]
+    if plan.has("gan") and judge and judge not in runs:
+        error = unknown_name_error(f"run in {NAME}, [evaluate], gan_judge", str(judge), runs)
+        raise UserError(f'{error}; "" trains a judge for the GAN')
     _check_values(plan)
 
 

@@ -40,7 +40,8 @@ def study(
         print(format_plan(plan, parts, costs, states, room, job))
         print(f"the plan: {plan.out / NAME}, which you may edit; nothing was started")
         return EXIT_FINISHED
-    check_space(plan, parts, costs)
+    if warning := check_space(plan, parts, costs):
+        print(warning, file=sys.stderr)
     if room is None:
         with only_driver(plan.out):
             for line in submit_study(plan, parts, job, config.tasks, configure):

@@ -1,0 +1,120 @@
+"""The section of a page about a study: the source report's numbers beside ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_hpc.config.jobs import JobConfig
+from fer_hpc.config.study import StudyConfig
+from fer_hpc.data.manifest import Manifest
+from fer_hpc.report import paper
+from fer_hpc.report.study import class_table
+from fer_hpc.report.study_models import Score, difference_in_words, objective_of
+from fer_hpc.study.graph import parts_of
+from fer_hpc.study.plan import new_plan, write_plan
+from fer_hpc.study.state import record_part
+from tests.conftest import Fer
+
+THEIRS = paper.MODELS["cnn_improved"]  # .7514 on test
+
+
+def test_the_numbers_of_the_source_report_agree_with_each_other() -> None:
+    sums = [sum(counts[i] for counts in paper.COUNTS.values()) for i in range(3)]
+    assert sums == [201_347, 43_155, 43_148]
+    balanced = [100 * model.balanced for model in paper.MODELS.values()]
+    assert balanced == pytest.approx([37.3, 43.1, 42.3, 47.3], abs=0.06)
+    assert round(100 * paper.MAJORITY, 1) == 46.7
+
+
+@pytest.mark.parametrize(
+    ("mean", "interval", "words"),
+    [
+        (0.76, (0.74, 0.78), "+0.9 points on test: not distinguishable"),
+        (0.80, (0.79, 0.81), "+4.9 points on test: above their single run"),
+        (0.70, (0.69, 0.71), "-5.1 points on test: below their single run"),
+        (0.70, None, "1 seed(s), too few"),
+    ],
+)
+def test_the_difference_is_put_into_words(
+    mean: float, interval: tuple[float, float] | None, words: str
+) -> None:
+    scores = {"test": {"accuracy": Score(mean, interval, 3 if interval else 1)}}
+    assert words in difference_in_words(THEIRS, scores, is_affectnet=True)
+    assert difference_in_words(THEIRS, scores, False) == "other data: not compared"
+    assert difference_in_words(THEIRS, {}, True) == "test not opened"
+    assert "not in the source report" in difference_in_words(None, scores, True)
+
+
+def manifest(counts: dict[str, tuple[int, int, int]]) -> Manifest:
+    splits = {
+        split: {
+            "n": sum(c[i] for c in counts.values()),
+            "class_counts": {k: c[i] for k, c in counts.items()},
+        }
+        for i, split in enumerate(("train", "val", "test"))
+    }
+    return Manifest(Path("shards"), (48, 48, 1), tuple(counts), "f" * 16, {"splits": splits})
+
+
+def test_the_class_table_finds_a_split_of_other_counts() -> None:
+    rows, words = class_table(manifest(paper.COUNTS), True)
+    assert "to within one face" in words
+    assert rows[0] == ("Neutral", 52410, 11233, 11231, 52410, 11233, 11231)
+    assert rows[-1] == ("all", 201_347, 43_155, 43_148, 201_347, 43_155, 43_148)
+    off = {**paper.COUNTS, "Fear": (4400, 957, 957)}
+    assert "up to 64 faces" in class_table(manifest(off), True)[1]
+    seven = {name: counts for name, counts in paper.COUNTS.items() if name != "Contempt"}
+    assert class_table(manifest(seven), False)[0][7] == (
+        "Contempt",
+        0,
+        0,
+        0,
+        *paper.COUNTS["Contempt"],
+    )
+
+
+def test_the_smoothed_loss_comes_from_the_stored_predictions(tmp_path: Path) -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1]]))
+    np.savez(tmp_path / "predictions-test.npz", logits=logits, labels=np.array([0]))
+    expected = -(0.9 * np.log(0.7) + 0.1 * np.log([0.7, 0.2, 0.1]).mean())
+    assert objective_of(tmp_path, "test", 0.1) == pytest.approx(expected)
+    assert np.isnan(objective_of(tmp_path, "val", 0.1))
+
+
+def test_the_page_of_a_study_shows_what_failed_and_what_is_there(
+    fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
+) -> None:
+    out = tmp_path / "study"
+    plan = new_plan(
+        StudyConfig(out=out, source="synthetic", scale="tiny"), JobConfig(cluster="local")
+    )
+    write_plan(plan)
+    parts = {part.name: part for part in parts_of(plan)}
+    (out / "shards").mkdir()
+    (out / "shards" / "32x32x1").symlink_to(shards)
+    run = parts["train/cnn_baseline-seed0"].folder
+    shutil.copytree(finished_run, run)
+    record_part(plan, parts["train/cnn_baseline-seed0"], started=True)
+    record_part(plan, parts["grid/grid"], failed="3 of 27 trials failed")
+    assert fer("evaluate", run, "--split", "val").returncode == 0
+    done = fer("report", out, "--out", out / "report")
+    assert done.returncode == 0, done.stderr
+    page = (out / "report" / "index.html").read_text()
+    accuracy = json.loads((run / "eval-val.json").read_text())["accuracy"]
+    for text in (
+        "grid/grid: 3 of 27 trials failed",
+        "train/winner-seed3: needs grid/grid, which has failed",
+        "CNN baseline, 1 seed",
+        f"<td>{100 * accuracy:.1f}</td>",
+        "62.98",
+        "test not opened",
+        "other data: the counts are not compared",
+        "Figures 5, 6: CNN baseline",
+    ):
+        assert text in page, text
+    assert page.index("3 of 27 trials failed") < page.index("Table 2")
