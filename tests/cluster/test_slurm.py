@@ -156,7 +156,7 @@ def test_a_time_limit(cluster: Cluster, site: Path, shards: Path, finished_run: 
     assert finish(start_ranks(1, "train", *flags, "--run", site / "whole"), 400) == [0]
     assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
     ends = [read_json(p / "status.json") for p in sorted((site / "limited" / "attempts").iterdir())]
-    assert len(ends) >= 3
+    assert len(ends) >= 2
     whys = [
         end["why"] for end in ends[:-1]
     ]  # the warning, which Slurm may send half a minute early, sometimes comes first
