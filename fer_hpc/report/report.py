@@ -40,6 +40,9 @@ def report(config: ReportConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
+    section = study_section(config.runs, found, config.out)
+    in_study = {run.path for model in section.models for run in model.runs} if section else set()
+    others = [run for run in found.runs if run.path not in in_study]  # its models have figures
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -49,10 +52,10 @@ def report(config: ReportConfig) -> Path:
             best=best_runs(found.runs, known),
             tables=result_tables(found.runs, known),
             sweeps=[(sweep, heat_map(sweep.path)) for sweep in found.sweeps],
-            figures=draw_figures(found.runs, config.out) | gan_figures(found.gans),
+            figures=draw_figures(others, config.out) | gan_figures(found.gans),
             max_drawn_runs=MAX_DRAWN_RUNS,
             class_tables=class_tables(_data_folders(found)),
-            study=study_section(config.runs, found, config.out),
+            study=section,
             when=time.strftime("%Y-%m-%d %H:%M"),
         )
     )
