@@ -16,6 +16,7 @@ from fer_hpc.files import remove_leftovers, write_bytes
 from fer_hpc.report.figures import MAX_DRAWN_RUNS, draw_figures, gan_figures, heat_map
 from fer_hpc.report.read import Collection, collect
 from fer_hpc.report.study import study_section
+from fer_hpc.report.study_text import to_markdown
 from fer_hpc.report.tables import (
     best_runs,
     class_tables,
@@ -41,6 +42,8 @@ def report(config: ReportConfig) -> Path:
     remove_leftovers(config.out)
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
     section = study_section(config.runs, found, config.out)
+    if section:
+        write_bytes(config.out / "study.md", to_markdown(section).encode())
     in_study = {run.path for model in section.models for run in model.runs} if section else set()
     others = [run for run in found.runs if run.path not in in_study]  # its models have figures
     page = (
