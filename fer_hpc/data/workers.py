@@ -26,6 +26,8 @@ from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import describe, error_line, load_plugins
 from fer_hpc.data import faces, shards
 from fer_hpc.data.annotations import Face, Source
+from fer_hpc.data.finder import training_box
+from fer_hpc.data.photos import Photo
 from fer_hpc.data.plan import block_rows
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import end_with_parent, keep_freed_memory
@@ -203,33 +205,27 @@ def _face(locator: Any) -> Face:
 
 def _cut(face: Face) -> dict[str, Any]:
     """A face cropped and resized, with its other columns."""
-    box, no_box = None, False
-    if _config.crop == "auto":
-        no_box = face.landmarks is None and face.box is None
-        box = None if face.box is None else faces.add_margin(face.box)
-        if face.landmarks is not None:
-            box = faces.landmark_box(face.landmarks)
-    whole = _config.crop == "detect" or (box is not None and face.box_in_shares)
-    reduced = 1
-    if face.encoded is not None:
-        reduced = 1 if whole else faces.decode_scale(box, _config.size)
-        picture = faces.decode(face.encoded, _config.channels, reduced)
-    elif face.pixels is not None:
-        picture = faces.with_channels(face.pixels, _config.channels)
-    else:
+    content = face.pixels if face.encoded is None else face.encoded
+    if content is None:
         raise faces.Reject("the source gives neither encoded nor pixels")
+    photo, landmarks, box, no_box = Photo(content), face.landmarks, None, False
     if _config.crop == "detect":
-        found = faces.find_face(picture)
-        if found is None:
+        found = photo.find()
+        if not found:
             raise faces.Reject("no face found")
-        box = faces.add_margin(found)
-    elif box is not None and face.box_in_shares:
-        height, width = picture.shape[:2]
-        box = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-    image, to_crop, empty_box = faces.crop_and_resize(picture, box, _config.size, reduced)
+        box = training_box(found[0])
+        landmarks = found[0].landmarks if landmarks is None else landmarks
+    elif _config.crop == "auto":
+        no_box = landmarks is None and face.box is None
+        box = None if face.box is None else faces.add_margin(face.box)
+        box = box if landmarks is None else faces.landmark_box(landmarks)
+        if box is not None and face.box_in_shares:
+            height, width = photo.pixels(_config.channels).shape[:2]
+            box = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+    image, to_crop, empty_box = photo.crop(box, _config.size, _config.channels)
     return {
         "images": image,
-        "landmarks": NO_LANDMARKS if face.landmarks is None else face.landmarks,
+        "landmarks": NO_LANDMARKS if landmarks is None else landmarks,
         "to_crop": to_crop,
         "valence": face.valence,
         "arousal": face.arousal,

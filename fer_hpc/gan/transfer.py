@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import TransferConfig
-from fer_hpc.data.faces import Box, Reject, add_margin, crop_and_resize, decode, find_face
+from fer_hpc.data.faces import Box, Reject, with_channels
+from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, training_box
+from fer_hpc.data.photos import Photo
 from fer_hpc.files import write_bytes
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.parallel.device import pick_device
@@ -21,21 +23,23 @@ from fer_hpc.parallel.device import pick_device
 MIN_FACE_SIDE = 48  # pixels of the photo; the finder takes other things for faces below that
 SMALL_SHARE = 0.15  # of the picture; a smaller box is often a part of a cut-out face
 VIEW_SIDE = 256  # pixels; smaller outputs are enlarged at least to this
+STRIP_SIDE = 384  # pixels of each picture in a strip
+TITLES, TITLE_HEIGHT = ("neutral", "expression", "output"), 28
 
 Image = NDArray[np.uint8]  # [H, W] gray or [H, W, C] RGB
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A decoded photo, and the box of the face in it; None: the whole picture is the face."""
+class FacePhoto:
+    """A photo, and what is cut from it for the face; None: the whole picture is the face."""
 
     path: Path
-    image: Image
-    box: Box | None
+    photo: Photo
+    box: Box | None  # in pixels, with the margin
 
     def describe(self) -> str:
         """The photo's size and the box, as text."""
-        height, width = self.image.shape[:2]
+        height, width = self.size
         size = f"{self.path} ({width}x{height})"
         if self.box is None:
             return f"{size}: the whole picture (--whole)"
@@ -46,9 +50,15 @@ class Photo:
         )
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        picture, reduced = self.photo.shown
+        return reduced * picture.shape[0], reduced * picture.shape[1]
+
+    @property
     def share(self) -> float:
         """The part of the picture's area that the box covers."""
-        height, width = self.image.shape[:2]
+        height, width = self.size
         left, top, right, bottom = self.box or (0.0, 0.0, float(width), float(height))
         return (right - left) * (bottom - top) / (height * width)
 
@@ -57,18 +67,14 @@ def transfer(config: TransferConfig) -> str:
     """Write `config.out`: the neutral person with the other's expression; gives a summary as text.
 
     The output is enlarged `config.scale` times; with 0, at least to VIEW_SIDE. With `config.strip`
-    both photos stand beside it, with the box of the face that was found.
+    both photos stand beside it, with the box that was cut, each at least STRIP_SIDE wide.
     """
     device = pick_device(config.device)
     generator, shape, _ = load_generator(config.run, device)
-    photos = [
-        read_photo(path, shape[2], config.whole) for path in (config.neutral, config.expression)
-    ]
-    # Cut like the training faces: the box and a margin on each side.
-    faces = [
-        crop_and_resize(photo.image, photo.box and add_margin(photo.box), shape[0])[0]
-        for photo in photos
-    ]
+    photos = [read_photo(path, config.whole) for path in (config.neutral, config.expression)]
+    if best_finder() == "cascade" and not config.whole:
+        print(f"note: {CASCADE_ADVICE}", file=sys.stderr)
+    faces = [each.photo.crop(each.box, shape[0], shape[2])[0] for each in photos]
     with torch.inference_mode():
         inputs = [
             torch.from_numpy(face).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -76,13 +82,15 @@ def transfer(config: TransferConfig) -> str:
         ]
         result = generator(*inputs)[0].permute(1, 2, 0).cpu().numpy()
     output = np.clip(np.round((result + 1) * 127.5), 0, 255).astype(np.uint8)
-    scale = config.scale or -(-VIEW_SIDE // shape[0])
+    scale = config.scale or -(-(STRIP_SIDE if config.strip else VIEW_SIDE) // shape[0])
     side = scale * shape[0]
     picture = _enlarged(output, side)
     if config.strip:
-        picture = np.concatenate([*(_with_box(photo, side) for photo in photos), picture], 1)
+        panels = [_with_box(photo, side) for photo in photos]
+        panels.append(np.broadcast_to(picture, (side, side, 3)))
+        picture = np.concatenate([_titled(*each) for each in zip(TITLES, panels, strict=True)], 1)
     _write_png(config.out, picture)
-    content = "neutral | expression | output" if config.strip else "output"
+    content = " | ".join(TITLES) if config.strip else "output"
     method = f", {scale} times the GAN's {shape[0]} pixels (bicubic)" if scale > 1 else ""
     return "\n".join(
         [
@@ -92,38 +100,40 @@ def transfer(config: TransferConfig) -> str:
     )
 
 
-def read_photo(path: Path, channels: int, whole: bool) -> Photo:
+def read_photo(path: Path, whole: bool) -> FacePhoto:
     """Decode a photo and find its largest face; `whole`: take the whole picture as the face.
 
     Raises UserError where it is no picture, or no face of a sensible size is found. Warns on stderr
     where the box is a small part of the picture.
     """
+    photo = Photo(path.read_bytes())
     try:
-        image = decode(path.read_bytes(), channels)
+        if whole:
+            photo.pixels(3)
+            return FacePhoto(path, photo, None)
+        found = photo.find()
     except Reject as reason:
         raise UserError(f"{path}: {reason}; give a JPEG or PNG photo") from None
-    if whole:
-        return Photo(path, image, None)
-    height, width = image.shape[:2]
-    box = find_face(image)
-    if box is None:
+    if not found:
+        height, width = photo.shown[0].shape[:2]
         raise UserError(
             f"{path} ({width}x{height}): no face found; give a photo of an upright face, or "
             "--whole if both pictures are cut-out faces"
         )
-    photo = Photo(path, image, box)
-    if min(box[2] - box[0], box[3] - box[1]) < MIN_FACE_SIDE:
+    result = FacePhoto(path, photo, training_box(found[0]))
+    left, top, right, bottom = found[0].box
+    if min(right - left, bottom - top) < MIN_FACE_SIDE:
         raise UserError(
-            f"{photo.describe()}: wanted at least {MIN_FACE_SIDE} pixels, smaller finds are often "
-            "no faces; give a larger photo, or --whole if both pictures are cut-out faces"
+            f"{result.describe()}: wanted a face of at least {MIN_FACE_SIDE} pixels, smaller finds "
+            "are often no faces; give a larger photo, or --whole if both pictures are cut-out faces"
         )
-    if photo.share < SMALL_SHARE:
+    if result.share < SMALL_SHARE:
         print(
-            f"warning: {photo.describe()}: check with --strip that this is the face; give --whole "
+            f"warning: {result.describe()}: check with --strip that this is the face; give --whole "
             "if both pictures are cut-out faces",
             file=sys.stderr,
         )
-    return photo
+    return result
 
 
 def _enlarged(image: Image, side: int) -> Image:
@@ -134,24 +144,32 @@ def _enlarged(image: Image, side: int) -> Image:
     return resized.reshape(side, side, -1).astype(np.uint8)
 
 
-def _with_box(photo: Photo, side: int) -> Image:
-    """The photo in the middle of a square [side, side, C], with the face's box drawn in it."""
-    height, width = photo.image.shape[:2]
+def _with_box(face: FacePhoto, side: int) -> Image:
+    """The photo in the middle of a square [side, side, 3], with the box that was cut."""
+    picture, reduced = face.photo.shown
+    height, width = picture.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(scale * width)), max(1, round(scale * height))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    small = cv2.resize(photo.image, size, interpolation=method).reshape(size[1], size[0], -1)
-    if photo.box is not None:
-        left, top, right, bottom = (round(scale * edge) for edge in photo.box)
-        small = np.ascontiguousarray(small)
+    small = cv2.resize(with_channels(picture, 3), size, interpolation=method)
+    if face.box is not None:
+        left, top, right, bottom = (round(scale * edge / reduced) for edge in face.box)
         line = max(1, side // 128)
         # White on black is visible on any picture, also a gray one.
         cv2.rectangle(small, (left, top), (right, bottom), (0, 0, 0), 3 * line)
         cv2.rectangle(small, (left, top), (right, bottom), (255, 255, 255), line)
-    square = np.zeros((side, side, small.shape[2]), np.uint8)
+    square = np.zeros((side, side, 3), np.uint8)
     x, y = (side - size[0]) // 2, (side - size[1]) // 2
     square[y : y + size[1], x : x + size[0]] = small
     return square
+
+
+def _titled(title: str, panel: Image) -> Image:
+    """A panel [H, W, 3] under its title."""
+    strip = np.full((TITLE_HEIGHT, panel.shape[1], 3), 255, np.uint8)
+    where = 6, TITLE_HEIGHT - 8
+    cv2.putText(strip, title, where, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, panel])
 
 
 def _write_png(path: Path, picture: Image) -> None:

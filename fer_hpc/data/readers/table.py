@@ -153,8 +153,8 @@ class PictureTable:
         number, offset, length = locator
         line = self.tables[number][0].line(offset)
         valence, arousal = (affect(_number(line.get(n, ""), n)) for n in ("valence", "arousal"))
-        landmarks = _points(line[self._points]) if self._points else None
-        box = _box(line) if self._has_box else None
+        landmarks = points_of(line[self._points]) if self._points else None
+        box = box_of(line) if self._has_box else None
         picture = self.tree.picture("/".join(split_path(line[self._path])[length:]))
         return Face(picture, landmarks=landmarks, box=box, valence=valence, arousal=arousal)
 
@@ -245,7 +245,7 @@ def _number(text: str, name: str) -> float:
         raise Reject(f"{name} {text[:20]!r} is not a number") from None
 
 
-def _points(text: str) -> NDArray[np.float32] | None:
+def points_of(text: str) -> NDArray[np.float32] | None:
     """Landmarks as `x;y;x;y...` or as a list of pairs; None where the cell is empty."""
     if not text:
         return None
@@ -258,11 +258,11 @@ def _points(text: str) -> NDArray[np.float32] | None:
         raise Reject("landmarks are not a list of points") from None
 
 
-def _box(line: Line) -> Box | None:
-    """The box of a row, in pixels; None where all its cells are empty."""
-    if not any(line[n] for n in BOX):
+def box_of(line: Line, names: Sequence[str] = BOX) -> Box | None:
+    """The box of a row, in pixels; None where all its cells are empty; raises Reject."""
+    if not any(line[n] for n in names):
         return None
-    sides = [_number(line[n], n) for n in BOX]
+    sides = [_number(line[n], n) for n in names]
     if not np.isfinite(sides).all():
         raise Reject("box is not finite")
     if max(sides) <= 1:

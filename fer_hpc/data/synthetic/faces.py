@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES
-from fer_hpc.data.synthetic.facemodel import ACTION_UNITS, POINTS, project, random_person
+from fer_hpc.data.synthetic.facemodel import (
+    ACTION_UNITS,
+    POINTS,
+    FloatArray,
+    Person,
+    project,
+    random_person,
+)
 from fer_hpc.data.synthetic.painting import paint
 
 # AffectNet's class counts in the source report (its Table 1), in the order of CLASSES.
@@ -78,12 +85,10 @@ def _label(rng: np.random.Generator) -> int:
     return int(rng.choice(len(CLASSES), p=np.array(CLASS_COUNTS) / sum(CLASS_COUNTS)))
 
 
-def draw_face(index: int, seed: int = 0) -> SyntheticFace:
-    """Face number `index` of the endless set `seed`."""
-    number = index // PHOTOS_PER_PERSON
-    person = random_person(seed, number)
-    rng = np.random.default_rng([seed, 2, index])
-    label = _label(rng)
+def expressive_shape(
+    person: Person, label: int, rng: np.random.Generator
+) -> tuple[FloatArray, dict[str, float], float]:
+    """A person's face with expression `label`, its action units, and the intensity in [0, 1]."""
     intensity = float(0.3 + 0.7 * rng.beta(1.8, 1.2)) if label else 0.0
 
     strength = dict(person.resting)
@@ -99,11 +104,27 @@ def draw_face(index: int, seed: int = 0) -> SyntheticFace:
     # lids and lips cannot pass through each other
     for top, bottom in ((37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)):
         shape[top, 1] = min(shape[top, 1], shape[bottom, 1] - 0.012)
+    return shape, strength, intensity
+
+
+def random_pose(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Yaw, pitch and roll of a head, in radians."""
+    angles = np.clip(rng.normal(0, (15, 8, 7)), (-38, -20, -20), (38, 20, 20))
+    yaw, pitch, roll = np.radians(angles).tolist()
+    return yaw, pitch, roll
+
+
+def draw_face(index: int, seed: int = 0) -> SyntheticFace:
+    """Face number `index` of the endless set `seed`."""
+    number = index // PHOTOS_PER_PERSON
+    person = random_person(seed, number)
+    rng = np.random.default_rng([seed, 2, index])
+    label = _label(rng)
+    shape, strength, intensity = expressive_shape(person, label, rng)
 
     height = int(rng.integers(180, 400))
     width = int(height * rng.uniform(0.85, 1.15))
-    yaw, pitch, roll = np.radians(np.clip(rng.normal(0, (15, 8, 7)), (-38, -20, -20), (38, 20, 20)))
-    points = project(shape, yaw, pitch, roll, height * rng.uniform(0.27, 0.34))
+    points = project(shape, *random_pose(rng), height * rng.uniform(0.27, 0.34))
     points += np.array([width, height]) * (0.5 + rng.uniform(-0.05, 0.05, 2))
     image = paint(points, height, width, person, strength, rng)
 

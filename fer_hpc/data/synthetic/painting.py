@@ -46,8 +46,20 @@ def paint(
     `strength` holds the action units, which crease the skin. The order of the calls is the order
     in which `rng` is used: it is part of what a face looks like.
     """
-    unit = float(np.linalg.norm(q[16] - q[0])) / 1.94
-    canvas = Canvas(_background(height, width, rng), unit)
+    image = background(height, width, rng)
+    paint_person(image, q, who, strength, rng)
+    return photograph(image, rng)
+
+
+def paint_person(
+    image: NDArray[np.uint8],
+    q: FloatArray,
+    who: Person,
+    strength: dict[str, float],
+    rng: np.random.Generator,
+) -> None:
+    """Paint head and shoulders into a picture [H, W, 3] RGB, in place; see `paint`."""
+    canvas = Canvas(image, float(np.linalg.norm(q[16] - q[0])) / 1.94)
     up = (q[27] - q[8]) / np.linalg.norm(q[27] - q[8])
     side = np.array([-up[1], up[0]])
     dark = tone(who.skin, 0.62)
@@ -61,7 +73,6 @@ def paint(
     paint_hair(canvas, q, who, up, side)
     if who.glasses:
         paint_glasses(canvas, q, rng)
-    return _photograph(canvas.image, rng)
 
 
 def _paint_body(
@@ -120,7 +131,7 @@ def _paint_skin(canvas: Canvas, q: FloatArray, who: Person, up: FloatArray, dark
         canvas.shade(curve(mustache), stubble, who.beard, 0.07)
 
 
-def _background(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def background(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A blurred room: a colour gradient with a few rectangles."""
     corners = (rng.uniform(30, 200, (2, 2, 1)) + rng.uniform(0, 50, (2, 2, 3))).astype(np.float32)
     small = cv2.resize(corners, (32, 32))
@@ -137,8 +148,14 @@ def _background(height: int, width: int, rng: np.random.Generator) -> NDArray[np
     )
 
 
-def _photograph(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Directed light, exposure, focus and sensor noise."""
+def photograph(
+    image: NDArray[np.uint8], rng: np.random.Generator, portrait: float = 0
+) -> NDArray[np.uint8]:
+    """Directed light, exposure, focus and sensor noise.
+
+    portrait: height in pixels that a picture of one face of this size would have, which the blur is
+    in proportion to; 0: this picture's
+    """
     height, width = image.shape[:2]
     angle, contrast = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.45)
     ramp = (
@@ -147,7 +164,7 @@ def _photograph(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     )
     light = (rng.uniform(0.65, 1.2) * (1 + contrast * ramp)).astype(np.float32)
     tint = rng.uniform(0.95, 1.05, 3).astype(np.float32)
-    reach = 2 * int(rng.uniform(0.5, 3.2) * height / 300) + 1
+    reach = 2 * int(rng.uniform(0.5, 3.2) * (portrait or height) / 300) + 1
     picture = cv2.stackBlur(image, (reach, reach)) * (light[..., None] * tint)
     noise = np.empty((height, width), np.float32)
     cv2.setRNGSeed(int(rng.integers(2**31)))
