@@ -1,7 +1,7 @@
 """Train, score and compare facial-expression classifiers, on a laptop or a cluster.
 
-`from fer_hpc import train, evaluate, load, preset, TrainConfig, register_model, …`: each name is
-imported when it is first used, so that importing the package loads neither torch nor ray.
+`from fer_hpc import train, evaluate, predict, load, preset, TrainConfig, register_model, …`: each
+name is imported when it is first used, so that importing the package loads neither torch nor ray.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fer_hpc.api import evaluate as evaluate
+    from fer_hpc.api import predict as predict
     from fer_hpc.api import preset as preset
     from fer_hpc.api import train as train
     from fer_hpc.config import TrainConfig as TrainConfig
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 API = {
     "train": "fer_hpc.api",
     "evaluate": "fer_hpc.api",
+    "predict": "fer_hpc.api",
     "preset": "fer_hpc.api",
     "load": "fer_hpc.evaluation.load",
     "Predictor": "fer_hpc.evaluation.load",

@@ -6,7 +6,7 @@ Mistakes are UserErrors with the messages of the command line.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fer_hpc import config as configs
 from fer_hpc.cli.verbs import is_finished
 from fer_hpc.config import TrainConfig, UserError, unknown_name_error
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.config.deploy import PredictConfig
 from fer_hpc.run.folder import read_run_config, read_status
 
 PathLike = str | Path
@@ -68,6 +69,25 @@ def evaluate(run: PathLike, split: str = "val", **fields: Any) -> dict[str, Any]
     from fer_hpc.evaluation.score import evaluate as score
 
     return score(config, World.detect())
+
+
+def predict(
+    run: PathLike, photos: PathLike | Sequence[PathLike], **fields: Any
+) -> list[dict[str, Any]]:
+    """The faces in photos and their expressions; a dictionary for each photo, in order.
+
+    `run` is a run folder or an exported .onnx file (then without torch), `photos` files, folders or
+    patterns. A photo has `photo`, `width`, `height`, `problem` (why it has no faces, else ""),
+    `failed` (it could not be read) and `faces`: each with `class`, `probability`, `probabilities`
+    by class name, and `box` and `cut` in pixels. `fields` are the flags of `fer-hpc predict`; with
+    `out` its files are written.
+    """
+    several = (photos,) if isinstance(photos, PathLike) else tuple(photos)
+    config = PredictConfig(**_known(PredictConfig, {"run": run, "photos": several, **fields}))
+
+    from fer_hpc.deploy.predict import predict as look_at
+
+    return look_at(config).photos
 
 
 def _known(config_class: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]:

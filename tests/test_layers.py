@@ -22,6 +22,7 @@ LAYERS = (
     "data",
     "models",
     "evaluation",
+    "deploy",
     "training",
     "gan",
     "sweep",

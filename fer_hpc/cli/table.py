@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fer_hpc.cli import scoring, verbs
+from fer_hpc.cli import deploy, scoring, verbs
 from fer_hpc.config import GanConfig, TrainConfig
 from fer_hpc.config.commands import (
     CancelConfig,
@@ -23,6 +23,7 @@ from fer_hpc.config.commands import (
     SyntheticConfig,
     TransferConfig,
 )
+from fer_hpc.config.deploy import ExportConfig, PredictConfig
 from fer_hpc.config.study import StudyConfig
 
 
@@ -57,6 +58,10 @@ VERBS = {
     "evaluate": Verb(
         EvaluateConfig, "run and split -> scores, predictions, plots", scoring.evaluate
     ),
+    "predict": Verb(
+        PredictConfig, "run and photos -> the expression of every face in them", deploy.predict
+    ),
+    "export": Verb(ExportConfig, "run -> ONNX, safetensors and a model card", deploy.export),
     "tune": Verb(
         SweepConfig,
         "preset and shards -> a ranking of batch sizes, learning rates and seeds",

@@ -17,7 +17,8 @@ from fer_hpc.config import PRESETS
 
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
-VERBS = ("train", "train_gan", "evaluate", "generate", "transfer", "report")  # slow to import
+# slow to import
+VERBS = tuple("train train_gan evaluate predict export generate transfer report".split())
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [

@@ -1,0 +1,1 @@
+"""A trained classifier in use: on photographs, and as a file for others."""

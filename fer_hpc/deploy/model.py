@@ -1,0 +1,141 @@
+"""A classifier for faces: a run folder with torch, or an exported ONNX file without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_hpc.config import UserError
+from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_record, sha256
+
+METADATA = "fer_hpc"  # the key of an ONNX file's metadata that holds `About` as JSON
+CALIBRATION = {"temperature": float, "weights": str}
+
+
+@dataclass(frozen=True)
+class About:
+    """What belongs to a classifier beside its weights; kept in the ONNX file."""
+
+    run: str  # name of the run folder
+    network: str  # --model
+    classes: list[str]
+    image_shape: list[int]  # height, width, channels
+    faces: dict[str, Any]  # how the training faces were cut and resized
+    weights: str  # SHA-256 of the file that holds them
+    epoch: int
+    temperature: float | None  # that calibrates the probabilities; None: not calibrated
+    input: str = "uint8"  # of the ONNX file
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str, where: str) -> About:
+        """Raises a UserError, with `where` in it, for another content."""
+        found = json.loads(text)
+        wanted = {"run": str, "network": str, "classes": [str, ...], "image_shape": [int, ...]}
+        more = {"faces": {}, "weights": str, "epoch": int, "temperature": (float, None)}
+        check_shape(found, {**wanted, **more, "input": str}, where)
+        return About(**{f.name: found[f.name] for f in fields(About)})
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a classifier says about N faces."""
+
+    probabilities: NDArray[np.float64]  # [N, K], calibrated where there is a temperature
+    affect: NDArray[np.float64] | None  # [N, 2] valence and arousal in [-1, 1]
+
+
+class FaceModel(Protocol):
+    """A classifier with what belongs to it."""
+
+    @property
+    def about(self) -> About: ...
+
+    def __call__(self, faces: NDArray[np.uint8]) -> Outputs:
+        """What it says about faces [N, H, W, C] of `about.image_shape`."""
+        ...
+
+
+def open_model(path: Path, device: str = "auto", plugins: Sequence[Path] = ()) -> FaceModel:
+    """The classifier of a run folder, or of a .onnx file that `fer-hpc export` wrote."""
+    if path.suffix.lower() == ".onnx" or path.is_file():
+        return OnnxModel(path, device)
+    from fer_hpc.deploy.torch_model import TorchModel  # loads torch
+
+    return TorchModel(path, device, plugins)
+
+
+def read_temperature(run: Path, weights: Path) -> tuple[float | None, str]:
+    """The temperature that `fer-hpc calibrate` fitted for these weights, and a note if there is
+    none that fits.
+    """
+    path = run / "calibration.json"
+    if not path.exists():
+        return None, f"probabilities are not calibrated: there is no {path}"
+    found = read_record(path, CALIBRATION)
+    if found is None or not found["temperature"] > 0:
+        return None, f"probabilities are not calibrated: {path} is damaged"
+    if found["weights"] != sha256(weights):
+        return None, f"probabilities are not calibrated: {path} belongs to other weights"
+    return float(found["temperature"]), ""
+
+
+def calibrated(logits: NDArray[Any], temperature: float | None) -> NDArray[np.float64]:
+    """Probabilities [N, K] of logits [N, K]."""
+    scaled = logits.astype(np.float64) / (temperature or 1.0)
+    shares = np.exp(scaled - scaled.max(1, keepdims=True))
+    return np.asarray(shares / shares.sum(1, keepdims=True))
+
+
+class OnnxModel:
+    """An exported classifier, run by onnxruntime."""
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; wanted a .onnx file of fer-hpc export")
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+        has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        if device == "cuda" and not has_gpu:
+            raise UserError("--device cuda: this onnxruntime has no CUDA; use --device cpu")
+        on_gpu = ["CUDAExecutionProvider"] if has_gpu and device != "cpu" else []
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, providers=[*on_gpu, "CPUExecutionProvider"]
+            )
+        except Exception as error:  # its own errors have no common class
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} cannot be read by onnxruntime: {reason}") from None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if METADATA not in metadata:
+            raise UserError(
+                f"{path} was not written by fer-hpc export: its metadata lack the classes"
+            )
+        try:
+            self.about = About.from_json(metadata[METADATA], f"metadata of {path}")
+        except DAMAGE as error:
+            raise UserError(f"{path}: {damage_reason(error)}; export the run again") from None
+
+    def __call__(self, faces: NDArray[np.uint8]) -> Outputs:
+        given = faces if self.about.input == "uint8" else faces.astype(np.float32) / 255
+        found = dict(
+            zip(
+                (each.name for each in self._session.get_outputs()),
+                self._session.run(None, {"faces": given}),
+                strict=True,
+            )
+        )
+        affect = found.get("affect")
+        return Outputs(
+            found["probabilities"].astype(np.float64),
+            None if affect is None else affect.astype(np.float64),
+        )
