@@ -284,6 +284,19 @@ def test_wrong_calls_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "new").exists()
 
 
+def test_a_source_that_is_recognised_decides_the_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "fer2013.csv"
+    table.write_text(f"emotion,pixels,Usage\n0,{' '.join(['7'] * 2304)},Training\n")
+    out = tmp_path / "study"
+    for _ in range(2):  # the same command goes on
+        code, text = call(capsys, out, "--source", "auto", "--input", table, "--dry-run")
+        assert code == EXIT_FINISHED, text
+    assert read_plan(out).tables["source"] == "fer2013"
+    assert "96x96x1" in read_plan(out).products
+
+
 def test_no_room_for_the_shards_is_said_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

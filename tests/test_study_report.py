@@ -109,12 +109,14 @@ def test_the_page_of_a_study_shows_what_failed_and_what_is_there(
     for text in (
         "grid/grid: 3 of 27 trials failed",
         "train/winner-seed3: needs grid/grid, which has failed",
-        "CNN baseline, 1 seed",
-        f"<td>{100 * accuracy:.1f}</td>",
+        'CNN baseline <span class="interval">1 seed, 3 epochs</span>',
+        f"<td>{100 * accuracy:.1f} <",
         "62.98",
         "test not opened",
         "other data: the counts are not compared",
         "Figures 5, 6: CNN baseline",
     ):
         assert text in page, text
+    text = (out / "report" / "study.md").read_text()
+    assert f"| CNN baseline, 3 epochs | 1 | {100 * accuracy:.1f} (63.0) | - (63.0) |" in text
     assert page.index("3 of 27 trials failed") < page.index("Table 2")

@@ -16,6 +16,7 @@ from fer_hpc.files import remove_leftovers, write_bytes
 from fer_hpc.report.figures import MAX_DRAWN_RUNS, draw_figures, gan_figures, heat_map
 from fer_hpc.report.read import Collection, collect
 from fer_hpc.report.study import study_section
+from fer_hpc.report.study_text import to_markdown
 from fer_hpc.report.tables import (
     best_runs,
     class_tables,
@@ -40,6 +41,11 @@ def report(config: ReportConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
+    section = study_section(config.runs, found, config.out)
+    if section:
+        write_bytes(config.out / "study.md", to_markdown(section).encode())
+    in_study = {run.path for model in section.models for run in model.runs} if section else set()
+    others = [run for run in found.runs if run.path not in in_study]  # its models have figures
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -49,10 +55,10 @@ def report(config: ReportConfig) -> Path:
             best=best_runs(found.runs, known),
             tables=result_tables(found.runs, known),
             sweeps=[(sweep, heat_map(sweep.path)) for sweep in found.sweeps],
-            figures=draw_figures(found.runs, config.out) | gan_figures(found.gans),
+            figures=draw_figures(others, config.out) | gan_figures(found.gans),
             max_drawn_runs=MAX_DRAWN_RUNS,
             class_tables=class_tables(_data_folders(found)),
-            study=study_section(config.runs, found, config.out),
+            study=section,
             when=time.strftime("%Y-%m-%d %H:%M"),
         )
     )

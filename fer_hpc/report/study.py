@@ -55,6 +55,7 @@ class StudySection:
     lines: list[Line]
     starts: int
     is_affectnet: bool
+    our_majority: float | None  # of the test split, else of val
     faces: dict[str, int]
     notes: tuple[str, ...] = paper.NOTES
     classes: tuple[str, ...] = CLASSES
@@ -99,8 +100,16 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
         lines=_lines(plan, parts, states, runs),
         starts=len(starts) if isinstance(starts, list) else 0,
         is_affectnet=is_affectnet,
+        our_majority=_majority(manifest),
         faces={s: manifest.n(s) for s in SPLITS} if manifest else {},
     )
+
+
+def _majority(manifest: Manifest | None) -> float | None:
+    split = next((s for s in ("test", "val") if manifest and manifest.n(s)), None)
+    if manifest is None or split is None:
+        return None
+    return max(manifest.class_counts(split)) / manifest.n(split)
 
 
 def _shards(plan: Plan, product: str) -> Path:

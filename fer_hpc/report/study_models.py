@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,17 @@ class Score:
     interval: tuple[float, float] | None
     seeds: int
 
-    def text(self, percent: bool) -> str:
-        """Mean and interval, as a table shows them."""
+    def mean_text(self, percent: bool) -> str:
+        """The mean, as a table shows it."""
+        return f"{100 * self.mean:.1f}" if percent else f"{self.mean:.3f}"
+
+    def interval_text(self, percent: bool) -> str:
+        """Its interval; "" where there are too few seeds."""
+        if self.interval is None:
+            return ""
         factor, spec = (100, ".1f") if percent else (1, ".3f")
-        between = self.interval and (factor * self.interval[0], factor * self.interval[1])
-        if between is None:
-            return f"{factor * self.mean:{spec}}"
-        return f"{factor * self.mean:{spec}} {format_interval(between, self.seeds, spec)}"
+        low, high = (factor * limit for limit in self.interval)
+        return format_interval((low, high), self.seeds, spec)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Model:
     devices: tuple[str, ...]
     restarts: int
     smoothing: float
+    epochs: str  # how many were trained
 
     @property
     def split(self) -> str:
@@ -86,7 +92,15 @@ def study_model(
         tuple(sorted({str(run.environment.get("device", "")) for run in runs} - {""})),
         sum(max(0, len(attempt_numbers(run.path)) - 1) for run in runs),
         smoothing,
+        _epochs(runs),
     )
+
+
+def _epochs(runs: Sequence[Run]) -> str:
+    """The numbers of epochs that the runs have trained, in words."""
+    counts = sorted({len(run.rows) for run in runs})
+    text = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{text} epoch{'s' if counts[-1] != 1 else ''}"
 
 
 def _scores(runs: list[Run], split: str, smoothing: float) -> dict[str, Score]:

@@ -64,7 +64,7 @@ def new_tables(config: StudyConfig, job: JobConfig) -> Table:
         "source": config.source,
         "input": str(config.input.absolute()) if config.input else "",
         "split": config.split,
-        "classes": config.classes,
+        "classes": absolute_if_file(config.classes),
         "count": faces if config.source == "synthetic" else 0,
         "scale": config.scale,
         "leave_out": [],
@@ -78,6 +78,11 @@ def new_tables(config: StudyConfig, job: JobConfig) -> Table:
             "gan_judge": f"{'cnn_improved' if faces_of_gan[-1] == '1' else LARGE_MODELS[0]}-seed0",
         },
     }
+
+
+def absolute_if_file(text: str) -> str:
+    """--classes with a whole path, where it names a file: later calls may come from elsewhere."""
+    return str(Path(text).absolute()) if text and Path(text).is_file() else text
 
 
 def _products(source: str, tiny: bool) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from fer_hpc.config import EXIT_FINISHED, UserError, format_flag
 from fer_hpc.config.jobs import JobConfig
+from fer_hpc.config.prepare import PreprocessConfig
 from fer_hpc.config.study import StudyConfig
 from fer_hpc.study.driver import Driver, only_driver
 from fer_hpc.study.estimate import check_space, costs_of, format_plan, hours_left
@@ -17,6 +19,7 @@ from fer_hpc.study.graph import Part, parts_of
 from fer_hpc.study.jobs import Configure, submit_study
 from fer_hpc.study.machine import this_machine
 from fer_hpc.study.plan import NAME, TOP, Plan, is_study, new_plan, read_plan, write_plan
+from fer_hpc.study.recipes import absolute_if_file
 from fer_hpc.study.state import check_edits, jobs_of, states_of_parts
 from fer_hpc.study.status import format_study
 
@@ -70,6 +73,14 @@ def _new(config: StudyConfig, job: JobConfig) -> Plan:
         )
     if config.input is not None and not config.input.exists():
         raise UserError(f"--input {config.input} does not exist")
+    if config.source == "auto":  # the sizes of the faces depend on it
+        from fer_hpc.data.sources import resolve_source
+
+        found, why = resolve_source(
+            PreprocessConfig(source="auto", input=config.input, out=config.out)
+        )
+        print(f"source: {found.source} ({why})")
+        config = dataclasses.replace(config, source=found.source)
     return new_plan(config, job)
 
 
@@ -81,7 +92,13 @@ def _stored(config: StudyConfig, given: Mapping[str, Any]) -> Plan:
             continue
         value = str(Path(value).absolute()) if field == "input" else value
         stored = plan.tables[field]
-        if value != stored and not (field == "count" and not value):
+        if field == "classes":
+            value = absolute_if_file(value)
+        is_auto = (field, value) in (
+            ("source", "auto"),
+            ("count", 0),
+        )  # filled in by the first call
+        if value != stored and not is_auto:
             raise UserError(
                 f"{config.out} holds a study with {format_flag(field, stored)} (now "
                 f"{format_flag(field, value)}): give another OUT, or leave the flag out"
