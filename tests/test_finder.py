@@ -124,6 +124,9 @@ def test_large_photos_are_decoded_small_and_places_are_those_of_the_whole(scene:
     found = photo.find()
     assert photo.shown[1] == 2
     assert photo.size == (3 * width, 3 * height)
+    box = training_box(found[-1])
+    fine = Photo(jpeg(large)).crop(box, 224, 3)[0]
+    assert (photo.crop(box, 224, 3)[0] == fine).all(), "decoded again: the small one is too coarse"
     small = Photo(jpeg(scene.image)).find()
     assert len(found) == len(small)
     for a, b in zip(found, small, strict=True):
