@@ -328,6 +328,7 @@ def test_a_dry_run_starts_nothing_and_counts(
     assert "rates: figures of two EPYC cores" in text
     code, text = call(capsys, out, "--dry-run", "--cluster", "slurm")
     assert "hours of one GPU; rates: an H200's figures" in text
+    assert "GPU h" in text.splitlines()[1]
 
 
 def test_the_critical_path_is_the_longest_chain(tmp_path: Path) -> None:
@@ -341,6 +342,22 @@ def test_the_critical_path_is_the_longest_chain(tmp_path: Path) -> None:
     assert [n for n in path if costs[n].hours] == [
         "shards/32x32x1", "grid/grid", "train/winner-seed4", "test/gan-seed0", "report"
     ]  # fmt: skip
+
+
+def test_the_time_left_falls_as_parts_finish(tmp_path: Path) -> None:
+    parts = parts_of(tiny(tmp_path))
+    costs = {part.name: estimate.Cost(None, 1.0, None, 0) for part in parts}
+    found = {part.name: PartState("waiting") for part in parts}
+    room = Room(cores=2, memory_gb=64)
+    before = estimate.hours_left(parts, found, costs, room)
+    found["train/vgg-seed0"] = PartState("running", share=0.5)
+    assert before - estimate.hours_left(parts, found, costs, room) == pytest.approx(0.25)
+    found["grid/grid"] = PartState("finished", share=1.0)
+    start = estimate.START_S / 3600
+    assert before - estimate.hours_left(parts, found, costs, room) == pytest.approx(1.25 + start)
+    as_jobs = estimate.hours_left(parts, found, costs, None)
+    # shards, training, val, test, page: one after the other
+    assert as_jobs == pytest.approx(5 * (1 + start))
 
 
 def test_small_trainings_share_a_machine_and_large_ones_do_not(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class Driver:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         final = code in (EXIT_USER_ERROR, EXIT_FINISHED, EXIT_FINDINGS)
         if not final and count < MAX_STARTS:
-            _say(f"interrupted  {part.name}: {how}; it goes on from its last checkpoint")
+            _say(f"interrupted  {part.name}: {how}; it goes on from what is saved")
             return
         why = _reason(part, task.log) or how
         if not final:

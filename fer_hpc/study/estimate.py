@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fer_hpc.config import PRESETS, UserError
 from fer_hpc.config.jobs import JobConfig
-from fer_hpc.study.graph import TITLES, Part
+from fer_hpc.study.graph import Part
 from fer_hpc.study.machine import Room
 from fer_hpc.study.plan import Plan, shape_of
 from fer_hpc.study.rates import (
@@ -69,9 +70,14 @@ def faces_of(plan: Plan) -> tuple[int | None, str]:
 def costs_of(plan: Plan, parts: list[Part], room: Room | None, job: JobConfig) -> dict[str, Cost]:
     """The cost of each part on this machine (`room`), or on a scheduler's."""
     faces, _ = faces_of(plan)
-    on_gpu = bool(room.gpus) if room else job.gpus_per_node > 0
+    on_gpu = on_gpus(room, job)
     measured = measured_rates(parts)
     return {part.name: _cost(plan, part, faces, on_gpu, measured, room) for part in parts}
+
+
+def on_gpus(room: Room | None, job: JobConfig) -> bool:
+    """Whether trainings run on GPUs: on this machine (`room`), or as jobs."""
+    return bool(room.gpus) if room else job.gpus_per_node > 0
 
 
 def _cost(
@@ -182,7 +188,8 @@ def format_plan(
     about = f"{faces:,} faces (from {known_from})" if faces else "number of faces not known yet"
     lines = [f"study {plan.out}: {source}, {about}, scale {plan.tables['scale']}"]
     width = max(map(len, grouped(parts)))
-    head = f"{'part':<{width}} {'n':>3} {'images':>14} {'hours':>8} {'GB':>7} {'files':>6}"
+    unit = "GPU h" if on_gpus(room, job) else "hours"
+    head = f"{'part':<{width}} {'n':>3} {'images':>14} {unit:>8} {'GB':>7} {'files':>6}"
     lines.append(f"{head}  {'state':<9} needs")
     for name, members in grouped(parts).items():
         total = total_of(costs[part.name] for part in members)
@@ -216,10 +223,9 @@ def _notes(
 ) -> list[str]:
     hours, path = critical_path(parts, costs)
     lines = [f"critical path: {hours:.2f} h: {' -> '.join(path)}"]
-    unit = "hours of one GPU" if (room.gpus if room else job.gpus_per_node) else "hours of the "
-    unit += "" if unit.endswith("GPU") else "cores that each part takes"
+    unit = "of one GPU" if on_gpus(room, job) else "of the cores that each part takes"
     origins = sorted({cost.origin for cost in costs.values() if cost.origin})
-    lines.append(f"hours: {unit}; rates: {'; '.join(origins)}")
+    lines.append(f"hours {unit}; rates: {'; '.join(origins)}")
     lines.append("not estimated (-): checks, the page, and the judge of the GAN's scores")
     place = next(p for p in (plan.out, *plan.out.parents) if p.is_dir())
     lines.append(f"free at OUT: {shutil.disk_usage(place).free / 1e9:.0f} GB")
@@ -256,18 +262,19 @@ def total_of(costs: Iterable[Cost]) -> Cost:
 
 def hours_left(
     parts: list[Part], states: dict[str, PartState], costs: dict[str, Cost], room: Room | None
-) -> float | None:
-    """About how many hours the rest takes, with parts side by side; None where nothing is known."""
-    rest = 0.0
+) -> float:
+    """About how many hours the rest takes: side by side on this machine, or as jobs, which all run
+    at once."""
+    rest = {}
     for part in parts:
-        state, hours = states[part.name], costs[part.name].hours
-        if state.state in ("waiting", "running") and hours is not None:
-            beside = 1
-            if room and not room.gpus and not part.alone:
-                beside = max(1, room.cores // max(part.threads, 1))
-            rest += (hours * (1 - state.share) + START_S / 3600) / beside
-    return rest
-
-
-def title_of(part: Part) -> str:
-    return TITLES[part.kind]
+        state, cost = states[part.name], costs[part.name]
+        to_do = state.state in ("waiting", "running")
+        hours = (cost.hours or 0.0) * (1 - state.share) + START_S / 3600 if to_do else 0.0
+        rest[part.name] = dataclasses.replace(cost, hours=hours)
+    if room is None:
+        return critical_path(parts, rest)[0]
+    beside = 1 if room.gpus else room.cores
+    return sum(
+        (rest[p.name].hours or 0.0) / (1 if p.alone else max(1, beside // max(p.threads, 1)))
+        for p in parts
+    )

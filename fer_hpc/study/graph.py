@@ -14,16 +14,6 @@ from fer_hpc.study.plan import Plan, fields_of_table, shape_of
 from fer_hpc.study.recipes import Table
 
 Kind = Literal["shards", "doctor", "train", "grid", "gan", "val", "test", "report"]
-TITLES: dict[Kind, str] = {
-    "shards": "faces -> shards",
-    "doctor": "checks of the shards",
-    "train": "trainings",
-    "grid": "grid",
-    "gan": "GAN",
-    "val": "scores on val",
-    "test": "scores on test",
-    "report": "page",
-}
 # Pixels from which a training has the machine, or a GPU, for itself.
 LARGE_SIDE, LARGE_SIDE_OF_GAN = 96, 64
 

@@ -15,7 +15,7 @@ from fer_hpc.config.prepare import PreprocessConfig
 from fer_hpc.config.study import StudyConfig
 from fer_hpc.study.driver import Driver, only_driver
 from fer_hpc.study.estimate import check_space, costs_of, format_plan, hours_left
-from fer_hpc.study.graph import Part, parts_of
+from fer_hpc.study.graph import parts_of
 from fer_hpc.study.jobs import Configure, submit_study
 from fer_hpc.study.machine import this_machine
 from fer_hpc.study.plan import NAME, TOP, Plan, is_study, new_plan, read_plan, write_plan
@@ -113,7 +113,8 @@ def status(out: Path, as_json: bool = False) -> str:
     """The graph of a study with its progress, for people or programs."""
     plan = read_plan(out)
     parts = parts_of(plan)
-    states = states_of_parts(plan, parts, jobs_of(plan, parts))
+    jobs = jobs_of(plan, parts)
+    states = states_of_parts(plan, parts, jobs)
     if as_json:
         return json.dumps(
             [
@@ -131,17 +132,10 @@ def status(out: Path, as_json: bool = False) -> str:
             indent=1,
         )
     try:
-        room = this_machine()
+        as_jobs = any(job.alive and job.scheduler != "local" for job in jobs.values())
+        room = None if as_jobs else this_machine()
         left = hours_left(parts, states, costs_of(plan, parts, room, JobConfig()), room)
     except (OSError, ValueError) as error:  # the input may not be there any more
         print(f"warning: no estimate of the time left: {error}", file=sys.stderr)
         left = None
     return format_study(plan, parts, states, left)
-
-
-def failures(out: Path) -> list[tuple[Part, str]]:
-    """The parts of a study that have failed, and why."""
-    plan = read_plan(out)
-    parts = parts_of(plan)
-    states = states_of_parts(plan, parts, jobs_of(plan, parts))
-    return [(p, states[p.name].why) for p in parts if states[p.name].state == "failed"]
