@@ -103,7 +103,7 @@ def test_the_scripts_from_raw_faces_to_scores(cluster: Cluster, site: Path) -> N
     environment = read_environment(run)
     assert environment["world_size"] == 4
     assert environment["job"]["id"] == trained
-    assert sorted(p.name for p in (run / "logs").glob(f"{trained}-*")) == [
+    assert sorted(p.name for p in (run / "logs").glob(f"{trained}-[0-9].log")) == [
         f"{trained}-{rank}.log" for rank in range(4)
     ]
     assert (run / "eval-val.json").exists()
