@@ -24,6 +24,9 @@ REMEDIES = {
     "summary.json": "fer-hpc tune --collect writes it again",
     "best.json": "fer-hpc tune --collect writes it again",
     "eval": "fer-hpc evaluate writes it again",
+    "calibration.json": "fer-hpc evaluate RUN (on val) writes it again",
+    "robust": "fer-hpc evaluate RUN --robust writes it again",
+    "gallery": "fer-hpc evaluate RUN --gallery writes it again",
 }
 
 # Errors of reading a file that is cut off, damaged, or of another form than it should have.

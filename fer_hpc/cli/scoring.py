@@ -1,14 +1,22 @@
-"""What the verbs that score do. Heavy modules are imported where they are used."""
+"""What the verbs that score and compare do. Heavy modules are imported where they are used."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fer_hpc.cli import text
-from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, UserError
-from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, UserError, flag_name
+from fer_hpc.config.commands import CompareConfig, EvaluateConfig
 from fer_hpc.data.manifest import find_manifest
-from fer_hpc.evaluation.results import read_scores, result_files, result_name
+from fer_hpc.evaluation.results import (
+    extra_files,
+    is_current,
+    read_scores,
+    result_files,
+    result_name,
+    wanted_extras,
+)
 from fer_hpc.files import sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 
@@ -18,12 +26,20 @@ def evaluate(config: EvaluateConfig) -> int:
     name = result_name(config, stored["data"]["fingerprint"])
     if stored.get("kind") == "GAN":
         return _evaluate_gan(config, name)
-    scores = _stored_scores(config, name)
+    from fer_hpc.parallel.world import World
+
+    scores, world = _stored_scores(config, name), None
     if scores:
         print(f"{config.run}: {config.split} was scored with these weights before, nothing to do")
+        missing = _missing_extras(config, name, scores)
+        if missing:
+            from fer_hpc.evaluation.score import add_extras
+
+            if World.detect().rank:
+                return EXIT_FINISHED  # one process does this
+            add_extras(config, missing)
     else:
         from fer_hpc.evaluation.score import evaluate
-        from fer_hpc.parallel.world import World
 
         world = World.detect()
         scores = evaluate(config, world)
@@ -34,6 +50,9 @@ def evaluate(config: EvaluateConfig) -> int:
 
 
 def _evaluate_gan(config: EvaluateConfig, name: str) -> int:
+    for flag in ("robust", "gallery", "by"):
+        if getattr(config, flag):
+            raise UserError(f"{flag_name(flag)} is for classifiers; {config.run} holds a GAN")
     if config.tta != "none":
         raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
     from fer_hpc.gan.evaluate import Interrupted, evaluate_gan, format_gan_scores
@@ -62,4 +81,36 @@ def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
     manifest = find_manifest(config.data or data_folder(config.run))
     if not manifest or found["data"] != manifest.fingerprint:
         return None
-    return found if "pairs" in found and found["weights"] == sha256(weights) else None
+    if "calibration" not in found or found["weights"] != sha256(weights):
+        return None
+    tables = found.get("groups") or {}
+    if any(tables.get(column, {}).get("min_n") != config.min_group for column in config.by):
+        return None
+    from fer_hpc.evaluation.calibration import FITTED_HERE, stored_temperature
+    from fer_hpc.evaluation.predictions import read_predictions, recalibrate
+
+    is_fitted_here = found["calibration"]["note"] == FITTED_HERE
+    if is_fitted_here and stored_temperature(config.run, found["weights"])[0] is None:
+        return None  # calibration.json is gone or damaged
+
+    try:
+        if config.gallery:
+            read_predictions(config.run, name)  # the gallery is made of them
+        return recalibrate(config.run, name, found)
+    except UserError:  # the predictions are damaged
+        return None
+
+
+def _missing_extras(config: EvaluateConfig, name: str, scores: dict[str, Any]) -> list[str]:
+    """What the command asks for beside the scores and is not there yet."""
+    files = extra_files(config.run, name)
+    about = scores["data"], scores["weights"]
+    return [extra for extra in wanted_extras(config) if not is_current(files[extra], *about)]
+
+
+def compare(config: CompareConfig) -> int:
+    from fer_hpc.evaluation.compare import compare, format_comparison
+
+    found = compare(config)
+    print(json.dumps(found, indent=1) if config.json else format_comparison(found))
+    return EXIT_FINISHED

@@ -11,6 +11,7 @@ from fer_hpc.cli import deploy, scoring, verbs
 from fer_hpc.config import GanConfig, TrainConfig
 from fer_hpc.config.commands import (
     CancelConfig,
+    CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -57,6 +58,11 @@ VERBS = {
     ),
     "evaluate": Verb(
         EvaluateConfig, "run and split -> scores, predictions, plots", scoring.evaluate
+    ),
+    "compare": Verb(
+        CompareConfig,
+        "scored runs -> which is better, or not distinguishable",
+        scoring.compare,
     ),
     "predict": Verb(
         PredictConfig, "run and photos -> the expression of every face in them", deploy.predict

@@ -6,6 +6,7 @@ from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.evaluation.results import result_files
+from fer_hpc.files import read_stored
 
 VIEWS = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}
 
@@ -32,6 +33,7 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
     lines.append(f"  balanced accuracy {_with_interval(scores, 'balanced_accuracy')}")
     lines.append(f"  macro-F1          {_with_interval(scores, 'macro_f1')}")
     lines.append(f"  loss              {scores['loss']:.4f}")
+    lines += _more_scores(scores)
     for class_name, found in scores["classes"].items():
         recall = f"{found['recall']:.4f}  of {found['n']:,}" if found["n"] else "-       no face"
         lines.append(f"  recall {class_name:<10} {recall}")
@@ -42,9 +44,81 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
         if f"{dimension}_rmse" in scores:
             rmse, ccc, sign = (scores[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
             lines.append(f"  {dimension:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
+    lines += format_groups(scores.get("groups") or {})
     files = [path.name for path in result_files(config.run, name).values() if path.exists()]
+    if config.robust:
+        card = read_stored(config.run / f"robust-{name}.json")
+        lines += _robustness(card)
+        files += [f"robust-{name}.{kind}" for kind in ("json", "csv", "png")]
+        files.append(f"robust-{name}-sheet.png")
+    if config.gallery:
+        noise = read_stored(config.run / f"gallery-{name}.json")["label_noise"]
+        seen = "; the network was trained on these faces" if noise["seen_in_training"] else ""
+        lines.append(f"  labels that may be wrong: {noise['candidates']:,}{seen}")
+        files += [f"gallery-{name}.png", f"label-noise-{name}.csv"]
     lines.append(f"  written: {config.run}/{', '.join(files)}")
     return "\n".join(lines)
+
+
+def _more_scores(scores: dict[str, Any]) -> list[str]:
+    """Top-2, kappa, calibration and seven classes; nothing for results of older versions."""
+    if "calibration" not in scores:
+        return []
+    lines = [f"  top-2 accuracy    {_with_interval(scores, 'top_2')}"]
+    if scores["kappa"] is not None:
+        lines.append(f"  Cohen's kappa     {_with_interval(scores, 'kappa')}")
+    found = scores["calibration"]
+    for key, name in (("before", "as trained"), ("after", f"T = {found['temperature'] or 1:.3f}")):
+        if found[key]:
+            of = found[key]
+            lines.append(
+                f"  calibration error {_with_interval(of, 'ece')}   NLL {of['nll']:.4f}  "
+                f"Brier {of['brier']:.4f}  {name} (a calibrated one: {of['ece_of_calibrated']:.4f})"
+            )
+    if found["note"]:
+        lines.append(f"    temperature: {found['note']}")
+    seven = scores.get("affectnet_7")
+    if seven:
+        lines.append(
+            f"  without {seven['left_out']:<9} {_with_interval(seven, 'accuracy')}   "
+            f"balanced {_with_interval(seven, 'balanced_accuracy')}  of {seven['n']:,}"
+        )
+    return lines
+
+
+def _robustness(card: dict[str, Any]) -> list[str]:
+    """The robustness card in a few lines."""
+    mean, clean = card["mean"], card["clean"]["accuracy"]
+    lines = [
+        f"  under disturbance {_with_interval(mean, 'accuracy')}   clean {clean:.4f}, "
+        f"{card['n']:,} of {card['of']:,} faces"
+    ]
+    for kind in card["disturbances"].values():
+        levels = " ".join(f"{level['accuracy']:.3f}" for level in kind["levels"])
+        lines.append(f"    {kind['title']:<15} {levels}")
+    return lines + format_groups(card["pose"] or {})
+
+
+def format_groups(groups: dict[str, Any]) -> list[str]:
+    """A line for each group, and the gap, of every column that was scored by."""
+    lines = []
+    for column, table in groups.items():
+        for row in table["groups"]:
+            few = "" if row["enough"] else f"  fewer than {table['min_n']}: not in the gap"
+            lines.append(
+                f"  {column + ' ' + row['name']:<17} {_with_interval(row, 'accuracy')}   "
+                f"balanced {row['balanced_accuracy']:.4f}  of {row['n']:,}{few}"
+            )
+        gap = table["gap"]["balanced_accuracy"]
+        if gap:
+            low, high = gap["gap_95"]
+            lines.append(
+                f"  {column}: balanced accuracy of {gap['worst']} is {gap['gap']:.4f} below "
+                f"{gap['best']}  [{low:+.4f}, {high:+.4f}]: {gap['verdict']}"
+            )
+        if table["unknown"]:
+            lines.append(f"  {column}: unknown for {table['unknown']:,} faces")
+    return lines
 
 
 def _with_interval(scores: dict[str, Any], key: str) -> str:

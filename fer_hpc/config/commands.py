@@ -16,41 +16,11 @@ from fer_hpc.config.prepare import DoctorConfig as DoctorConfig
 from fer_hpc.config.prepare import PreprocessConfig as PreprocessConfig
 from fer_hpc.config.prepare import Splitting as Splitting
 from fer_hpc.config.prepare import SyntheticConfig as SyntheticConfig
-
-Device = Literal["auto", "cpu", "cuda"]
-Split = Literal["train", "val", "test"]
-
-DEVICE_HELP = "auto: cuda if there is a GPU, else cpu"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score the best weights of a run on a split, or measure a GAN.
-
-    Scores of the same weights and data are kept, not computed again.
-    """
-
-    run: Path = required("run folder", positional=True)
-    split: Split = option("val", "faces to score on")
-    data: Path | None = option(None, "folder of shards; default: the one of the training")
-    tta: Literal["none", "flip", "ten_crop"] = option(
-        "none", "views averaged; flip: face and mirror image; ten_crop: five crops of both"
-    )
-    judge: Path | None = option(
-        None,
-        "GAN: run folder of the classifier that scores it; default: one is trained in RUN/judge",
-    )
-    pairs: int = option(2000, "GAN: largest number of pairs of faces", low=8)
-    plugin: tuple[Path, ...] = option(
-        (),
-        "Python files that the network needs; default: those of the training",
-        repeat=True,
-        file=True,
-    )
-    device: Device = option("auto", DEVICE_HELP)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+from fer_hpc.config.scoring import DEVICE_HELP as DEVICE_HELP
+from fer_hpc.config.scoring import CompareConfig as CompareConfig
+from fer_hpc.config.scoring import Device as Device
+from fer_hpc.config.scoring import EvaluateConfig as EvaluateConfig
+from fer_hpc.config.scoring import Split as Split
 
 
 @dataclass(frozen=True)
@@ -102,6 +72,9 @@ class ReportConfig:
 
     runs: tuple[Path, ...] = required("run folders, sweeps, or folders of them", positional=True)
     out: Path = option(Path("report"), "folder for index.html, tables and pictures")
+    oracle: bool = option(
+        False, "also show the best number on test, labelled: chosen on test it is optimistic"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

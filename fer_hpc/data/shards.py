@@ -137,6 +137,16 @@ class Columns(dict[str, NDArray[Any]]):
         self[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self[name]
 
+    def extra(self) -> list[str]:
+        """The names below columns/, which the source or --columns has added, in order."""
+        try:
+            with h5py.File(self.paths[0], "r", locking=False) as f:
+                return sorted(f["columns"]) if "columns" in f else []
+        except BAD_HDF5 as error:
+            raise UserError(
+                f"shard {self.paths[0]} is damaged (columns: {error}); {AGAIN}"
+            ) from None
+
 
 @dataclass(frozen=True)
 class Split:

@@ -37,6 +37,11 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", True),
     "balanced_accuracy": Metric("balanced accuracy", True),
     "macro_f1": Metric("macro-F1", True),
+    "top_2": Metric("top-2 accuracy", True),
+    "kappa": Metric("Cohen's kappa", True, (-1.0, 1.0), percent=False),
+    "nll": Metric("cross-entropy", False, (0.0, math.inf), percent=False),
+    "brier": Metric("Brier score", False, (0.0, 2.0), percent=False),
+    "ece": Metric("calibration error", False),
     "recall": Metric("recall", True),
     "precision": Metric("precision", True),
     "f1": Metric("F1", True),
@@ -168,6 +173,24 @@ def f1s(counts: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.where(counts.sum(-1) > 0, f1, np.nan))
 
 
+def kappa(counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Cohen's kappa (1960), unweighted, as expressions have no order; counts [..., K, K].
+
+    The agreement beyond chance. NaN where chance alone would agree always.
+    """
+    n = counts.sum((-2, -1))
+    observed = np.trace(counts, axis1=-2, axis2=-1) / n
+    chance = (counts.sum(-1) * counts.sum(-2)).sum(-1) / n**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((observed - chance) / (1 - chance))
+
+
+def top_correct(logits: NDArray[Any], labels: NDArray[np.int64], k: int) -> int:
+    """Faces [n] whose label is among the k classes with the largest logits [n, classes]."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    return int((best == labels[:, None]).any(1).sum())
+
+
 def summary(
     logits: NDArray[Any],
     labels: NDArray[np.int64],
@@ -185,6 +208,7 @@ def summary(
     n = len(labels)
     loss, accuracy = loss_and_accuracy(logits, labels, targets)
     counts = confusion(labels, logits.argmax(1), len(classes))
+    in_two, agreement = top_correct(logits, labels, 2), kappa(counts)
     rng = np.random.default_rng(0)
     resampled = rng.multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
     per_class = zip(
@@ -199,6 +223,10 @@ def summary(
         "balanced_accuracy_95": bootstrap_interval(recalls(resampled)),
         "macro_f1": _class_mean(f1s(counts)),
         "macro_f1_95": bootstrap_interval(f1s(resampled)),
+        "top_2": in_two / n,
+        "top_2_95": wilson(in_two, n),
+        "kappa": _number_or_none(float(agreement)),
+        "kappa_95": None if np.isnan(agreement) else bootstrap_interval(_column(kappa(resampled))),
         "majority_rate": float(counts.sum(1).max() / n),
         "classes": {
             name: {
@@ -212,6 +240,22 @@ def summary(
         "pairs": pairs(logits, labels, classes),
         "confusion": counts.tolist(),
     }
+
+
+def without_class(
+    logits: NDArray[Any], labels: NDArray[np.int64], classes: tuple[str, ...], left_out: str
+) -> dict[str, Any] | None:
+    """The scores of the faces of the other classes, with `left_out` masked before the softmax.
+
+    None where no face is left.
+    """
+    out = classes.index(left_out)
+    kept = labels != out
+    if not kept.any():
+        return None
+    others = tuple(name for name in classes if name != left_out)
+    found = summary(np.delete(logits[kept], out, 1), labels[kept] - (labels[kept] > out), others)
+    return {"left_out": left_out, "dropped": int((~kept).sum()), **found}
 
 
 # Expressions that are easily confused with each other.
@@ -257,6 +301,11 @@ def _share_predicted_as(
 ) -> float | None:
     of_class = labels == true
     return float((logits[of_class].argmax(1) == predicted).mean()) if of_class.any() else None
+
+
+def _column(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The known values [resamples] as one column [known, 1]."""
+    return values[np.isfinite(values), None]
 
 
 def _class_mean(values: NDArray[np.float64]) -> float:

@@ -44,6 +44,34 @@ def confusion(counts: NDArray[Any], classes: Sequence[str], title: str, path: Pa
     _save(figure, path)
 
 
+def reliability(calibration: dict[str, Any], title: str, path: Path) -> None:
+    """Accuracy against confidence in bins of equal mass, before and after the temperature.
+
+    `calibration` is that field of eval-NAME.json.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 5.0), layout="constrained")
+    axes.plot((0, 1), (0, 1), color="0.6", lw=1, ls="--", label="calibrated")
+    temperature = calibration["temperature"]
+    shown = [("as trained", calibration["before"], "tab:blue", "o")]
+    if calibration["after"]:
+        shown.append((f"temperature {temperature:.2f}", calibration["after"], "tab:orange", "s"))
+    for name, scores, color, marker in shown:
+        x = np.array([b["confidence"] for b in scores["bins"]])
+        y = np.array([b["accuracy"] for b in scores["bins"]])
+        around = np.array([b["accuracy_95"] for b in scores["bins"]]).T
+        low, high = scores["ece_95"]
+        label = f"{name}: error {scores['ece']:.3f} [{low:.3f}, {high:.3f}]"
+        bars = np.maximum(np.abs(around - y), 0)
+        axes.errorbar(
+            x, y, bars, color=color, marker=marker, ms=4, lw=1.4, elinewidth=0.8, label=label
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
+    axes.set_title(_literal(title))
+    axes.legend(fontsize=8, loc="upper left")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def curves(rows: list[dict[str, Any]], best_epoch: int | None, title: str, path: Path) -> None:
     """Accuracy and loss per epoch, on train and val, with the best epoch marked.
 
@@ -154,6 +182,86 @@ def face_grid(
     axes.tick_params(length=0)
     axes.set_title(_literal(title))
     _save(figure, path)
+
+
+def robustness(card: dict[str, Any], title: str, path: Path) -> None:
+    """Accuracy and calibration error against strength, a panel for each disturbance.
+
+    `card` is the content of robust-NAME.json.
+    """
+    kinds = card["disturbances"]
+    columns = 5
+    rows = -(-len(kinds) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.5 * rows + 0.6), sharey=True, layout="constrained"
+    )
+    for axes in panels.flat[len(kinds) :]:
+        axes.set_visible(False)
+    for axes, kind in zip(panels.flat, kinds.values(), strict=False):
+        x = np.arange(1, len(kind["levels"]) + 1)
+        for key, color, marker in (("accuracy", "tab:blue", "o"), ("ece", "tab:orange", "s")):
+            y = np.array([card["clean"][key], *(level[key] for level in kind["levels"])])
+            around = [card["clean"][f"{key}_95"], *(level[f"{key}_95"] for level in kind["levels"])]
+            low, high = np.array(around).T
+            steps = np.arange(len(x) + 1)
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, lw=0)
+            name = {"accuracy": "accuracy", "ece": "calibration error"}[key]
+            axes.plot(steps, y, color=color, marker=marker, ms=3.5, lw=1.4, label=name)
+        axes.axhline(card["clean"]["accuracy"], color="0.6", lw=0.8, ls="--")
+        strengths = [f"{level['strength']:g}" for level in kind["levels"]]
+        axes.set_xticks(range(len(x) + 1), ["clean", *strengths], fontsize=8)
+        axes.set_xlabel(_literal(kind["unit"]), fontsize=8)
+        axes.set(title=_literal(kind["title"]), ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    panels.flat[0].legend(fontsize=8)
+    figure.suptitle(_literal(title))
+    _save(figure, path)
+
+
+def picture_table(
+    cells: Sequence[Sequence[tuple[NDArray[Any] | None, str]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    path: Path,
+    side: int = 96,
+) -> None:
+    """Pictures with captions, in rows and columns with names.
+
+    cells [rows][columns]: a picture [H, W, C] of bytes (None: empty) and the text below it; `side`
+    is that of a picture in pixels.
+    """
+    step = (side + 22, side + 8)  # of a row and of a column
+    height, width = len(rows) * step[0], max(map(len, cells)) * step[1]
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    left = 0.35 + 0.085 * max(map(len, rows), default=0)  # inches for the names of the rows
+    size = (left + width / DPI, 0.75 + height / DPI)
+    figure = plt.figure(figsize=size)
+    axes = figure.add_axes((left / size[0], 0, width / DPI / size[0], height / DPI / size[1]))
+    for i, line in enumerate(cells):
+        for j, (picture, text) in enumerate(line):
+            if picture is not None:
+                top, start = i * step[0], j * step[1] + 4
+                canvas[top : top + side, start : start + side] = _enlarged(picture, side)
+            place = (j * step[1] + 4 + side / 2, i * step[0] + side + 3)
+            axes.text(*place, _literal(text), fontsize=7, ha="center", va="top")
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_yticks([i * step[0] + side / 2 for i in range(len(rows))], [_literal(r) for r in rows])
+    axes.set_xticks([j * step[1] + step[1] / 2 for j in range(len(columns))], columns)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.text(0.01, 1 - 0.06 / size[1], _literal(title), fontsize=11, va="top")
+    _save(figure, path)
+
+
+def _enlarged(picture: NDArray[Any], side: int) -> NDArray[np.uint8]:
+    """[side, side, 3]; whole multiples keep the pixels of small faces visible."""
+    import cv2
+
+    rgb = np.repeat(picture, 3, 2) if picture.shape[2] == 1 else picture
+    shape = cv2.INTER_AREA if len(picture) > side else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(np.ascontiguousarray(rgb), (side, side), interpolation=shape))
 
 
 def heat_map(

@@ -10,7 +10,9 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.shapes import SCORES
-from fer_hpc.files import check_shape, read_stored
+from fer_hpc.files import check_shape, read_record, read_stored
+
+ROBUSTNESS, GALLERY = "robustness", "gallery"  # what evaluate can write beside the scores
 
 
 def result_name(config: EvaluateConfig, trained_on: str) -> str:
@@ -28,11 +30,12 @@ def result_name(config: EvaluateConfig, trained_on: str) -> str:
 
 
 def result_files(run: Path, name: str) -> dict[str, Path]:
-    """The files of one scoring: scores (JSON), predictions (NPZ) and the confusion matrix (PNG)."""
+    """The files of one scoring: scores (JSON), predictions (NPZ) and plots (PNG)."""
     return {
         "scores": run / f"eval-{name}.json",
         "predictions": run / f"predictions-{name}.npz",
         "confusion": run / f"confusion-{name}.png",
+        "reliability": run / f"reliability-{name}.png",
     }
 
 
@@ -46,3 +49,20 @@ def read_scores(path: Path, wanted: Any = SCORES) -> dict[str, Any]:
         raise UserError(f"{path} does not exist")
     check_shape(scores, wanted, path.name)
     return dict(scores)
+
+
+def wanted_extras(config: EvaluateConfig) -> list[str]:
+    """What a command writes beside the scores: robustness, gallery."""
+    wanted = {ROBUSTNESS: config.robust, GALLERY: config.gallery}
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def extra_files(run: Path, name: str) -> dict[str, Path]:
+    """What of a robustness card or a gallery says which weights and data it is of."""
+    return {ROBUSTNESS: run / f"robust-{name}.json", GALLERY: run / f"gallery-{name}.json"}
+
+
+def is_current(path: Path, data: str, weights: str) -> bool:
+    """Whether a result file is of this data (a fingerprint) and these weights (SHA-256)."""
+    found = read_record(path, {"data": str, "weights": str})
+    return bool(found and (found["data"], found["weights"]) == (data, weights))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,25 +12,32 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import interpolate
 
-from fer_hpc.config import UserError
+from fer_hpc.config import CLASSES
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.checksums import verify_in_background
 from fer_hpc.data.loader import eval_rows
-from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
 from fer_hpc.data.step_inputs import Block, Inputs
 from fer_hpc.data.store import ImageStore, affect_of
 from fer_hpc.data.stream import PixelStream
 from fer_hpc.evaluation import metrics
-from fer_hpc.evaluation.load import load_network
-from fer_hpc.evaluation.results import result_files, result_name
-from fer_hpc.files import sha256, write_bytes, write_json
+from fer_hpc.evaluation.calibration import (
+    FITTED_HERE,
+    calibration,
+    fit_temperature,
+    store_temperature,
+    stored_temperature,
+)
+from fer_hpc.evaluation.groups import group_tables
+from fer_hpc.evaluation.opened import OpenedRun, open_run
+from fer_hpc.evaluation.results import GALLERY, ROBUSTNESS, result_files, wanted_extras
+from fer_hpc.files import write_bytes, write_json
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
-from fer_hpc.parallel.device import autocast, pick_device
+from fer_hpc.parallel.device import autocast
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
-from fer_hpc.run.folder import data_folder, read_run_config
 
 ONE_PROCESS = World()
+CONTEMPT = "Contempt"  # left out in AffectNet's form with 7 classes
 CROP_SHARE = 11 / 12  # of the side, in ten_crop: 44 of 48 pixels
 
 
@@ -133,114 +139,101 @@ def split_outputs(
 def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, Any]:
     """Score the run's best weights on a split; gives the content of eval-NAME.json.
 
-    Rank 0 writes it with predictions-NAME.npz and confusion-NAME.png into the run folder; for NAME
-    see `result_name`. Another data set is compared by class names: classes that one side lacks are
-    masked before the softmax, faces of classes that the run does not know are dropped and counted.
+    Rank 0 writes it with predictions-NAME.npz, confusion-NAME.png and reliability-NAME.png into the
+    run folder; for NAME see `result_name`. On val the temperature is fitted and stored, on other
+    splits the stored one is used. Another data set is compared by class names: classes that one
+    side lacks are masked before the softmax, faces of classes that the run does not know are
+    dropped and counted. The opening of a test split is recorded.
     """
-    stored = read_run_config(config.run)
-    manifest = read_manifest(config.data or data_folder(config.run))
-    trained_on = tuple(stored["data"]["classes"])
-    classes = _common_classes(config, manifest, stored["data"])
-    split = open_split(manifest, config.split)
-    verified = (
-        verify_in_background(manifest, (config.split,), config.run) if not world.rank else None
-    )
-    device = pick_device(config.device, world.local_rank)
-    network = load_network(config.run, device, config.plugin)
-    precision = network.science["precision"]
-    torch.set_num_threads(network.science["threads"])
+    opened = open_run(config, world)
+    verified = None
+    if not world.rank:
+        verified = verify_in_background(opened.manifest, (config.split,), config.run)
+        opened.record(["scores", *wanted_extras(config)])
     with process_group(world):
-        images = ImageStore(split, device)
-        outputs = predict(network.model, images, precision, world, config.tta)
-    logits, affect = split_outputs(outputs, len(trained_on))
-    faces = _keep_common(config, split, manifest, classes)
-    logits = logits[faces.rows][:, [trained_on.index(c) for c in classes]]
+        images = ImageStore(opened.split, opened.device)
+        precision = opened.network.science["precision"]
+        outputs = predict(opened.network.model, images, precision, world, config.tta)
+    logits, affect = split_outputs(outputs, len(opened.network.data["classes"]))
+    logits = opened.logits(logits)
+    faces, classes = opened.faces, opened.classes
     result = {
         "split": config.split,
-        "data": manifest.fingerprint,
-        "weights": sha256(network.weights),
+        "data": opened.manifest.fingerprint,
+        "weights": opened.weights,
         "tta": config.tta,
-        "epoch": network.best["epoch"],
-        "finished": network.is_final,
-        "masked": sorted({*trained_on, *manifest.classes} - set(classes)),
-        "dropped": len(split) - len(faces.labels),
+        "epoch": opened.network.best["epoch"],
+        "finished": opened.network.is_final,
+        "masked": opened.masked,
+        "dropped": len(opened.split) - len(faces.labels),
         **metrics.summary(logits, faces.labels, classes, faces.targets),
     }
+    if set(classes) == set(CLASSES):
+        result["affectnet_7"] = metrics.without_class(logits, faces.labels, classes, CONTEMPT)
     if affect is not None:
-        result |= metrics.valence_arousal(affect, affect_of(split))
+        result |= metrics.valence_arousal(affect, affect_of(opened.split))
     if verified:
         verified.result()  # raises where a shard has changed
-        name = result_name(config, stored["data"]["fingerprint"])
-        _write(config, name, result, logits, faces, classes)
+        result["calibration"] = _calibration(opened, logits)
+        result["groups"] = group_tables(
+            opened.split.columns,
+            faces.rows,
+            config.by,
+            logits.argmax(1),
+            faces.labels,
+            classes,
+            config.min_group,
+        )
+        _write(opened, result, logits)
+        write_extras(opened, wanted_extras(config))
     return result
 
 
-def _common_classes(
-    config: EvaluateConfig, manifest: Manifest, trained_on: dict[str, Any]
-) -> tuple[str, ...]:
-    """The run's classes that the data has; a UserError where the data does not fit the run."""
-    shape, known = list(trained_on["image_shape"]), trained_on["classes"]
-    if list(manifest.image_shape) != shape:
-        raise UserError(
-            f"--data {manifest.folder} holds {list(manifest.image_shape)} faces, {config.run} was "
-            f"trained on {shape}; preprocess with --size {shape[0]} --channels {shape[2]}"
-        )
-    classes = tuple(c for c in known if c in manifest.classes)
-    if len(classes) < 2:
-        raise UserError(
-            f"--data {manifest.folder} has the classes {', '.join(manifest.classes)}, "
-            f"{config.run} knows {', '.join(known)}; fewer than two are the same"
-        )
-    return classes
+def add_extras(config: EvaluateConfig, extras: Sequence[str]) -> None:
+    """Write extras where the scores and predictions are there already."""
+    opened = open_run(config, ONE_PROCESS)
+    opened.record(extras)
+    write_extras(opened, extras)
 
 
-@dataclass(frozen=True)
-class _Faces:
-    """The faces of a split that count."""
+def write_extras(opened: OpenedRun, extras: Sequence[str]) -> None:
+    """Write robust-NAME.* and gallery-NAME.*, on one rank."""
+    if ROBUSTNESS in extras:
+        from fer_hpc.evaluation.robust import robustness  # takes longer than the scores
 
-    rows: NDArray[np.bool_]  # [all rows of the split]
-    labels: NDArray[np.int64]  # [n] index into the common classes
-    columns: dict[str, NDArray[Any]]  # what identifies each of the n
-    targets: NDArray[np.float64] | None  # [n, common classes], where labels are distributions
+        robustness(opened)
+    if GALLERY in extras:
+        from fer_hpc.evaluation.gallery import gallery
 
-
-def _keep_common(
-    config: EvaluateConfig, split: Split, manifest: Manifest, classes: tuple[str, ...]
-) -> _Faces:
-    """The faces of `classes`; a UserError where there are none."""
-    index = np.array([classes.index(c) if c in classes else -1 for c in manifest.classes])
-    labels = index[split.columns["labels"]]
-    rows = labels >= 0
-    if not rows.any():
-        raise UserError(
-            f"--data {manifest.folder}: its {config.split} split has no face of "
-            f"{', '.join(classes)}"
-        )
-    columns = {key: split.columns[key][rows] for key in ("source_id", "group", "image_hash")}
-    targets = None
-    if split.targets is not None:  # the rest of a distribution goes to the common classes
-        common = [manifest.classes.index(c) for c in classes]
-        targets = split.targets[rows][:, common].astype(np.float64)
-        targets /= targets.sum(1, keepdims=True)
-    return _Faces(rows, labels[rows], columns, targets)
+        gallery(opened)
 
 
-def _write(
-    config: EvaluateConfig,
-    name: str,
-    result: dict[str, Any],
-    logits: NDArray[Any],
-    faces: _Faces,
-    classes: tuple[str, ...],
-) -> None:
-    """Write predictions, confusion matrix and, when these are there, the scores."""
+def _calibration(opened: OpenedRun, logits: NDArray[Any]) -> dict[str, Any]:
+    """The field `calibration`. On the run's own val, the temperature is fitted and stored."""
+    config, labels, targets = opened.config, opened.faces.labels, opened.faces.targets
+    if config.tta != "none":
+        note = f"the temperature is that of single views, not of --tta {config.tta}"
+        return calibration(logits, labels, targets, None, note)
+    if config.split == "val" and opened.is_own_data:
+        temperature = fit_temperature(logits, labels, targets)
+        data = opened.manifest.fingerprint
+        store_temperature(config.run, temperature, opened.weights, data, len(labels))
+        return calibration(logits, labels, targets, temperature, FITTED_HERE)
+    return calibration(logits, labels, targets, *stored_temperature(config.run, opened.weights))
+
+
+def _write(opened: OpenedRun, result: dict[str, Any], logits: NDArray[Any]) -> None:
+    """Write predictions, plots and, when these are there, the scores."""
     from fer_hpc.evaluation import plots  # matplotlib, which training does not need
 
-    files = result_files(config.run, name)
+    faces, classes, config = opened.faces, opened.classes, opened.config
+    files = result_files(config.run, opened.name)
     arrays = {"logits": logits, "labels": faces.labels, "classes": np.array(classes)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays, **faces.columns)
     write_bytes(files["predictions"], buffer.getvalue())
-    title = f"{config.run.name}, {name}: {result['accuracy']:.1%} of {len(faces.labels):,}"
+    about = f"{config.run.name}, {opened.name}"
+    title = f"{about}: {result['accuracy']:.1%} of {len(faces.labels):,}"
     plots.confusion(np.array(result["confusion"]), classes, title, files["confusion"])
+    plots.reliability(result["calibration"], about, files["reliability"])
     write_json(files["scores"], result)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import SPLITS
+from fer_hpc.evaluation.openings import read_openings
 from fer_hpc.evaluation.results import read_scores
 from fer_hpc.evaluation.shapes import SCORES
 from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored
@@ -38,6 +39,7 @@ class Run:
     environment: dict[str, Any]
     data_folder: Path
     scores: dict[str, dict[str, Any]]  # NAME -> eval-NAME.json, in the order of the splits
+    openings: list[dict[str, Any]]  # of test splits, a line each time
 
     @property
     def is_gan(self) -> bool:
@@ -156,6 +158,10 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
             scores[file.stem.removeprefix("eval-")] = read_scores(file, wanted)
         except DAMAGE as why:
             damaged.append((file, damage_reason(why)))
+    openings, damaged_lines = read_openings(path)
+    if damaged_lines:
+        reason = f"{damaged_lines} damaged line(s) in test-openings.jsonl left out"
+        damaged.append((path, reason))
     return Run(
         path,
         label,
@@ -166,6 +172,7 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
         environment,
         data,
         {name: scores[name] for name in sorted(scores, key=result_order)},
+        openings,
     )
 
 

@@ -21,6 +21,7 @@ from fer_hpc.report.tables import (
     best_runs,
     class_tables,
     data_sets,
+    oracles,
     pair_name,
     result_tables,
     results_csv,
@@ -38,6 +39,7 @@ def report(config: ReportConfig) -> Path:
     for path, reason in found.damaged:
         print(f"warning: {path} is left out: {reason}", file=sys.stderr)
     known = data_sets([*found.runs, *found.gans])
+    tables = result_tables(found.runs, known)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
@@ -53,7 +55,8 @@ def report(config: ReportConfig) -> Path:
             found=found,
             known=known,
             best=best_runs(found.runs, known),
-            tables=result_tables(found.runs, known),
+            tables=tables,
+            oracles=oracles(tables) if config.oracle else [],
             sweeps=[(sweep, heat_map(sweep.path)) for sweep in found.sweeps],
             figures=draw_figures(others, config.out) | gan_figures(found.gans),
             max_drawn_runs=MAX_DRAWN_RUNS,

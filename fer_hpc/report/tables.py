@@ -13,7 +13,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import SPLITS, read_manifest
-from fer_hpc.evaluation.metrics import format_interval, higher_is_better, seeds_interval
+from fer_hpc.evaluation.metrics import format_interval, seeds_interval
 from fer_hpc.report.read import Run, result_order
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")  # have an interval in every result
@@ -59,6 +59,11 @@ class Row:
     scores: dict[str, Any]
     trained_on: DataSet
 
+    @property
+    def openings(self) -> int:
+        """How often the test split of this result's data was opened for this run."""
+        return sum(line["data"] == self.scores["data"] for line in self.run.openings)
+
 
 @dataclass(frozen=True)
 class ResultTable:
@@ -66,11 +71,15 @@ class ResultTable:
 
     name: str
     data: DataSet
-    blocks: list[tuple[SeedMean | None, list[Row]]]  # runs that belong together, best first
+    blocks: list[tuple[SeedMean | None, list[Row]]]  # runs that belong together, best on val first
 
     @cached_property
     def rows(self) -> list[Row]:
         return [row for _, rows in self.blocks for row in rows]
+
+    @property
+    def is_test(self) -> bool:
+        return self.name.split("-")[0] == "test"
 
     @cached_property
     def classes(self) -> list[str]:
@@ -115,12 +124,45 @@ def result_tables(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Result
         _, _, elsewhere = name.partition("-on-")
         data = known.get(fingerprint) or DataSet(fingerprint, elsewhere)
         blocks = [(seed_mean(rows), rows) for rows in groups.values()]
-        blocks.sort(key=lambda block: -_block_accuracy(*block))
+        blocks.sort(key=lambda block: -_val_accuracy([row.run for row in block[1]]))
         tables.append(ResultTable(name, data, blocks))
     return sorted(tables, key=lambda t: (t.data.name, t.data.fingerprint, *result_order(t.name)))
 
 
-def _block_accuracy(mean: SeedMean | None, rows: list[Row]) -> float:
+def _val_accuracy(runs: Sequence[Run]) -> float:
+    """Mean over the runs of the val accuracy of their best epoch, which orders and chooses.
+
+    -1 without a finished epoch.
+    """
+    best = [max((row["val_accuracy"] for row in run.rows), default=-1.0) for run in runs]
+    return float(sum(best) / len(best))
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The best result on a test split: chosen on test, so an optimistic number."""
+
+    name: str  # of the result
+    data: DataSet
+    label: str
+    accuracy: float
+    chosen_by_val: float  # accuracy on the same split of the configuration that val chooses
+
+
+def oracles(tables: Sequence[ResultTable]) -> list[Oracle]:
+    """For each table of a test split, the best number that choosing on test would give."""
+    found = []
+    for table in tables:
+        if not table.is_test:
+            continue
+        scores = [(_accuracy(mean, rows), mean, rows) for mean, rows in table.blocks]
+        accuracy, _, rows = max(scores, key=lambda score: score[0])
+        label = ", ".join(row.run.label for row in rows)
+        found.append(Oracle(table.name, table.data, label, accuracy, scores[0][0]))
+    return found
+
+
+def _accuracy(mean: SeedMean | None, rows: Sequence[Row]) -> float:
     return mean.means["accuracy"] if mean else max(row.scores["accuracy"] for row in rows)
 
 
@@ -178,14 +220,8 @@ def best_runs(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Best]:
 
 
 def _best_of(candidates: list[list[Run]], data: DataSet) -> Best:
-    sign = 1 if higher_is_better("val_accuracy") else -1
-
-    def val_accuracy(group: list[Run]) -> float:
-        best = [max(sign * row["val_accuracy"] for row in run.rows) for run in group]
-        return sign * sum(best) / len(best)
-
-    group = max(candidates, key=lambda g: sign * val_accuracy(g))
-    about = (data, val_accuracy(group), len(candidates))
+    group = max(candidates, key=_val_accuracy)
+    about = (data, _val_accuracy(group), len(candidates))
     for name in ("test", "val"):
         rows = [Row(r, r.scores[name], data) for r in group if name in r.scores]
         if rows:
