@@ -10,6 +10,7 @@ from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, UserError, flag_name
 from fer_hpc.config.commands import CompareConfig, EvaluateConfig
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.results import (
+    ROBUSTNESS,
     extra_files,
     is_current,
     read_scores,
@@ -17,7 +18,7 @@ from fer_hpc.evaluation.results import (
     result_name,
     wanted_extras,
 )
-from fer_hpc.files import sha256
+from fer_hpc.files import read_json, sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 
 
@@ -105,7 +106,12 @@ def _missing_extras(config: EvaluateConfig, name: str, scores: dict[str, Any]) -
     """What the command asks for beside the scores and is not there yet."""
     files = extra_files(config.run, name)
     about = scores["data"], scores["weights"]
-    return [extra for extra in wanted_extras(config) if not is_current(files[extra], *about)]
+    missing = [extra for extra in wanted_extras(config) if not is_current(files[extra], *about)]
+    if config.robust and ROBUSTNESS not in missing and config.robust_faces:
+        card = read_json(files[ROBUSTNESS])
+        if card["n"] != min(config.robust_faces, card["of"]):
+            missing.append(ROBUSTNESS)
+    return missing
 
 
 def compare(config: CompareConfig) -> int:

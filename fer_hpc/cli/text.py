@@ -44,7 +44,7 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
         if f"{dimension}_rmse" in scores:
             rmse, ccc, sign = (scores[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
             lines.append(f"  {dimension:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
-    lines += format_groups(scores.get("groups") or {})
+    lines += format_groups(scores.get("groups") or {}, in_full=bool(config.by))
     files = [path.name for path in result_files(config.run, name).values() if path.exists()]
     if config.robust:
         card = read_stored(config.run / f"robust-{name}.json")
@@ -96,28 +96,30 @@ def _robustness(card: dict[str, Any]) -> list[str]:
     for kind in card["disturbances"].values():
         levels = " ".join(f"{level['accuracy']:.3f}" for level in kind["levels"])
         lines.append(f"    {kind['title']:<15} {levels}")
-    return lines + format_groups(card["pose"] or {})
+    return lines + format_groups(card["pose"] or {}, in_full=True)
 
 
-def format_groups(groups: dict[str, Any]) -> list[str]:
-    """A line for each group, and the gap, of every column that was scored by."""
+def format_groups(groups: dict[str, Any], in_full: bool) -> list[str]:
+    """The gap of every column that was scored by; `in_full` a line for each group as well."""
     lines = []
     for column, table in groups.items():
-        for row in table["groups"]:
+        for row in table["groups"] if in_full else ():
             few = "" if row["enough"] else f"  fewer than {table['min_n']}: not in the gap"
             lines.append(
                 f"  {column + ' ' + row['name']:<17} {_with_interval(row, 'accuracy')}   "
                 f"balanced {row['balanced_accuracy']:.4f}  of {row['n']:,}{few}"
             )
         gap = table["gap"]["balanced_accuracy"]
+        unknown = f"; unknown for {table['unknown']:,} faces" if table["unknown"] else ""
         if gap:
             low, high = gap["gap_95"]
             lines.append(
-                f"  {column}: balanced accuracy of {gap['worst']} is {gap['gap']:.4f} below "
-                f"{gap['best']}  [{low:+.4f}, {high:+.4f}]: {gap['verdict']}"
+                f"  by {column}: balanced accuracy of {gap['best']} minus {gap['worst']} "
+                f"{gap['gap']:.4f}  [{low:+.4f}, {high:+.4f}]: {gap['verdict']}{unknown}"
             )
-        if table["unknown"]:
-            lines.append(f"  {column}: unknown for {table['unknown']:,} faces")
+        else:
+            few = f"fewer than two groups of {table['min_n']} faces"
+            lines.append(f"  by {column}: no gap measured, {few}{unknown}")
     return lines
 
 

@@ -25,6 +25,7 @@ from fer_hpc.evaluation.score import split_outputs, views
 from fer_hpc.files import write_bytes, write_json
 from fer_hpc.parallel.device import autocast
 
+MAX_FACES = {"cuda": 5000, "cpu": 1000}
 RESAMPLES = 1000
 ECE_RESAMPLES = 200  # there are fifty calibration errors
 COLUMNS = (
@@ -35,8 +36,8 @@ COLUMNS = (
 def robustness(opened: OpenedRun) -> dict[str, Any]:
     """Score disturbed faces; writes robust-NAME.json, .csv, .png and -sheet.png, gives the JSON.
 
-    At most --robust-faces faces, evenly spaced over the split. The same faces are disturbed in the
-    same way whenever this is run.
+    At most --robust-faces faces, evenly spaced over the split, 51 times each. The same faces are
+    disturbed in the same way whenever this is run.
     """
     from fer_hpc.evaluation import plots
 
@@ -88,7 +89,8 @@ class _Faces:
     def __init__(self, opened: OpenedRun) -> None:
         self.opened = opened
         kept = np.flatnonzero(opened.faces.rows)
-        count = min(len(kept), opened.config.robust_faces)
+        most = opened.config.robust_faces or MAX_FACES[opened.device.type]
+        count = min(len(kept), most)
         chosen = np.rint(np.linspace(0, len(kept) - 1, count)).astype(np.int64)
         self.rows = kept[chosen]  # of the split
         self.labels = opened.faces.labels[chosen]
