@@ -17,7 +17,8 @@ demo: .venv/.installed
 	@test -e demo/runs/cnn_improved/final.pt || echo '-- training is killed after 25 s on purpose; the same command then continues it'
 	@test -e demo/runs/cnn_improved/final.pt || timeout --signal=KILL 25 $(FER).train $(DEMO_RUN) || test $$? -eq 137
 	$(FER).train $(DEMO_RUN)
-	$(FER).evaluate demo/runs/cnn_improved --split test
+	$(FER).evaluate demo/runs/cnn_improved
+	$(FER).evaluate demo/runs/cnn_improved --split test --robust --robust-faces 400 --gallery
 	$(FER).report demo/runs --out demo/report
 	@echo
 	@echo 'The page:          demo/report/index.html'
