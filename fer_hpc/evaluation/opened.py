@@ -15,7 +15,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
 from fer_hpc.evaluation.load import StoredNetwork, load_network
-from fer_hpc.evaluation.openings import opening_text, record_opening
+from fer_hpc.evaluation.openings import note_opening
 from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import sha256
 from fer_hpc.parallel.device import pick_device
@@ -68,11 +68,8 @@ class OpenedRun:
 
     def record(self, what: Sequence[str]) -> None:
         """Record and print that a test split is opened; nothing for other splits."""
-        if self.config.split != "test":
-            return
-        run, data = self.config.run, self.manifest.fingerprint
-        line = record_opening(run, what, data, self.stored.get("id", ""), self.weights)
-        print(f"{run}: {opening_text(line)}", flush=True)
+        about = self.manifest.fingerprint, self.stored, self.weights
+        note_opening(self.config.run, self.config.split, what, *about)
 
 
 def open_run(config: EvaluateConfig, world: World) -> OpenedRun:

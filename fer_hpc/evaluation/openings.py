@@ -73,6 +73,18 @@ def record_opening(
     return line
 
 
+def note_opening(
+    run: Path, split: str, what: Sequence[str], data: str, stored: dict[str, Any], weights: str
+) -> None:
+    """Record and print that a test split is opened; nothing for other splits.
+
+    stored: the run's config.json; for the rest see `record_opening`
+    """
+    if split == "test":
+        line = record_opening(run, what, data, stored.get("id", ""), weights)
+        print(f"{run}: {opening_text(line)}", flush=True)
+
+
 def opening_text(line: dict[str, Any]) -> str:
     """The line as a sentence for the terminal."""
     count = line["count"]

@@ -19,6 +19,7 @@ from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
+from fer_hpc.evaluation.openings import note_opening
 from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import write_json
 from fer_hpc.gan.judge import CHUNK, Judge, judge_config, judge_rows, load_judge
@@ -69,6 +70,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     torch.set_num_threads(stored["science"]["threads"])
     judge, judge_description = load_judge(judge_run, manifest, stored, device, config.plugin)
     neutral_rows, expressive_rows, _, _ = loader.rows(0)
+    note_opening(config.run, config.split, ["scores"], manifest.fingerprint, stored, weights)
 
     print(f"{config.run}: measuring {len(expressive_rows):,} pairs of faces", file=sys.stderr)
     seen = _judge_pairs(generator, judge, loader, neutral_rows, expressive_rows)
