@@ -75,7 +75,7 @@ def gallery(opened: OpenedRun) -> dict[str, Any]:
         plots.picture_table(cells, rows, [], about, run / f"gallery-{name}-pairs.png")
     shown = found["label_noise"]["shown"]
     if shown:
-        cells_of = [faces.cell(face, f"{face['label']}: {face['suggested']}?") for face in shown]
+        cells_of = [faces.cell(face, f"{face['label']},\n{face['suggested']}?") for face in shown]
         lines = [cells_of[k : k + 8] for k in range(0, len(shown), 8)]
         about = f"{title}: labels that may be wrong, {len(noise.rows):,} candidates"
         plots.picture_table(lines, [""] * len(lines), [], about, run / f"label-noise-{name}.png")
@@ -170,11 +170,13 @@ class _Predicted:
         cells: list[list[Cell]] = []
         names = []
         for name, kinds in found.items():
+            if not kinds["misses"] and not kinds["hits"]:
+                continue  # a class without a face
             faces: list[Cell] = []
             maps: list[Cell] = []
             for face in _padded(kinds["misses"]) + _padded(kinds["hits"]):
                 if face is None:
-                    faces.append((None, "none"))
+                    faces.append((None, ""))
                     maps.append((None, ""))
                     continue
                 faces.append(self.cell(face, f"{face['predicted']} {face['p_predicted']:.2f}"))
@@ -191,6 +193,8 @@ class _Predicted:
             for (name, other), faces in zip(
                 (pair["classes"], pair["classes"][::-1]), pair["faces"], strict=True
             ):
+                if not faces:
+                    continue
                 padded = [*faces, *[None] * (PER_PAIR - len(faces))]
                 cells.append(
                     [

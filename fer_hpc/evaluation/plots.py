@@ -231,11 +231,12 @@ def picture_table(
     cells [rows][columns]: a picture [H, W, C] of bytes (None: empty) and the text below it; `side`
     is that of a picture in pixels.
     """
-    step = (side + 22, side + 8)  # of a row and of a column
+    lines = 1 + max(text.count("\n") for line in cells for _, text in line)
+    step = (side + 8 + 14 * lines, side + 8)  # of a row and of a column
     height, width = len(rows) * step[0], max(map(len, cells)) * step[1]
     canvas = np.full((height, width, 3), 255, np.uint8)
     left = 0.35 + 0.085 * max(map(len, rows), default=0)  # inches for the names of the rows
-    size = (left + width / DPI, 0.75 + height / DPI)
+    size = (left + width / DPI, (0.75 if columns else 0.4) + height / DPI)
     figure = plt.figure(figsize=size)
     axes = figure.add_axes((left / size[0], 0, width / DPI / size[0], height / DPI / size[1]))
     for i, line in enumerate(cells):
