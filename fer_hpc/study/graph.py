@@ -216,9 +216,11 @@ def _scores(plan: Plan, run: Part, split: Literal["val", "test"], after: tuple[s
     command = ["evaluate", str(run.folder), "--split", split]
     settings: dict[str, Any] = {}
     needs = [run.name]
+    own = plan.tables["evaluate"]
+    if run.kind != "gan" and split == "test":
+        command += [f"--{key}" for key in ("robust", "gallery") if own.get(key)]
     if run.kind == "gan":
-        own = plan.tables["evaluate"]
-        settings = {f"evaluate.{key}": value for key, value in own.items()}
+        settings = {f"evaluate.{k}": value for k, value in own.items() if k.startswith("gan_")}
         command += ["--pairs", str(own.get("gan_pairs", 2000))]
         if judge := own.get("gan_judge"):
             command += ["--judge", str(plan.out / "runs" / judge)]

@@ -31,7 +31,7 @@ OWN_KEYS = {  # of a table, besides the fields of the command
     "grid": ("preset", "data", "batch_sizes", "lrs", "seeds"),
     "winner": ("seeds",),
     "gan": ("data", "seeds"),
-    "evaluate": ("gan_pairs", "gan_judge"),
+    "evaluate": ("robust", "gallery", "gan_pairs", "gan_judge"),
 }
 SET_BY_THE_STUDY = {"data", "run", "seed", "init_hash", "plugin_hash"}
 PRODUCT = re.compile(r"(\d{1,4})x\1x([13])")  # height x width x channels
@@ -100,6 +100,7 @@ COMMENTS = {
     "winner": "The configuration that the grid chose, trained with seeds that did not choose it.",
     "gan": "Any field of `fer-hpc train_gan` may be added.",
     "evaluate": "val is scored when a run has ended; test once, when everything is chosen.\n"
+    "# robust, gallery: on test, too, a robustness card and galleries of every classifier.\n"
     '# gan_judge: the run whose classifier judges the GAN; "": one is trained for it.',
 }
 

@@ -73,6 +73,8 @@ def new_tables(config: StudyConfig, job: JobConfig) -> Table:
         "winner": {"seeds": WINNER_SEEDS},
         "gan": gan,
         "evaluate": {
+            "robust": not tiny,
+            "gallery": not tiny,
             "gan_pairs": 64 if tiny else 2000,
             # A judge takes faces of any size, but of the GAN's number of channels.
             "gan_judge": f"{'cnn_improved' if faces_of_gan[-1] == '1' else LARGE_MODELS[0]}-seed0",
