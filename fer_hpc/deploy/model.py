@@ -74,7 +74,7 @@ def open_model(path: Path, device: str = "auto", plugins: Sequence[Path] = ()) -
 
 
 def read_temperature(run: Path, weights: Path) -> tuple[float | None, str]:
-    """The temperature that `fer-hpc calibrate` fitted for these weights, and a note if there is
+    """The temperature that `evaluate` on val fitted for these weights, and a note if there is
     none that fits.
     """
     path = run / "calibration.json"
