@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
-from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_record, sha256
+from fer_hpc.files import DAMAGE, check_shape, damage_reason
 
 METADATA = "fer_hpc"  # the key of an ONNX file's metadata that holds `About` as JSON
-CALIBRATION = {"temperature": float, "weights": str}
 
 
 @dataclass(frozen=True)
@@ -71,21 +70,6 @@ def open_model(path: Path, device: str = "auto", plugins: Sequence[Path] = ()) -
     from fer_hpc.deploy.torch_model import TorchModel  # loads torch
 
     return TorchModel(path, device, plugins)
-
-
-def read_temperature(run: Path, weights: Path) -> tuple[float | None, str]:
-    """The temperature that `evaluate` on val fitted for these weights, and a note if there is
-    none that fits.
-    """
-    path = run / "calibration.json"
-    if not path.exists():
-        return None, f"probabilities are not calibrated: there is no {path}"
-    found = read_record(path, CALIBRATION)
-    if found is None or not found["temperature"] > 0:
-        return None, f"probabilities are not calibrated: {path} is damaged"
-    if found["weights"] != sha256(weights):
-        return None, f"probabilities are not calibrated: {path} belongs to other weights"
-    return float(found["temperature"]), ""
 
 
 def calibrated(logits: NDArray[Any], temperature: float | None) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_hpc.deploy.model import About, Outputs, calibrated, read_temperature
+from fer_hpc.deploy.model import About, Outputs, calibrated
+from fer_hpc.evaluation.calibration import stored_temperature
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.score import split_outputs
 from fer_hpc.files import sha256
@@ -43,15 +44,16 @@ class TorchModel:
 
 def describe(run: Path, network: StoredNetwork) -> tuple[About, str]:
     """What belongs to a run's weights, and a note where they are not calibrated."""
-    temperature, note = read_temperature(run, network.weights)
+    weights = sha256(network.weights)
+    temperature, note = stored_temperature(run, weights)
     about = About(
         run=run.resolve().name,
         network=network.science["model"],
         classes=list(network.data["classes"]),
         image_shape=list(network.data["image_shape"]),
         faces=network.data.get("faces", {}),
-        weights=sha256(network.weights),
+        weights=weights,
         epoch=int(network.best["epoch"]),
         temperature=temperature,
     )
-    return about, note
+    return about, f"probabilities are not calibrated: {note}" if note else ""
