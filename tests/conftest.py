@@ -180,7 +180,10 @@ def train(fer: Fer, shards: Path) -> Train:
 
 @pytest.fixture(scope="session")
 def finished_run(train: Train, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run that killed and resumed ones are compared with: a copy a process."""
+    """The undisturbed run that killed and resumed ones are compared with: a copy a process.
+
+    What writes into a run, as evaluate does, takes a copy of its own.
+    """
     return Path(
         shutil.copytree(
             once("runs/undisturbed", train), tmp_path_factory.mktemp("runs") / "undisturbed"

@@ -16,11 +16,13 @@ from tests.helpers.processes import start_ranks
 
 
 @pytest.fixture(scope="module")
-def scored(fer: Fer, finished_run: Path) -> Path:
+def scored(fer: Fer, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("scored") / "undisturbed"
+    shutil.copytree(finished_run, run)
     for split in ("val", "test"):
-        done = fer("evaluate", finished_run, "--split", split)
+        done = fer("evaluate", run, "--split", split)
         assert done.returncode == 0, done.stderr
-    return finished_run
+    return run
 
 
 def test_scores_are_those_of_the_best_epoch(scored: Path) -> None:

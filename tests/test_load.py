@@ -43,10 +43,11 @@ def predictor(finished_run: Path) -> Predictor:
 
 
 def test_probabilities_are_those_of_evaluate(
-    fer: Fer, finished_run: Path, val_faces: np.ndarray, predictor: Predictor
+    fer: Fer, finished_run: Path, val_faces: np.ndarray, predictor: Predictor, tmp_path: Path
 ) -> None:
-    assert fer("evaluate", finished_run, "--split", "val").returncode == 0
-    with np.load(finished_run / "predictions-val.npz", allow_pickle=False) as saved:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    assert fer("evaluate", run, "--split", "val").returncode == 0
+    with np.load(run / "predictions-val.npz", allow_pickle=False) as saved:
         logits, classes = saved["logits"].astype(np.float64), tuple(saved["classes"])
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     found = predictor(val_faces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,11 +126,12 @@ def test_a_mistake_is_one_message(
 def test_evaluate_runs_in_several_processes(
     shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    parent = start("evaluate", finished_run, "--split", "test", "--procs", 2)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    parent = start("evaluate", run, "--split", "test", "--procs", 2)
     out, err = parent.communicate(timeout=400)
     assert parent.returncode == 0, err
     assert out.count("accuracy") >= 1
-    assert (finished_run / "eval-test.json").exists()
+    assert (run / "eval-test.json").exists()
 
 
 def test_ranks_that_torchrun_started_start_no_others(
