@@ -116,6 +116,9 @@ def test_without_contempt_its_logit_is_masked_and_its_faces_are_dropped() -> Non
         sk.log_loss(labels[kept], np.exp(metrics.log_softmax(logits[kept, :7])))
     )
     assert metrics.without_class(logits[:3], np.full(3, 7), CLASSES, "Contempt") is None
+    sure = metrics.without_class(np.eye(8), np.arange(8), CLASSES, "Sadness")
+    assert sure is not None
+    assert (sure["n"], sure["accuracy"]) == (7, 1.0), "classes behind the one left out move up"
 
 
 # ---- groups ---------------------------------------------------------------------------------

@@ -180,3 +180,9 @@ def test_a_candidate_reaches_the_threshold_of_the_other_class() -> None:
     assert found.margin == pytest.approx([-0.4])
     p[2] = [0.42, 0.58]  # the thresholds become .64 and .6; .58 reaches neither
     assert not len(candidates(p, labels).rows)
+
+
+def test_a_face_that_is_predicted_as_labelled_is_no_candidate() -> None:
+    """Thresholds .725 and .4: the second face reaches that of class 1 alone, but is taken for 0."""
+    p = np.array([[0.9, 0.1], [0.55, 0.45], [0.6, 0.4], [0.6, 0.4]])
+    assert not len(candidates(p, np.array([0, 0, 1, 1])).rows)
