@@ -29,6 +29,7 @@ LAYERS = (
     "cluster",
     "study",
     "report",
+    "drill",
     "cli",
     "api",
 )

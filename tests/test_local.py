@@ -179,3 +179,29 @@ def test_the_ranks_get_the_command_without_the_flag() -> None:
     assert given.arguments(RanksConfig) == ["cnn_baseline", "--data", "d", "--run", "r"]
     with pytest.raises(UserError, match="--gpus-per-node"):
         configure_job("train", args, (JobConfig,))
+
+
+def listening(pid: int) -> list[str]:
+    """The local addresses of a process's listening sockets, as /proc/net has them."""
+    links = [
+        str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()
+    ]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
+
+
+def test_ranks_of_one_machine_listen_on_loopback_only(shards: Path, tmp_path: Path) -> None:
+    ranks = start_ranks(2, "train", *call(shards, tmp_path / "run", "--epochs", 30))
+    try:
+        until_training(tmp_path / "run", 1)
+        found = [listening(rank.pid) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert found[0], "the ranks meet at rank 0"
+    assert set(found[0] + found[1]) == {"0100007F"}  # 127.0.0.1

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fer_hpc.cli import deploy, scoring, verbs
+from fer_hpc.cli import deploy, scoring, trust, verbs
 from fer_hpc.config import GanConfig, TrainConfig
 from fer_hpc.config.commands import (
     CancelConfig,
     CompareConfig,
     DoctorConfig,
+    DrillConfig,
     EvaluateConfig,
     GenerateConfig,
     InitConfig,
@@ -23,6 +24,7 @@ from fer_hpc.config.commands import (
     SweepConfig,
     SyntheticConfig,
     TransferConfig,
+    VerifyConfig,
 )
 from fer_hpc.config.deploy import ExportConfig, PredictConfig
 from fer_hpc.config.study import StudyConfig
@@ -85,6 +87,12 @@ VERBS = {
     "report": Verb(ReportConfig, "run folders -> one HTML page of tables and plots", verbs.report),
     "study": Verb(
         StudyConfig, "faces -> a whole study: all models, grid, GAN, scores, one page", verbs.study
+    ),
+    "drill": Verb(
+        DrillConfig, "kill and damage small runs, and prove that they end the same", trust.drill
+    ),
+    "verify": Verb(
+        VerifyConfig, "two runs -> equal, or the first difference and its cause", trust.verify
     ),
     "init": Verb(InitConfig, "batch scripts and jobs -> a folder of your own, to edit", verbs.init),
     "status": Verb(

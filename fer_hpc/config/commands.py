@@ -133,6 +133,38 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class DrillConfig:
+    """Kill, freeze and damage small real runs, and compare them with undisturbed ones.
+
+    On this machine, with drawn faces. Exit code 3: a fault was not survived.
+    """
+
+    out: Path = required("new folder, or that of an earlier drill", positional=True)
+    faults: int = option(40, "number of faults; kinds and commands take turns", low=1, high=100_000)
+    seed: int = option(0, "seed of what is drawn: steps, file events, bytes", low=0)
+    only: int = option(0, "only the fault of this number", low=0)
+    json: bool = option(False, "print JSON instead of the table")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Prove that two runs are equal, or name the first difference and its likely cause.
+
+    Exit code 3: they differ, or have nothing in common to compare.
+    """
+
+    a: Path = required("run folder", positional=True)
+    b: Path = required("run folder to compare it with", positional=True)
+    json: bool = option(False, "print JSON, for programs")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """Show which runs and jobs wait, run, have finished or failed, and why."""
 

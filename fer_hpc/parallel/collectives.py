@@ -8,14 +8,22 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError
 from fer_hpc.parallel.heartbeat import Heartbeat
-from fer_hpc.parallel.world import World, rendezvous_in_words, set_rendezvous
+from fer_hpc.parallel.world import (
+    LOOPBACK,
+    World,
+    rendezvous_in_words,
+    set_rendezvous,
+    store_holder,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +55,6 @@ def process_group(
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     from fer_hpc.parallel.device import card_of, refuse_shared_cards
 
@@ -58,7 +65,7 @@ def process_group(
         set_rendezvous()
         use_nccl = backend == "auto" and torch.cuda.is_available()
         timeout = datetime.timedelta(seconds=timeout_s)
-        store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+        store = _meeting_place(world, timeout)
         store.set_timeout(timeout)
         heartbeat = Heartbeat(store, world, on_lost)
         dist.init_process_group(
@@ -81,6 +88,26 @@ def process_group(
         yield
         # Not after an exception: it would wait for ranks that are gone.
         dist.destroy_process_group()
+
+
+def _meeting_place(world: World, timeout: datetime.timedelta) -> Any:
+    """The store where the ranks meet. That of ranks on one machine listens on loopback only.
+
+    torch's own listens on all networks of the machine, to anyone.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    port = os.environ.get("MASTER_PORT", "")
+    is_local = os.environ.get("MASTER_ADDR") == LOOPBACK and port.isdecimal()
+    if world.rank or not is_local or store_holder() != "rank 0":
+        return next(rendezvous("env://", world.rank, world.size, timeout=timeout))[0]
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, int(port)))
+        listener.listen()
+        own = listener.detach()
+    return TCPStore(LOOPBACK, int(port), world.size, True, timeout, master_listen_fd=own)
 
 
 @contextlib.contextmanager

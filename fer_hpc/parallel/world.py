@@ -23,6 +23,8 @@ from fer_hpc.parallel.job import (
     number_in_environment,
 )
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class World:
@@ -89,7 +91,7 @@ def free_port() -> int:
     for offset in range(PORT_COUNT):
         port = job_port(os.getpid(), offset)
         with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
             return port
     raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORT_COUNT} on this machine")
 
@@ -99,7 +101,7 @@ def set_rendezvous() -> None:
 
     The address is the step's first node, the port comes from the job and the step. FER_INTERFACE
     names the network interface of gloo and NCCL; without it one is chosen where the own name means
-    a loopback address, which other nodes cannot reach.
+    a loopback address, which other nodes cannot reach. gloo on one machine uses loopback.
     """
     env, step = os.environ, current_step()
     interface = env.get("FER_INTERFACE", "")
@@ -110,6 +112,8 @@ def set_rendezvous() -> None:
         if len(hosts) > 1 and not interface and _own_address().startswith("127."):
             own = socket.gethostname().partition(".")[0]
             interface = _interface_to(next((h for h in hosts if h.partition(".")[0] != own), own))
+    if not interface and env.get("MASTER_ADDR") == LOOPBACK and Path("/sys/class/net/lo").exists():
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
     if interface:
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
         env.setdefault("NCCL_SOCKET_IFNAME", interface)
