@@ -1,4 +1,4 @@
-"""All plots; the only user of matplotlib."""
+"""Plots of one run; with plots_many.py the only user of matplotlib."""
 
 from __future__ import annotations
 
@@ -303,9 +303,11 @@ def _literal(text: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, whole or not at all."""
+    """Write the figure as PNG, or as SVG where the name ends so, whole or not at all."""
+    is_svg = path.suffix == ".svg"
+    nothing: dict[str, Any] = {"Date": None} if is_svg else {"Software": None}
     try:
-        with replacement(path) as f:
-            figure.savefig(f, dpi=DPI, format="png", metadata={"Software": None})
+        with replacement(path) as f, plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "x"}):
+            figure.savefig(f, dpi=DPI, format="svg" if is_svg else "png", metadata=nothing)
     finally:
         plt.close(figure)

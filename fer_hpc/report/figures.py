@@ -1,18 +1,24 @@
-"""The report's figures, as PNG files and as data URIs in the page."""
+"""The report's figures: files beside the page, and in the page itself unless they are large."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
-from fer_hpc.evaluation import plots
+from fer_hpc.evaluation import plots, plots_many
 from fer_hpc.report.read import Run
+from fer_hpc.report.tables import DataSet, group_key, val_accuracy
 
 MAX_DRAWN_RUNS = 20  # a run's figures take about a second and 60 kB of the page
+MAX_OVERLAID = 8  # configurations in one picture of curves
+MAX_EMBEDDED = 150_000  # bytes of a picture; a larger one is only linked
+KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
@@ -22,54 +28,132 @@ class Figure:
     caption: str
     uri: str
     is_plot: bool = True  # drawn on white, so that a dark page may invert it
+    file: str = ""  # address of its file, relative to the page
 
 
-def draw_figures(runs: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
-    """Label -> curves and confusion matrices of the MAX_DRAWN_RUNS runs that are best on val."""
-
-    def val_accuracy(run: Run) -> float:
-        return max((row["val_accuracy"] for row in run.rows), default=-1.0)
-
-    drawn = sorted(runs, key=val_accuracy, reverse=True)[:MAX_DRAWN_RUNS]
-    return {run.label: _draw(run, out) for run in drawn}
+def picture(path: Path, out: Path, caption: str, is_plot: bool = True) -> Figure:
+    """The figure of a file below `out`."""
+    file = quote(path.relative_to(out).as_posix())
+    small = path.stat().st_size <= MAX_EMBEDDED
+    return Figure(caption, data_uri(path) if small else file, is_plot, file)
 
 
-def gan_figures(gans: Sequence[Run]) -> dict[str, list[Figure]]:
-    """Label -> the pictures that `fer-hpc evaluate` has written for a GAN."""
+def data_uri(path: Path) -> str:
+    """A PNG or SVG file as a data URI."""
+    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def copied(source: Path, label: str, out: Path, caption: str, is_plot: bool = True) -> Figure:
+    """The figure of a file of a run folder, copied to OUT/LABEL-NAME; a label may hold a folder."""
+    path = out / f"{label}-{source.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, path)
+    return picture(path, out, caption, is_plot)
+
+
+def drawn_runs(runs: Sequence[Run]) -> list[Run]:
+    """The MAX_DRAWN_RUNS runs that are best on val."""
+    return sorted(runs, key=lambda run: val_accuracy([run]), reverse=True)[:MAX_DRAWN_RUNS]
+
+
+def draw_figures(
+    runs: Sequence[Run], out: Path, in_study: Collection[Path] = ()
+) -> dict[str, list[Figure]]:
+    """Label -> the figures of the runs that are best on val.
+
+    Runs `in_study` have curves and confusion matrices there, over their seeds.
+    """
     found = {}
-    for gan in gans:
-        caption = "reference | expression | output, "
-        grids = [
-            Figure(caption + p.stem.removeprefix("grid-"), picture_uri(p), is_plot=False)
-            for p in sorted(gan.path.glob("grid-*.png"))
-        ]
-        curves = [Figure("losses", picture_uri(p)) for p in gan.path.glob("curves.png")]
-        found[gan.label] = grids + curves
+    for run in drawn_runs(runs):
+        drawn = [] if run.path in in_study else list(_draw(run, out))
+        found[run.label] = [*drawn, *_stored(run, out)]
     return found
 
 
-def heat_map(sweep: Path) -> list[Figure]:
+def overlaid_curves(
+    runs: Sequence[Run], known: dict[str, DataSet], out: Path
+) -> list[tuple[DataSet, Figure]]:
+    """For each data set val accuracy and loss of the best configurations; a mean over seeds."""
+    groups: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        if run.rows:
+            groups.setdefault(run.trained_on, {}).setdefault(group_key(run), []).append(run)
+    found = []
+    for data, by_key in groups.items():
+        best = sorted(by_key.values(), key=val_accuracy, reverse=True)[:MAX_OVERLAID]
+        if len(best) < 2:
+            continue
+        names = {}
+        for group in best:
+            seeds = len({run.seed for run in group})
+            name = group[0].label if seeds == 1 else f"{group[0].label} and other seeds ({seeds})"
+            names[name] = [run.rows for run in group]
+        path = out / f"curves-{data}.svg"
+        plots_many.overlaid_curves(names, known[data].name, path)
+        text = "Validation per epoch; a line is the mean over seeds, its band all of them"
+        more = f"; the {len(best)} best of {len(by_key)} configurations"
+        found.append((known[data], picture(path, out, text + more * (len(by_key) > len(best)))))
+    return found
+
+
+def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
+    """Label -> the pictures that `fer-hpc evaluate` has written for a GAN."""
+    found = {}
+    for gan in gans:
+        drawn = [
+            copied(p, gan.label, out, f"neutral | expression | output, {_name(p, 'grid')}", False)
+            for p in sorted(gan.path.glob("grid-*.png"))
+        ]
+        for name, scores in gan.scores.items():
+            path = out / f"{gan.label}-expressions-{name}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plots_many.gan_expressions(scores["expression"], f"{gan.label}, {name}", path)
+            drawn.append(picture(path, out, f"Wanted expression found by the judge, {name}"))
+        drawn += [
+            copied(p, gan.label, out, "Losses per epoch") for p in gan.path.glob("curves.png")
+        ]
+        found[gan.label] = drawn
+    return found
+
+
+def heat_map(sweep: Path, out: Path) -> list[Figure]:
     """The heatmap.png of a sweep, if there is one."""
     path = sweep / "heatmap.png"
-    return [Figure("mean over the seeds", picture_uri(path))] if path.exists() else []
+    return [copied(path, sweep.name, out, "Mean over the seeds")] if path.exists() else []
 
 
-def _draw(run: Run, out: Path) -> list[Figure]:
-    """The figures of one run, also written as LABEL-*.png; a label may contain a folder."""
-    drawn = []
+def _draw(run: Run, out: Path) -> Iterator[Figure]:
+    """Curves and confusion matrices of one run, drawn to OUT/LABEL-*.png."""
     (out / run.label).parent.mkdir(parents=True, exist_ok=True)
     if run.rows:
         path = out / f"{run.label}-curves.png"
         plots.curves(run.rows, run.best_epoch, run.label, path)
-        drawn.append(Figure("Accuracy and loss per epoch", picture_uri(path)))
+        yield picture(path, out, "Accuracy and loss per epoch")
     for name, scores in run.scores.items():
         path = out / f"{run.label}-confusion-{name}.png"
         counts = np.array(scores["confusion"])
         plots.confusion(counts, list(scores["classes"]), f"{run.label}, {name}", path)
-        drawn.append(Figure(f"Confusion on {name}; each row sums to 1", picture_uri(path)))
-    return drawn
+        yield picture(path, out, f"Confusion on {name}; each row sums to 1")
 
 
-def picture_uri(picture: Path) -> str:
-    """A PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+STORED = (
+    ("reliability-{}.png", "Calibration on {}: accuracy against confidence", True),
+    ("robust-{}.png", "Robustness on {}: accuracy and calibration error by strength", True),
+    ("robust-{}-sheet.png", "The disturbances, applied to one face of {}", False),
+    ("gallery-{}.png", "Surest misses and hits on {}, and what speaks for the prediction", False),
+    ("gallery-{}-pairs.png", "Most confused pairs on {}", False),
+    ("label-noise-{}.png", "Labels of {} that may be wrong", False),
+)
+
+
+def _stored(run: Run, out: Path) -> Iterator[Figure]:
+    """What `evaluate` has drawn in the run folder, for each of its results."""
+    for name in run.scores:
+        for file, caption, is_plot in STORED:
+            source = run.path / file.format(name)
+            if source.exists():
+                yield copied(source, run.label, out, caption.format(name), is_plot)
+
+
+def _name(path: Path, kind: str) -> str:
+    return path.stem.removeprefix(f"{kind}-")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
@@ -15,6 +17,7 @@ from fer_hpc.evaluation.shapes import SCORES
 from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
+    attempt_numbers,
     damaged_records,
     find_runs,
     read_environment,
@@ -40,6 +43,8 @@ class Run:
     data_folder: Path
     scores: dict[str, dict[str, Any]]  # NAME -> eval-NAME.json, in the order of the splits
     openings: list[dict[str, Any]]  # of test splits, a line each time
+    images_per_s: float | None  # median over the epochs
+    restarts: int  # starts after the first
 
     @property
     def is_gan(self) -> bool:
@@ -48,6 +53,12 @@ class Run:
     @property
     def best_epoch(self) -> int | None:
         return max((row["epoch"] for row in self.rows if row.get("best")), default=None)
+
+    @property
+    def parameters(self) -> int | None:
+        """Trainable parameters; older versions did not record them."""
+        count = self.environment.get("parameters")
+        return count if isinstance(count, int) else None
 
     @property
     def trained_on(self) -> str:
@@ -173,7 +184,14 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
         data,
         {name: scores[name] for name in sorted(scores, key=result_order)},
         openings,
+        _median([row["images_per_s"] for row in times if "images_per_s" in row]),
+        max(0, len(attempt_numbers(path)) - 1),
     )
+
+
+def _median(values: list[Any]) -> float | None:
+    known = [float(v) for v in values if isinstance(v, int | float) and isfinite(v)]
+    return median(known) if known else None
 
 
 def _read_summary(folder: Path) -> dict[str, Any] | None:

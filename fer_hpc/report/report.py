@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,11 +14,20 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation.metrics import format_interval
 from fer_hpc.files import remove_leftovers, write_bytes
-from fer_hpc.report.figures import MAX_DRAWN_RUNS, draw_figures, gan_figures, heat_map
+from fer_hpc.report.book import TAG, TableBook
+from fer_hpc.report.extras import calibration_of, gaps_of, read_extras
+from fer_hpc.report.figures import (
+    MAX_DRAWN_RUNS,
+    draw_figures,
+    gan_figures,
+    heat_map,
+    overlaid_curves,
+)
 from fer_hpc.report.read import Collection, collect
 from fer_hpc.report.study import study_section
 from fer_hpc.report.study_text import to_markdown
 from fer_hpc.report.tables import (
+    DataSet,
     best_runs,
     class_tables,
     data_sets,
@@ -27,6 +37,8 @@ from fer_hpc.report.tables import (
     results_csv,
 )
 from fer_hpc.sweep.grid import format_value
+
+HEADING = re.compile(r'<h([23]) id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
 
 
 def report(config: ReportConfig) -> Path:
@@ -38,35 +50,75 @@ def report(config: ReportConfig) -> Path:
     found = collect(config.runs)
     for path, reason in found.damaged:
         print(f"warning: {path} is left out: {reason}", file=sys.stderr)
-    known = data_sets([*found.runs, *found.gans])
-    tables = result_tables(found.runs, known)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
+    known = data_sets([*found.runs, *found.gans])
     write_bytes(config.out / "results.csv", results_csv(found.runs, known))
-    section = study_section(config.runs, found, config.out)
-    if section:
-        write_bytes(config.out / "study.md", to_markdown(section).encode())
-    in_study = {run.path for model in section.models for run in model.runs} if section else set()
-    others = [run for run in found.runs if run.path not in in_study]  # its models have figures
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            found=found,
-            known=known,
-            best=best_runs(found.runs, known),
-            tables=tables,
-            oracles=oracles(tables) if config.oracle else [],
-            sweeps=[(sweep, heat_map(sweep.path)) for sweep in found.sweeps],
-            figures=draw_figures(others, config.out) | gan_figures(found.gans),
-            max_drawn_runs=MAX_DRAWN_RUNS,
-            class_tables=class_tables(_data_folders(found)),
-            study=section,
-            when=time.strftime("%Y-%m-%d %H:%M"),
-        )
-    )
-    write_bytes(config.out / "index.html", page.encode("utf-8", "backslashreplace"))
+    page = _environment().get_template("page.html.j2").render(_content(config, found, known))
+    text = with_contents(page)
+    write_bytes(config.out / "index.html", text.encode("utf-8", "backslashreplace"))
     return config.out / "index.html"
+
+
+def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet]) -> dict[str, Any]:
+    """What the page shows."""
+    out = config.out
+    tables = result_tables(found.runs, known)
+    extras = read_extras(found.runs, config.runs)
+    for path, reason in extras.damaged:
+        print(f"warning: {path} is left out: {reason}", file=sys.stderr)
+    found.damaged += extras.damaged
+    study = study_section(config.runs, found, out)
+    in_study: set[Path] = set()
+    if study:
+        write_bytes(out / "study.md", to_markdown(study).encode())
+        in_study = {run.path for model in study.models for run in model.runs}
+    calibrated = [
+        (t, [(row, c) for row in t.rows if (c := calibration_of(row.scores))]) for t in tables
+    ]
+    grouped = [
+        (row.run, t.name, column, gap)
+        for t in tables
+        for row in t.rows
+        for column, gap in gaps_of(row.scores)
+    ]
+    return {
+        "found": found,
+        "known": known,
+        "book": TableBook(out / "tables"),
+        "best": best_runs(found.runs, known),
+        "tables": tables,
+        "oracles": oracles(tables) if config.oracle else [],
+        "overlaid": overlaid_curves(found.runs, known, out),
+        "calibrated": [(t, rows) for t, rows in calibrated if rows],
+        "grouped": grouped,
+        "extras": extras,
+        "sweeps": [(sweep, heat_map(sweep.path, out)) for sweep in found.sweeps],
+        "figures": draw_figures(found.runs, out, in_study) | gan_figures(found.gans, out),
+        "max_drawn_runs": MAX_DRAWN_RUNS,
+        "class_tables": class_tables(_data_folders(found)),
+        "study": study,
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def with_contents(page: str) -> str:
+    """The page with links to its headings: sections in the bar, all of them in the contents."""
+    headings = HEADING.findall(page)
+
+    def link(name: str, title: str, more: str = "") -> str:
+        return f'<a href="#{name}"{more}>{TAG.sub("", title.partition("<span")[0]).strip()}</a>'
+
+    sections, contents = [], []
+    for level, name, more, title in headings:
+        if level == "2":
+            sections.append(link(name, title, more))
+            contents.append("</ul></li>" * bool(contents) + f"<li>{link(name, title)}<ul>")
+        else:
+            contents.append(f"<li>{link(name, title)}</li>")
+    listed = "<ul>" + "\n".join(contents) + "</ul></li></ul>"
+    page = page.replace("<!-- sections -->", "\n".join(sections), 1)
+    return page.replace("<!-- contents -->", listed.replace("<ul></ul>", ""), 1)
 
 
 def _check_out(out: Path) -> None:

@@ -12,7 +12,7 @@ from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.metrics import MIN_SEEDS, format_interval, seeds_interval, smoothed_loss
 from fer_hpc.evaluation.results import result_files
 from fer_hpc.report import paper
-from fer_hpc.report.figures import Figure, picture_uri
+from fer_hpc.report.figures import Figure, copied, picture
 from fer_hpc.report.read import Run
 from fer_hpc.run.folder import attempt_numbers
 from fer_hpc.study.graph import Part
@@ -188,30 +188,25 @@ def study_figures(
             if model.theirs and is_affectnet:
                 peers = {"accuracy": model.theirs.val_accuracy, "loss": model.theirs.val_loss}
             plots.seed_curves(rows, f"{model.title}, {len(rows)} seed(s)", path, peers)
-            drawn.append(
-                Figure("accuracy and loss per epoch, a line for each seed", picture_uri(path))
-            )
+            drawn.append(picture(path, out, "Accuracy and loss per epoch, a line for each seed"))
         scored = [run.scores[model.split] for run in model.runs if model.split in run.scores]
         if scored:
             path = folder / f"{model.name}-confusion.png"
             counts = np.sum([np.array(scores["confusion"]) for scores in scored], axis=0)
             title = f"{model.title}, {model.split}, {len(scored)} seed(s)"
             plots.confusion(counts, list(scored[0]["classes"]), title, path)
-            drawn.append(
-                Figure(
-                    f"confusion on {model.split}, rows sum to 1, seeds together", picture_uri(path)
-                )
-            )
+            caption = f"Confusion on {model.split}, rows sum to 1, seeds together"
+            drawn.append(picture(path, out, caption))
         number = f"Figures {model.theirs.figures}" if model.theirs else "Not in the source report"
         found.append((f"{number}: {model.title}", drawn))
     for gan in gans:
+        caption = "Discriminator accuracy, generator loss, both losses"
         pictures = [
-            Figure("discriminator accuracy, generator loss, both losses", picture_uri(path))
-            for path in gan.path.glob("curves.png")
+            copied(path, f"study/{gan.label}", out, caption) for path in gan.path.glob("curves.png")
         ]
         grids = sorted(gan.path.glob("grid-*.png"), key=lambda p: p.stem != "grid-test")
         pictures += [
-            Figure("neutral | expression | output", picture_uri(path), is_plot=False)
+            copied(path, f"study/{gan.label}", out, "Neutral | expression | output", False)
             for path in grids[:1]
         ]
         found.append((f"Figures 13 to 16: {gan.label}", pictures))

@@ -14,6 +14,7 @@ from typing import Any
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import SPLITS, read_manifest
 from fer_hpc.evaluation.metrics import format_interval, seeds_interval
+from fer_hpc.report.book import no_formula
 from fer_hpc.report.read import Run, result_order
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")  # have an interval in every result
@@ -124,12 +125,12 @@ def result_tables(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Result
         _, _, elsewhere = name.partition("-on-")
         data = known.get(fingerprint) or DataSet(fingerprint, elsewhere)
         blocks = [(seed_mean(rows), rows) for rows in groups.values()]
-        blocks.sort(key=lambda block: -_val_accuracy([row.run for row in block[1]]))
+        blocks.sort(key=lambda block: -val_accuracy([row.run for row in block[1]]))
         tables.append(ResultTable(name, data, blocks))
     return sorted(tables, key=lambda t: (t.data.name, t.data.fingerprint, *result_order(t.name)))
 
 
-def _val_accuracy(runs: Sequence[Run]) -> float:
+def val_accuracy(runs: Sequence[Run]) -> float:
     """Mean over the runs of the val accuracy of their best epoch, which orders and chooses.
 
     -1 without a finished epoch.
@@ -220,8 +221,8 @@ def best_runs(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Best]:
 
 
 def _best_of(candidates: list[list[Run]], data: DataSet) -> Best:
-    group = max(candidates, key=_val_accuracy)
-    about = (data, _val_accuracy(group), len(candidates))
+    group = max(candidates, key=val_accuracy)
+    about = (data, val_accuracy(group), len(candidates))
     for name in ("test", "val"):
         rows = [Row(r, r.scores[name], data) for r in group if name in r.scores]
         if rows:
@@ -292,10 +293,5 @@ def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> bytes:
             line = [run.label, run.config["id"], science["model"], run.seed, run.status["state"]]
             line += [name, data.name, data.fingerprint, run.trained_on]
             line += [scores[m] for m in CSV_METRICS] + scores["accuracy_95"]
-            writer.writerow([_no_formula(value) for value in line])
+            writer.writerow([no_formula(v) if isinstance(v, str) else v for v in line])
     return text.getvalue().encode("utf-8", "backslashreplace")  # a name may be no UTF-8
-
-
-def _no_formula(value: Any) -> Any:
-    """A spreadsheet takes text that begins with one of these for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
