@@ -19,7 +19,7 @@ from fer_hpc.files import check_shape
 from fer_hpc.report.read import unique_labels
 from fer_hpc.report.report import report
 from tests.conftest import Fer
-from tests.helpers.browser import scroll_width
+from tests.helpers.browser import chromium, faults, set_screen
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,11 @@ def another(run: Path, to: Path, accuracy: float | None = None, **config: Any) -
     return to
 
 
+def heading(label: str) -> str:
+    """What a run's card begins with, after its level and id."""
+    return f'">{label} <span class="state '
+
+
 def page_of(*runs: Path, out: Path) -> str:
     return report(ReportConfig(runs, out)).read_text()
 
@@ -70,8 +75,9 @@ def test_the_page_has_every_number_and_fetches_nothing(
     found = json.loads((scored / "eval-test.json").read_text())
     for key in ("accuracy", "balanced_accuracy", "macro_f1", "majority_rate"):
         assert f"{100 * found[key]:.2f}" in page
-    assert page.count("data:image/png;base64,") == 3  # curves, two confusion matrices
-    for outside in ("http", "<script", "<link", "@import", "url("):
+    # curves, two confusion matrices, two reliability diagrams
+    assert page.count("data:image/png;base64,") == 5
+    for outside in ("http", "src=/", "<link", "@import", "url(", "fetch(", "import("):
         assert outside not in page
     assert "prefers-color-scheme: dark" in page
     rows = list(csv.DictReader((tmp_path / "report" / "results.csv").open()))
@@ -90,15 +96,16 @@ def test_runs_of_the_same_name_keep_their_own_figures(scored: Path, tmp_path: Pa
     one = another(scored, tmp_path / "exp1" / "first")
     two = another(scored, tmp_path / "exp2" / "first", science__lr=0.25)
     edit_json(two / "eval-test.json", confusion=np.eye(8, dtype=int).tolist())
+    (two / "confusion-test.png").unlink()
     alone = tmp_path / "alone"
     page_of(two, out=alone)
     both = tmp_path / "both"
     page = page_of(one.parent, two.parent, out=both)
-    assert "<h3>exp1/first " in page
-    assert "<h3>exp2/first " in page
-    assert page.index("<h3>exp1/first ") < page.index("<h3>exp2/first ")
+    assert heading("exp1/first") in page
+    assert heading("exp2/first") in page
+    assert page.index(heading("exp1/first")) < page.index(heading("exp2/first"))
     pictures = {str(p): p.read_bytes() for p in both.rglob("*.png")}
-    assert len(pictures) == 6
+    assert len(pictures) == 10
     assert len({p for name, p in pictures.items() if "confusion-test" in name}) == 2
 
 
@@ -116,21 +123,21 @@ def test_a_run_given_twice_stands_once(scored: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(scored)
     page = page_of(scored, link, scored.parent, out=tmp_path / "out")
-    assert page.count('<section class="card">\n<h3>undisturbed ') == 1
+    assert page.count(heading("undisturbed")) == 1
 
 
 def test_val_of_different_data_is_two_tables(scored: Path, tmp_path: Path) -> None:
     one = another(scored, tmp_path / "a")
     two = another(scored, tmp_path / "b", data__fingerprint="feedbeef01234567")
     page = page_of(one, two, out=tmp_path / "out")
-    headings = [line for line in page.splitlines() if line.startswith("<h3>val · ")]
+    headings = [line for line in page.splitlines() if ">val · " in line and line.startswith("<h3")]
     assert len(headings) == 2
     assert sum("feedbeef01234567" in line for line in headings) == 1
 
 
 def mean_row(page: str) -> str:
     """The row of means in the table of val."""
-    table = page[page.index("<h3>val · ") :]
+    table = page[page.index(">val · ") :]
     start = table.index('<tr class="mean">')
     return table[start : table.index("</tr>", start)]
 
@@ -193,10 +200,10 @@ def test_damaged_and_foreign_runs_are_listed_with_the_reason(
     for name in ("torn", "foreign", "text", "half", "metrics", "status"):
         assert f"{runs / name}" in damaged, name
         stays = name in ("metrics", "status")  # without the damaged part
-        assert (f"<h3>{name} " in page) == stays, name
+        assert (heading(name) in page) == stays, name
     assert "result/eval-val.json" in damaged
-    assert "<h3>result " in page, "the rest of a run with one damaged result stays"
-    assert "<h3>good " in page
+    assert heading("result") in page, "the rest of a run with one damaged result stays"
+    assert heading("good") in page
     assert done.stderr.count("warning") >= 7
 
 
@@ -286,7 +293,7 @@ def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
     }
     (sweep / "summary.json").write_text(json.dumps(summary))
     page = page_of(sweep, out=tmp_path / "out")
-    for text in ("lrs", "0.6125", "<th>flip</th>", "too few for an interval", "not finite"):
+    for text in ("lrs", "0.6125", ">flip</th>", "too few for an interval", "not finite"):
         assert text in page, text
     assert "b64 <span" not in page
     (sweep / "summary.json").write_text(json.dumps(summary | {"ranked": [{}]}))
@@ -328,12 +335,30 @@ def test_names_with_odd_characters_are_drawn_and_written(scored: Path, tmp_path:
     assert line.startswith("'="), "a spreadsheet takes it for text, not a formula"
 
 
-@pytest.mark.parametrize("width", [390, 1400])
-def test_no_screen_is_narrower_than_the_page(scored: Path, tmp_path: Path, width: int) -> None:
+def test_the_page_is_for_every_reader(scored: Path, tmp_path: Path) -> None:
+    """No screen is narrower than the page; text has contrast, tables and pictures have names."""
     long_name = "resnet_improved-with-a-long-name-" + "x" * 60
-    one = another(scored, tmp_path / "runs" / long_name)
-    another(scored, tmp_path / "runs" / "s1", science__seed=1)
+    one = another(scored, tmp_path / "runs" / long_name, 0.5)
+    for seed, accuracy in enumerate((0.7, 0.9)):
+        another(scored, tmp_path / "runs" / f"s{seed}", accuracy, science__seed=seed, science__lr=1)
     damaged = shutil.copytree(scored, tmp_path / "runs" / f"damaged-{long_name}")
     (damaged / "config.json").write_text("{}")
     page_of(one.parent, out=tmp_path / "out")
-    assert scroll_width(tmp_path / "out" / "index.html", width) <= width
+    with chromium() as page:
+        for width in (390, 1400):
+            set_screen(page, width, 844)
+            page.get((tmp_path / "out" / "index.html").as_uri())
+            assert page.execute_script("return document.documentElement.scrollWidth") <= width
+            for scheme in ("light", "dark"):
+                assert faults(page, scheme) == []
+        first = "return document.querySelector('#table-runs tbody th').textContent"
+        page.execute_script("document.querySelectorAll('#table-runs thead button')[0].click()")
+        assert page.execute_script(first) == long_name
+        page.execute_script("document.querySelectorAll('#table-runs thead button')[0].click()")
+        assert page.execute_script(first) == "s1"
+        lead = "return document.querySelector('[id^=table-results-val] tbody tr').textContent"
+        head = "document.querySelectorAll('[id^=table-results-val] thead button')[1].click()"
+        page.execute_script(head)
+        assert long_name in page.execute_script(lead)
+        page.execute_script(head)
+        assert "mean of 2 seeds" in page.execute_script(lead), "80 %, with its members below"

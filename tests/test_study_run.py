@@ -166,7 +166,7 @@ def compared(out: Path) -> dict[str, bytes]:
     texts = {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
     texts = {k: v.replace(bytes(out), b"OUT") for k, v in texts.items()}
     page = (out / "report" / "index.html").read_text()
-    texts["tables"] = "".join(re.findall(r"<h3>Table 2.*?</table>", page, re.S)).encode()
+    texts["tables"] = "".join(re.findall(r"<h3[^>]*>Table 2.*?</table>", page, re.S)).encode()
     return texts
 
 

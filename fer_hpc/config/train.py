@@ -155,6 +155,9 @@ class TrainConfig:
         low=0,
     )
     tensorboard: bool = runtime(True, "write event files under RUN/tb")
+    projector_faces: int = runtime(
+        0, "val faces to show in TensorBoard's projector at the end; 1,000 take some 5 MB", low=0
+    )
     profile: bool = runtime(False, "write a torch profiler trace of a few steps")
     hang_factor: float = runtime(
         20.0, "end the process when a step takes this many times the usual; 0: never", low=0

@@ -166,21 +166,32 @@ def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def face_grid(
     picture: NDArray[Any], rows: Sequence[str], triples: int, title: str, path: Path
 ) -> None:
-    """Strips of neutral | expression | output, one per class in `rows`.
+    """Strips of neutral | expression | output, one per class in `rows`, enlarged twice or more.
 
-    `picture` [H, W, C] in [0, 1] holds them, `triples` beside each other.
+    `picture` [H, W, C] in [0, 1] holds them, `triples` beside each other. Faces of more than 128
+    pixels keep their size.
     """
-    height, width = picture.shape[:2]
-    size = (1.2 + 9.0, 0.9 + 9.0 * height / width)
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
-    side = height / len(rows)
-    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], [_literal(r) for r in rows])
+    side = picture.shape[0] // len(rows)
+    scale = 1 if side > 128 else max(2, 96 // side)
+    faces = picture.repeat(scale, 0).repeat(scale, 1)
+    height, width = faces.shape[:2]
+    left, top = 30 + 9 * max(map(len, rows)), 66  # pixels for labels and title
+    size = (left + width, top + height)
+    figure = plt.figure(figsize=(size[0] / DPI, size[1] / DPI))
+    place = (left / size[0], 0, width / size[0], height / size[1])
+    axes = figure.add_axes(place)
+    axes.imshow(faces.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    step = height / len(rows)
+    axes.set_yticks([step * (i + 0.5) for i in range(len(rows))], [_literal(r) for r in rows])
     columns = ["neutral", "expression", "output"] * triples
-    centres = [width / len(columns) * (i + 0.5) for i in range(len(columns))]
-    axes.set_xticks(centres, columns, rotation=30)
+    centres = [width / len(columns) * (i + 0.5) - 0.5 for i in range(len(columns))]
+    axes.set_xticks(centres, columns, fontsize=8)
+    axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    axes.set_title(_literal(title))
+    axes.spines[:].set_visible(False)
+    for k in range(1, triples):
+        axes.axvline(width / triples * k - 0.5, color="white", lw=3)
+    figure.text(left / size[0], 1 - 8 / size[1], _literal(title), fontsize=11, va="top")
     _save(figure, path)
 
 

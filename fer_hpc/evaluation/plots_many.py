@@ -86,7 +86,9 @@ def gan_expressions(expression: dict[str, Any], title: str, path: Path) -> None:
             lw=0.5,
             label=label,
         )
-    axes.axhline(1 / len(classes), color="0.3", lw=1, ls=":", label="chance")
+    unchanged = expression.get("accuracy_of_neutral_faces")
+    if unchanged is not None:
+        axes.axhline(unchanged, color="0.3", lw=1, ls=":", label="neutral faces, unchanged")
     names = [f"{_literal(name)}\nn = {c['n']:,}" for name, c in classes.items()]
     axes.set_xticks(places, names, fontsize=9)
     axes.set(ylim=(0, 1), ylabel="share with the wanted expression", title=_literal(title))

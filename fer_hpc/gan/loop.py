@@ -19,7 +19,14 @@ from fer_hpc.data.stream import PixelStream
 from fer_hpc.gan.networks import Networks, average_due, ema_weight, make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, step
-from fer_hpc.gan.validate import epoch_text, progress_text, sample_grid, train_metrics, validate
+from fer_hpc.gan.validate import (
+    epoch_text,
+    progress_text,
+    sample_grid,
+    step_means,
+    train_metrics,
+    validate,
+)
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.environment import resource_use
@@ -98,7 +105,9 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
                 variant = adversarial, adversarial and average_due(config, state.images_seen)
                 runner.run(block, k, seed, variant, streamed=streamed)
                 state.images_seen += config.batch_size
-                if run.after_step(state, progress_text, end_epoch if ends_epoch else None):
+                if run.after_step(
+                    state, progress_text, step_means, end_epoch if ends_epoch else None
+                ):
                     break
 
         # End: the last checkpoint, from which more epochs may follow, and final.pt.

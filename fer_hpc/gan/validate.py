@@ -32,6 +32,16 @@ def train_metrics(state: TrainState, world: World) -> dict[str, float]:
     }
 
 
+def step_means(sums: list[int]) -> dict[str, float]:
+    """Step-wise scalars of sums over pairs: losses of classifier, generator and discriminator."""
+    pairs, *rest = sums
+    means = {name: value / UNIT / pairs for name, value in zip(SUMS[1:], rest, strict=True)}
+    found = {"c_loss/train, steps": means["c_loss"]}
+    if share := means["adversarial_steps"]:
+        found |= {f"{name}/train, steps": means[name] / share for name in ("g_loss", "d_loss")}
+    return found
+
+
 def progress_text(counts: list[int]) -> str:
     """The epoch's mean losses so far: generator, discriminator, classifier."""
     pairs, *sums = counts

@@ -214,7 +214,7 @@ def as_csv(rows: Sequence[Row]) -> str:
         titles += [cell.text, *ends]
     writer.writerow(titles)
     for line in body:
-        values = []
+        values: list[str] = []
         for k, cell in enumerate(line):
             plain = "" if cell.text == "–" else cell.text
             if found := WITH_INTERVAL.fullmatch(plain):

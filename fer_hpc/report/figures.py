@@ -12,10 +12,11 @@ from urllib.parse import quote
 import numpy as np
 
 from fer_hpc.evaluation import plots, plots_many
+from fer_hpc.evaluation.results import result_files
 from fer_hpc.report.read import Run
 from fer_hpc.report.tables import DataSet, group_key, val_accuracy
 
-MAX_DRAWN_RUNS = 20  # a run's figures take about a second and 60 kB of the page
+MAX_DRAWN_RUNS = 12  # a run's figures take about half a second and 100 kB of the page
 MAX_OVERLAID = 8  # configurations in one picture of curves
 MAX_EMBEDDED = 150_000  # bytes of a picture; a larger one is only linked
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -130,10 +131,15 @@ def _draw(run: Run, out: Path) -> Iterator[Figure]:
         plots.curves(run.rows, run.best_epoch, run.label, path)
         yield picture(path, out, "Accuracy and loss per epoch")
     for name, scores in run.scores.items():
+        caption = f"Confusion on {name}; each row sums to 1"
+        stored = result_files(run.path, name)["confusion"]
+        if stored.exists():
+            yield copied(stored, run.label, out, caption)
+            continue
         path = out / f"{run.label}-confusion-{name}.png"
         counts = np.array(scores["confusion"])
         plots.confusion(counts, list(scores["classes"]), f"{run.label}, {name}", path)
-        yield picture(path, out, f"Confusion on {name}; each row sums to 1")
+        yield picture(path, out, caption)
 
 
 STORED = (

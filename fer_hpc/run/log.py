@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,11 @@ from fer_hpc.run.attempts import Attempt
 
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
 BAR_EVERY_S = 0.5  # between updates of the bar on a terminal
+STEP_POINTS = 400  # of a step-wise scalar in a whole run: 30 kB of events
+MAX_PICTURE = 768  # pixels of width; event files of a run stay below 2 MB
+JPEG_QUALITY = 85
+PR_THRESHOLDS = 64
+Means = Callable[[list[int]], dict[str, float]]
 
 
 class RunLog:
@@ -43,6 +49,7 @@ class RunLog:
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._hparams_end = None
+        self._last_step: tuple[int, list[int]] = (images_seen, [])
         if attempt is None:
             return
         self._files = {
@@ -86,7 +93,55 @@ class RunLog:
     def sample(self, images: torch.Tensor) -> None:
         """Show the first images as the network sees them; [B, C, H, W] in [0, 1]."""
         if self._tensorboard:
-            self._tensorboard.add_images("first batch", images[:64].float().cpu(), 0)
+            shown = images[:64].float().cpu()
+            width = min(8, len(shown))
+            rows = [
+                torch.cat(list(r), 2) for r in shown[: len(shown) // width * width].split(width)
+            ]
+            self._picture("first batch", torch.cat(rows, 1), 0)
+
+    def step(self, images_seen: int, sums: list[int], means: Means) -> None:
+        """Show scalars of the steps since the last point, at most STEP_POINTS times in a run.
+
+        `sums` are the epoch's so far, on this rank; `means` turns sums into scalars by tag.
+        """
+        before, base = self._last_step
+        if not self._tensorboard or images_seen - before < self.total / STEP_POINTS:
+            return
+        since = [now - then for now, then in zip(sums, base or [0] * len(sums), strict=True)]
+        self._last_step = images_seen, sums
+        if since[0] > 0:
+            for tag, value in means(since).items():
+                self._tensorboard.add_scalar(tag, value, images_seen)
+
+    def shows_now(self, images_seen: int) -> bool:
+        """Whether an epoch shows pictures: 1, 2, 4, 8, ... and the last do."""
+        epoch = images_seen // max(self.epoch_images, 1)
+        return self._tensorboard is not None and (
+            epoch & (epoch - 1) == 0 or images_seen >= self.total
+        )
+
+    def precision_recall(
+        self, p: NDArray[Any], labels: NDArray[np.int64], classes: list[str], images_seen: int
+    ) -> None:
+        """Show a precision-recall curve of each class; p [n, classes] probabilities on val."""
+        if self._tensorboard:
+            for k, name in enumerate(classes):
+                self._tensorboard.add_pr_curve(
+                    f"val precision-recall/{name}", labels == k, p[:, k], images_seen, PR_THRESHOLDS
+                )
+
+    def embedding(
+        self,
+        features: NDArray[Any],
+        names: list[list[str]],
+        header: list[str],
+        faces: torch.Tensor,
+        images_seen: int,
+    ) -> None:
+        """Show faces in the projector: features [n, d], a row of names each, faces [n, C, H, W]."""
+        if self._tensorboard:
+            self._tensorboard.add_embedding(features, names, faces, images_seen, "val", header)
 
     def hparams(self, values: dict[str, Any]) -> None:
         """Give this run a line in TensorBoard's HParams table.
@@ -108,15 +163,37 @@ class RunLog:
             )
 
     def images(self, name: str, images: torch.Tensor, images_seen: int) -> None:
-        """Show a picture [C, H, W] in [0, 1]."""
-        if self._tensorboard:
-            self._tensorboard.add_image(name, images.float().cpu(), images_seen)
+        """Show a picture [C, H, W] in [0, 1] of an epoch; see `shows_now`."""
+        if self.shows_now(images_seen):
+            self._picture(name, images.float().cpu(), images_seen)
+
+    def _picture(self, name: str, picture: torch.Tensor, images_seen: int) -> None:
+        """A JPEG of at most MAX_PICTURE pixels of width: a tenth of a PNG of faces."""
+        import cv2
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        pixels = (255 * picture.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
+        pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., ::-1]
+        if pixels.shape[1] > MAX_PICTURE:
+            height = round(pixels.shape[0] * MAX_PICTURE / pixels.shape[1])
+            pixels = cv2.resize(pixels, (MAX_PICTURE, height), interpolation=cv2.INTER_AREA)
+        _, content = cv2.imencode(
+            ".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        )
+        height, width = pixels.shape[:2]
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=content.tobytes()
+        )
+        assert self._tensorboard
+        writer = self._tensorboard._get_file_writer()
+        writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), images_seen)
 
     def epoch(self, row: dict[str, Any], timing: dict[str, Any], line: str = "") -> None:
         """Record one epoch: reproducible numbers in `row`, times and rates in `timing`.
 
         `line` replaces the classifier's line of progress.
         """
+        self._last_step = row["images_seen"], []  # the sums begin anew
         for name, file in self._files.items():
             values = (
                 row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}

@@ -49,7 +49,7 @@ from fer_hpc.run.folder import (
     read_rows,
     swept_fields,
 )
-from fer_hpc.run.log import RunLog
+from fer_hpc.run.log import Means, RunLog
 from fer_hpc.run.restore import restore
 from fer_hpc.run.saver import Saver, checkpoint_write_error, to_host
 from fer_hpc.run.signals import stop_reason, stop_signals
@@ -184,12 +184,14 @@ class Run(Generic[Config]):
         bad_step_message: Callable[[int], str],
         data_check: Future[None],
         note: str = "",
+        facts: dict[str, Any] | None = None,
     ) -> None:
         """Record this start and its parent checkpoint, and open the log.
 
         `context` is added to every checkpoint. `bad_step_message` explains a loss that is not
         finite, given the images seen before it. `data_check` ends with a UserError where the data
-        is not what it was. `title` and `note` are for the first line.
+        is not what it was. `title` and `note` are for the first line, `facts` for
+        environment.json.
         """
         config, world, attempt = self.config, self.world, self.attempt
         self.clock, self._context, self._bad_step_message = clock, context, bad_step_message
@@ -199,8 +201,8 @@ class Run(Generic[Config]):
         )
         ranks = gather_json(rank_location(world, self.device), world)
         if attempt:
-            facts = {"ranks": ranks, "data": str(config.data.absolute())}
-            attempt.begin(describe_environment(world, self.device) | facts, self.parent)
+            known = {"ranks": ranks, "data": str(config.data.absolute()), **(facts or {})}
+            attempt.begin(describe_environment(world, self.device) | known, self.parent)
         self._saver = Saver(attempt, self.log, config.checkpoint_every_s, world.job)
         if self.parent:
             note = f"from image {state.images_seen:,} of {clock.total:,}"
@@ -214,11 +216,13 @@ class Run(Generic[Config]):
         self,
         state: TrainState,
         progress: Callable[[list[int]], str],
+        means: Means,
         end_epoch: Callable[[], int] | None = None,
     ) -> bool:
         """Everything that follows a step, on all ranks together; True where the loop must stop.
 
-        `progress` gives the losses for the progress line, of the epoch's sums so far. `end_epoch`,
+        `progress` gives the losses for the progress line, of the epoch's sums so far; `means` the
+        step-wise scalars of sums. `end_epoch`,
         given where the step ended an epoch, validates and logs; it gives a reason to stop
         (signals.py), or 0. Raises Superseded, and UserError for a loss that is not finite, before
         anything bad is saved.
@@ -228,6 +232,8 @@ class Run(Generic[Config]):
         bad = counters is not None and counters.bad_step < NO_BAD_STEP
         if counters and not bad and self.log.due():
             self.log.progress(counters.images_seen, progress(counters.sums))
+        if counters and not bad:
+            self.log.step(counters.images_seen, counters.sums, means)
         stop_requested = max(self._signals, default=self._saver.end_is_near(self.watch.longest_s))
         superseded = self.attempt is not None and self.attempt.superseded()
         other_data = self._data_check.done() and self._data_check.exception() is not None

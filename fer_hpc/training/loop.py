@@ -7,10 +7,13 @@ with the same weights and metrics as an uninterrupted one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.loader import TrainLoader
@@ -18,12 +21,13 @@ from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.step_inputs import Inputs, blocks_ahead
 from fer_hpc.data.store import ImageStore
 from fer_hpc.data.stream import PixelStream
+from fer_hpc.evaluation.metrics import confusion, log_softmax
 from fer_hpc.evaluation.score import Scorer
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.environment import resource_use, training_flops
 from fer_hpc.run.folder import read_status
-from fer_hpc.run.log import Profile
+from fer_hpc.run.log import Profile, RunLog
 from fer_hpc.run.plugins import load_run_plugins
 from fer_hpc.run.session import start_run
 from fer_hpc.run.signals import STOP_HALTED
@@ -37,6 +41,7 @@ from fer_hpc.training.batches import (
 )
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.optim import cosine_lr, set_mode
+from fer_hpc.training.projector import show_faces
 from fer_hpc.training.resolve import resolve_config
 from fer_hpc.training.setup import (
     batch_norm_estimator,
@@ -81,6 +86,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             partial(bad_step_text, loader),
             check_data(data, config, world),
             note,
+            {"parameters": sum(p.numel() for p in learner.model.parameters() if p.requires_grad)},
         )
         flops = image_flops(learner, val) if run.attempt else 0.0
         if not run.parent:
@@ -100,7 +106,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             nonlocal timer
             values = train_metrics(state, world)
             train_s, epoch = timer.elapsed_s(), clock.epoch(state.images_seen)
-            val_values, counts = validate(learner, state, scorer, batch_norm, world)
+            val_values, logits = validate(learner, state, scorer, batch_norm, world)
             values |= val_values
             best = keep_best(learner, state, values, epoch)
             lr = last_lr(learner, state.images_seen, loader.n)
@@ -111,7 +117,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             row |= {"grad_norm": learner.grad_norm.item(), "best": best}
             timing = timer.timing(state.images_seen, train_s)
             use = resource_use(device, timing["images_per_s"] / world.size * flops)
-            run.log.confusion(counts, state.images_seen)
+            show_val(run.log, logits, val.split.columns["labels"], data.classes, state.images_seen)
             run.log.epoch(row, timing | use)
             set_mode(learner.net, config.freeze_bn)
             timer = EpochTimer(state.images_seen)
@@ -139,8 +145,14 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
                 runner.run(block, k, seed, (first, ends_epoch), usual, streamed)
                 state.images_seen += config.batch_size
                 profile.step()
-                if run.after_step(state, progress_text, end_epoch if ends_epoch else None):
+                if run.after_step(
+                    state, progress_text, step_means, end_epoch if ends_epoch else None
+                ):
                     break
+
+        if config.projector_faces and run.attempt and state.images_seen >= clock.total:
+            about = (val.split, list(data.classes), config.projector_faces, state.images_seen)
+            show_faces(run.log, learner.scored, *about)
 
         # End: the last checkpoint, from which more epochs may follow, final.pt and best.pt.
         stalled = is_stalled(state, config.early_stop, clock.epoch(state.images_seen))
@@ -161,6 +173,24 @@ def progress_text(sums: list[int]) -> str:
     """The epoch's mean loss so far."""
     images, _, loss, *_ = sums
     return f"loss {loss / UNIT / max(images, 1):.4f}"
+
+
+def step_means(sums: list[int]) -> dict[str, float]:
+    """Step-wise scalars of sums over images."""
+    images, correct, loss, *_ = sums
+    return {
+        "loss/train, steps": loss / UNIT / images,
+        "accuracy/train, steps": correct / images,
+    }
+
+
+def show_val(
+    log: RunLog, logits: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], images: int
+) -> None:
+    """Confusion matrix and precision-recall curves in TensorBoard."""
+    log.confusion(confusion(labels, logits.argmax(1), len(classes)), images)
+    if log.shows_now(images):
+        log.precision_recall(np.exp(log_softmax(logits)), labels, list(classes), images)
 
 
 def image_flops(learner: Learner, images: ImageStore) -> float:

@@ -13,7 +13,6 @@ from fer_hpc.config import UserError
 from fer_hpc.data.shards import Split
 from fer_hpc.data.store import Batch, affect_of
 from fer_hpc.evaluation.metrics import (
-    confusion,
     higher_is_better,
     loss_and_accuracy,
     smoothed_loss,
@@ -45,8 +44,8 @@ def validate(
     scorer: Scorer,
     batch_norm: BatchNormEstimator,
     world: World,
-) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """Metrics of the scored network on val, the same on every rank, and its confusion counts.
+) -> tuple[dict[str, float], NDArray[Any]]:
+    """Metrics of the scored network on val, the same on every rank, and its logits.
 
     Rank 0's numbers count: the last bit may differ between kinds of processors. UserError where
     the loss on val is not finite.
@@ -75,7 +74,7 @@ def validate(
             values |= valence_arousal(affect, affect_of(val), "val_")
         return values
 
-    return on_rank_0(world, score), confusion(labels, logits.argmax(1), classes)
+    return on_rank_0(world, score), logits
 
 
 def _objective_on_val(learner: Learner, logits: NDArray[Any], val: Split) -> float:

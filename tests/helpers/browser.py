@@ -1,4 +1,4 @@
-"""TensorBoard as a person sees it: the real server and a real headless Chromium."""
+"""Pages as a person sees them: a real headless Chromium, and TensorBoard's real server."""
 
 from __future__ import annotations
 
@@ -87,9 +87,70 @@ def set_screen(page: webdriver.Chrome, width: int, height: int) -> None:
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
 
 
-def scroll_width(file: Path, width: int) -> int:
-    """Width of a page, in pixels, on a screen of `width`."""
-    with chromium() as page:
-        set_screen(page, width, 844)
-        page.get(file.as_uri())
-        return int(page.execute_script("return document.documentElement.scrollWidth"))
+# What a page lacks for readers with other eyes, as a list of lines; run in the page.
+FAULTS = """
+const faults = [], seen = new Set();
+const add = (what, node) => {
+    const line = what + ': ' + node.outerHTML.slice(0, 90);
+    if (!seen.has(what + node.className)) { seen.add(what + node.className); faults.push(line); }
+};
+const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+const rgba = color => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+};
+const behind = node => {
+    const layers = [];
+    for (let n = node; n; n = n.parentElement) {
+        const layer = rgba(getComputedStyle(n).backgroundColor);
+        layers.unshift(layer);
+        if (layer[3] === 1) break;
+    }
+    return layers.reduce((below, c) => below.map((v, i) => v * (1 - c[3]) + c[i] * c[3]),
+        [255, 255, 255]);
+};
+const light = color => {
+    const [r, g, b] = color.map(v => v / 255).map(
+        v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+};
+if (!document.documentElement.lang) faults.push('no language');
+if (!document.title) faults.push('no title');
+if (document.querySelectorAll('h1').length !== 1) faults.push('not one h1');
+if (!document.querySelector('main')) faults.push('no main');
+let level = 1;
+for (const h of document.querySelectorAll('h1, h2, h3, h4')) {
+    if (Number(h.tagName[1]) > level + 1) add('skipped a level', h);
+    level = Number(h.tagName[1]);
+}
+for (const img of document.images) if (!img.alt) add('picture without text', img);
+for (const th of document.querySelectorAll('th')) if (!th.scope) add('heading without scope', th);
+for (const link of document.querySelectorAll('a, button, [role=region]'))
+    if (!(link.getAttribute('aria-label') || link.textContent).trim()) add('no name', link);
+for (const a of document.querySelectorAll('a[href^="#"]'))
+    if (!document.getElementById(a.getAttribute('href').slice(1))) add('leads nowhere', a);
+const ids = [...document.querySelectorAll('[id]')].map(node => node.id);
+for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) faults.push('id twice: ' + id);
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+for (let node; node = walker.nextNode();) {
+    const parent = node.parentElement;
+    if (!node.textContent.trim() || !parent.checkVisibility()) continue;
+    if (['SCRIPT', 'STYLE'].includes(parent.tagName)) continue;
+    const style = getComputedStyle(parent), back = behind(parent), ink = rgba(style.color);
+    const [a, b] = [light(ink.slice(0, 3)), light(back)].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24
+        || parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700;
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < (large ? 3 : 4.5)) add('contrast ' + ratio.toFixed(2), parent);
+}
+return faults;
+"""
+
+
+def faults(page: webdriver.Chrome, scheme: str = "light") -> list[str]:
+    """What the open page lacks: contrast of text, names, alternative texts, scopes, order."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    return list(page.execute_script(FAULTS))

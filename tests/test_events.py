@@ -1,0 +1,74 @@
+"""TensorBoard's event files: how large they get, and what step-wise scalars are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fer_hpc.run.attempts import Attempt
+from fer_hpc.run.log import STEP_POINTS, RunLog
+
+EPOCHS, EPOCH_IMAGES, BATCH = 100, 6400, 64
+CLASSES = [f"class {k}" for k in range(8)]
+
+
+def means(sums: list[int]) -> dict[str, float]:
+    return {"loss/train, steps": sums[1] / sums[0]}
+
+
+def picture(count: int, height: int, width: int) -> torch.Tensor:
+    """Pictures as smooth as faces, [count, 3, height, width]."""
+    coarse = torch.rand(count, 3, height // 8, width // 8)
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    attempt = object.__new__(Attempt)
+    attempt.run = tmp_path
+    attempt.path = tmp_path
+    return RunLog(attempt, True, 0, EPOCHS * EPOCH_IMAGES, EPOCH_IMAGES)
+
+
+def test_the_events_of_a_long_run_stay_below_2_mb(log: RunLog, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    p, labels = rng.dirichlet(np.ones(8), 4000), rng.integers(0, 8, 4000)
+    log.sample(picture(64, 224, 224))
+    grid = picture(1, 448, 768)[0]
+    row: dict[str, Any] = dict.fromkeys(("lr", "grad_norm", "train_loss", "val_loss"), 0.5)
+    row |= dict.fromkeys(("train_accuracy", "val_accuracy", "train_objective"), 0.5)
+    timing = dict.fromkeys(("images_per_s", "data_share", "memory_gb", "tflop_per_s"), 1.0)
+    for epoch in range(1, EPOCHS + 1):
+        for k in range(1, EPOCH_IMAGES // BATCH + 1):
+            seen = (epoch - 1) * EPOCH_IMAGES + k * BATCH
+            log.step(seen, [k * BATCH, epoch * k * BATCH], means)
+        log.confusion(rng.integers(0, 500, (8, 8)), seen)
+        if log.shows_now(seen):
+            log.precision_recall(p, labels, CLASSES, seen)
+        log.images("neutral | expression | output", grid, seen)
+        log.epoch(row | {"epoch": epoch, "images_seen": seen, "best": False}, timing, "line")
+    log.close()
+    assert sum(file.stat().st_size for file in (tmp_path / "tb").iterdir()) < 2_000_000
+    events = EventAccumulator(str(tmp_path / "tb"), {"images": 0, "scalars": 0}).Reload()
+    steps = events.Scalars("loss/train, steps")
+    assert STEP_POINTS / 2 < len(steps) <= STEP_POINTS
+    assert [round(point.value) for point in steps[::4]] == list(range(1, EPOCHS + 1)), (
+        "the mean over the steps of each epoch's own sums"
+    )
+    shown = [image.step // EPOCH_IMAGES for image in events.Images("neutral | expression | output")]
+    assert shown == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert len(events.Tags()["tensors"]) == len(CLASSES)
+
+
+def test_step_wise_scalars_are_means_since_the_last_point(log: RunLog, tmp_path: Path) -> None:
+    log.step(1600, [1600, 1600 * 2], means)
+    log.step(1700, [1700, 0], means)  # too early for a point
+    log.step(3200, [3200, 1600 * 2 + 1600 * 5], means)
+    log.close()
+    points = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("loss/train, steps")
+    assert [(point.step, point.value) for point in points] == [(1600, 2.0), (3200, 5.0)]
