@@ -120,7 +120,8 @@ def test_an_audit_tells_leaks_from_other_findings(tmp_path: Path) -> None:
 
 def test_gaps_begin_with_the_widest() -> None:
     def table(gap: float) -> dict[str, Any]:
-        return {"min_n": 30, "gap": {"accuracy": {"gap": gap}}}
+        about = {"best": "a", "worst": "b", "gap_95": [0.0, 0.5], "verdict": "a gap"}
+        return {"min_n": 30, "gap": {"accuracy": about | {"gap": gap}}}
 
     scores = {"groups": {"age": table(0.1), "source": table(0.3), "one": {"gap": None}}}
     assert [column for column, _ in gaps_of(scores)] == ["source", "age"]
@@ -148,6 +149,7 @@ def test_overlaid_curves_are_means_over_the_epochs_that_all_have(drawn: list[Fig
     accuracy, loss = drawn[0].axes
     assert np.asarray(accuracy.lines[0].get_ydata()).tolist() == pytest.approx([0.3, 0.5])
     assert np.asarray(loss.lines[0].get_ydata()).tolist() == pytest.approx([0.7, 0.5])
+    assert accuracy.get_xlim()[1] > 2, "the last group is not the longest"
     looks = {(line.get_linestyle(), line.get_marker()) for line in accuracy.lines}
     assert len(looks) == 2, "told apart without colour"
 

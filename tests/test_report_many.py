@@ -34,10 +34,12 @@ def test_the_runs_that_are_best_on_val_have_figures(
 ) -> None:
     class Named:
         def __init__(self, k: int) -> None:
-            self.label = f"run {k}"
+            self.label, self.path, self.scores = f"run {k}", tmp_path, {}
             self.rows = [{"val_accuracy": (k * 7 % 100) / 100}] if k else []
 
     monkeypatch.setattr(figures, "_draw", lambda run, _: [run.label])
     drawn = figures.draw_figures([Named(k) for k in range(100)], tmp_path)  # type: ignore[arg-type]
     assert len(drawn) == figures.MAX_DRAWN_RUNS
-    assert {k * 7 % 100 for k in range(100) if f"run {k}" in drawn} == set(range(80, 100))
+    assert {k * 7 % 100 for k in range(100) if f"run {k}" in drawn} == set(
+        range(100 - figures.MAX_DRAWN_RUNS, 100)
+    )

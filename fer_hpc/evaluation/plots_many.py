@@ -52,7 +52,9 @@ def overlaid_curves(
     for axes, label in zip(panels, ("val accuracy", "val loss"), strict=True):
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-        _epoch_axis(axes, [row["epoch"] for runs in groups.values() for row in max(runs, key=len)])
+        _epoch_axis(
+            axes, sorted({r["epoch"] for runs in groups.values() for rows in runs for r in rows})
+        )
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
     )

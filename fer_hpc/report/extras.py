@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fer_hpc.config import UserError
 from fer_hpc.evaluation.shapes import PAIR
 from fer_hpc.files import DAMAGE, check_shape, damage_reason
 from fer_hpc.report.read import Run
@@ -130,23 +131,35 @@ def _read(path: Path, wanted: Any, damaged: list[tuple[Path, str]]) -> dict[str,
 
 # ---- calibration and groups ----------------------------------------------------------------------
 
+CALIBRATION = {"ece": float, "ece_95": PAIR, "nll": float, "brier": float}
+GAP = {"best": str, "worst": str, "gap": float, "gap_95": PAIR, "verdict": str}
+
 
 def calibration_of(scores: dict[str, Any]) -> dict[str, Any] | None:
-    """The field `calibration` of a result where it is whole; older results have none."""
+    """The field `calibration` of a result; None where there is none, as in older results."""
+    wanted = {
+        "temperature": (float, None),
+        "before": CALIBRATION,
+        "after": (CALIBRATION, None),
+    }
     found = scores.get("calibration")
-    wanted = {"ece": float, "ece_95": PAIR, "nll": float, "brier": float}
-    try:
-        check_shape(found, {"before": wanted, "after": (wanted, None)}, "calibration")
-    except DAMAGE:
-        return None
-    return dict(found)  # type: ignore[arg-type]
+    return dict(found) if found and _fits(found, wanted) else None
 
 
 def gaps_of(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(column, gap of balanced accuracy or of accuracy) of a result's groups, the widest first."""
-    found = []
-    for column, table in (scores.get("groups") or {}).items():
-        gap = (table.get("gap") or {}).get("accuracy")
-        if gap:
-            found.append((column, gap | {"min_n": table["min_n"]}))
+    """(column, gap in accuracy between its groups) of a result, the widest gap first."""
+    tables = scores.get("groups") or {}
+    found = [
+        (column, {**table["gap"]["accuracy"], "min_n": table["min_n"]})
+        for column, table in tables.items()
+        if _fits(table, {"min_n": int, "gap": {"accuracy": GAP}})
+    ]
     return sorted(found, key=lambda item: -item[1]["gap"])
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        check_shape(value, wanted, "")
+    except UserError:
+        return False
+    return True
