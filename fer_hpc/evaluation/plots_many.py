@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
-from fer_hpc.evaluation.plots import _epoch_axis, _literal, _save, plt
+from fer_hpc.evaluation.plots import _epoch_axis, _literal, _save
 
 # Told apart without colour, too.
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
