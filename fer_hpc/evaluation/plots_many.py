@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ BARS = (
 
 
 def overlaid_curves(
-    groups: dict[str, Sequence[list[dict[str, Any]]]], title: str, path: Path
+    groups: Mapping[str, Sequence[list[dict[str, Any]]]], title: str, path: Path
 ) -> None:
     """Val accuracy and loss per epoch of several configurations, at most len(LINES).
 

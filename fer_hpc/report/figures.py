@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -84,7 +85,7 @@ def overlaid_curves(
         best = sorted(by_key.values(), key=val_accuracy, reverse=True)[:MAX_OVERLAID]
         if len(best) < 2:
             continue
-        names = {}
+        names: dict[str, list[list[dict[str, Any]]]] = {}
         for group in best:
             seeds = len({run.seed for run in group})
             name = group[0].label if seeds == 1 else f"{group[0].label} and other seeds ({seeds})"

@@ -109,7 +109,8 @@ def with_contents(page: str) -> str:
     def link(name: str, title: str, more: str = "") -> str:
         return f'<a href="#{name}"{more}>{TAG.sub("", title.partition("<span")[0]).strip()}</a>'
 
-    sections, contents = [], []
+    sections: list[str] = []
+    contents: list[str] = []
     for level, name, more, title in headings:
         if level == "2":
             sections.append(link(name, title, more))
