@@ -35,7 +35,7 @@ LAYERS = (
 )
 USERS = {
     "h5py": {"data/shards.py", "training/keras.py"},
-    "matplotlib": {"evaluation/plots.py"},
+    "matplotlib": {"evaluation/plots.py", "evaluation/plots_many.py"},
     "tyro": {"cli/flags.py"},
     "submitit": {"cluster/slurm.py"},
 }
