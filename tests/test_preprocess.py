@@ -151,8 +151,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Pa
 
 def test_number_of_workers_does_not_change_a_byte(fer: Fer, shards: Path, tmp_path: Path) -> None:
     source = ("--source", "synthetic", "--count", 240, "--size", 32)
-    assert fer("preprocess", *source, "--workers", 3, "--out", tmp_path / "three").returncode == 0
-    assert hashes(tmp_path / "three") == hashes(shards), "of one worker"
+    assert fer("preprocess", *source, "--workers", 2, "--out", tmp_path / "two").returncode == 0
+    assert hashes(tmp_path / "two") == hashes(shards), "of one worker"
 
 
 def test_nobody_is_in_two_splits(shards: Path) -> None:

@@ -57,7 +57,7 @@ def kill_and_finish(
 @pytest.mark.parametrize(
     ("size", "case"),
     [
-        (1, "resnet_cosine_ema"),
+        pytest.param(1, "resnet_cosine_ema", marks=pytest.mark.long),
         (2, "cnn_plateau_mixup"),
         pytest.param(4, "resnet_cosine_ema", marks=pytest.mark.long),
     ],

@@ -414,7 +414,9 @@ def test_compiling_without_a_compiler_is_refused(shards: Path, tmp_path: Path) -
     "flags",
     [
         "--optimizer adamw --schedule cosine --warmup-epochs 0.5 --ema 0.9 --clip 1".split(),
-        ("--balanced", "--accumulate", "2", "--deterministic"),
+        pytest.param(
+            ("--balanced", "--accumulate", "2", "--deterministic"), marks=pytest.mark.long
+        ),
         pytest.param(
             ("--precision", "fp16", "--epochs", "1"),
             marks=pytest.mark.long,

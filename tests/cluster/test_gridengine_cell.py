@@ -97,5 +97,6 @@ def test_a_users_warning_reaches_every_process_of_the_job(
         until(lambda: output.exists() and "up" in output.read_text(), 20, "the child")
         cell.cancel(job)
         cell.wait(job)
-        assert set(output.read_text().split()) == {"child", "shell", "up"}  # the shell may get two
+        # the shell may get two, and may name the signal that its sleep got
+        assert {"child", "shell", "up"} <= set(output.read_text().split())
         assert cell.account(job)[-1]["owner"] == "nobody"

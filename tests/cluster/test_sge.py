@@ -255,7 +255,10 @@ def gpu_job(cell: Cell, place: Path, stub: Path, data: Path, run: str, **env: ob
     return qsub(cell, place, *two, "sge/train_cnn.sh", *call, **given)
 
 
-@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "SGE_GPU", "NONE"])
+@pytest.mark.parametrize(
+    "variable",
+    ["CUDA_VISIBLE_DEVICES", pytest.param("SGE_GPU", marks=pytest.mark.long), "NONE"],
+)
 def test_two_jobs_never_get_one_gpu(
     cell: Cell, place: Path, stub: Path, shards: Path, variable: str
 ) -> None:
