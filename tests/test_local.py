@@ -53,6 +53,7 @@ def state(pid: int) -> str:
         return "Z"
 
 
+@pytest.mark.long
 def test_stopped_and_started_again_it_ends_as_two_ranks_of_torchrun(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_mistake_is_one_message(
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 def test_evaluate_runs_in_several_processes(
     shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
     assert read_environment(run)["parent"]["images_seen"] == saved
 
 
+@pytest.mark.long
 def test_torchrun_starts_the_same_command(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["resnet_cosine_ema"].split()
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m fer_hpc.train --"

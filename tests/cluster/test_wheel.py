@@ -54,6 +54,7 @@ def assert_finished(job: str, run: Path) -> None:
     assert "commit" not in environment_of_run["code"], "not the code of the checkout"
 
 
+@pytest.mark.long
 def test_a_wheel_is_enough_to_train_on_slurm(
     cluster: Cluster, call: Call, installed: Path, shards: Path, tmp_path: Path
 ) -> None:
