@@ -151,14 +151,15 @@ def test_overlaid_curves_are_means_over_the_epochs_that_all_have(drawn: list[Fig
     assert np.asarray(loss.lines[0].get_ydata()).tolist() == pytest.approx([0.7, 0.5])
     assert accuracy.get_xlim()[1] > 2, "the last group is not the longest"
     looks = {(line.get_linestyle(), line.get_marker()) for line in accuracy.lines}
-    assert len(looks) == 2, "told apart without colour"
+    assert len(looks) == 2, "distinguishable without colour"
 
 
 def test_bars_of_a_gan_are_the_shares_of_each_expression(drawn: list[Figure]) -> None:
     of_class = {"n": 9, "accuracy": 0.25, "accuracy_95": [0.1, 0.5], "accuracy_of_real_faces": 0.75}
     expression = {"classes": {"Fear": of_class, "Anger": of_class | {"accuracy": 0.5}}}
     plots_many.gan_expressions(expression, "gan", Path("unused.svg"))
-    heights = [patch.get_height() for patch in drawn[0].axes[0].patches]  # type: ignore[attr-defined]
+    bars = drawn[0].axes[0].patches
+    heights = [patch.get_height() for patch in bars]  # type: ignore[attr-defined]
     assert heights == [0.25, 0.5, 0.75, 0.75]
 
 

@@ -134,9 +134,15 @@ def test_parts_come_after_what_they_need(tmp_path: Path) -> None:
         assert all(places[n] < places[part.name] for n in (*part.needs, *part.after)), part.name
     count = {kind: sum(p.kind == kind for p in parts) for kind in {p.kind for p in parts}}
     assert count == {
-        "shards": 2, "doctor": 2, "train": 18, "grid": 1, "gan": 1, "val": 19, "test": 19,
+        "shards": 2,
+        "doctor": 2,
+        "train": 18,
+        "grid": 1,
+        "gan": 1,
+        "val": 19,
+        "test": 19,
         "report": 1,
-    }  # fmt: skip
+    }
 
 
 def test_test_is_opened_when_everything_is_chosen(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_commands_are_those_of_the_suite(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def begun(tmp_path: Path, shards: Path, finished_run: Path) -> Plan:
+def started_study(tmp_path: Path, shards: Path, finished_run: Path) -> Plan:
     """A study with one of its products made and one of its runs finished, by other tests."""
     plan = tiny(tmp_path / "study")
     parts = by_name(plan)
@@ -182,32 +188,36 @@ def begun(tmp_path: Path, shards: Path, finished_run: Path) -> Plan:
     return plan
 
 
-def test_states_come_from_result_files(begun: Plan) -> None:
-    found = states(begun)
+def test_states_come_from_result_files(started_study: Plan) -> None:
+    found = states(started_study)
     assert found["shards/32x32x1"].state == found["train/cnn_baseline-seed0"].state == "finished"
     assert {found[n].state for n in ("shards/64x64x3", "grid/grid", "report")} == {"waiting"}
-    for file in by_name(begun)["train/cnn_baseline-seed0"].folder.glob("attempts/*/status.json"):
+    for file in by_name(started_study)["train/cnn_baseline-seed0"].folder.glob(
+        "attempts/*/status.json"
+    ):
         file.unlink()
-    assert states(begun)["train/cnn_baseline-seed0"].state != "finished"
+    assert states(started_study)["train/cnn_baseline-seed0"].state != "finished"
 
 
-def test_scores_of_other_data_do_not_count(begun: Plan) -> None:
-    part = by_name(begun)["val/cnn_baseline-seed0"]
-    fingerprint = read_json(begun.out / "shards" / "32x32x1" / "manifest.json")["fingerprint"]
+def test_scores_of_other_data_do_not_count(started_study: Plan) -> None:
+    part = by_name(started_study)["val/cnn_baseline-seed0"]
+    fingerprint = read_json(started_study.out / "shards" / "32x32x1" / "manifest.json")[
+        "fingerprint"
+    ]
     for data, state in (("0" * 16, "waiting"), (fingerprint, "finished")):
         write_json(part.folder / "eval-val.json", {"data": data, "finished": True})
-        assert states(begun)[part.name].state == state
+        assert states(started_study)[part.name].state == state
 
 
-def test_a_failed_part_stops_only_what_needs_it(begun: Plan) -> None:
-    parts = by_name(begun)
-    record_part(begun, parts["grid/grid"], failed="3 of 27 trials failed")
-    found = states(begun)
+def test_a_failed_part_stops_only_what_needs_it(started_study: Plan) -> None:
+    parts = by_name(started_study)
+    record_part(started_study, parts["grid/grid"], failed="3 of 27 trials failed")
+    found = states(started_study)
     assert found["grid/grid"].state == "failed"
     stopped = {name for name, s in found.items() if s.state == "blocked"}
     assert {n.partition("/")[2].partition("-")[0] for n in stopped} == {"winner"}
     assert len(stopped) == 9, "three trainings, and their scores on val and test"
-    text = format_study(begun, parts_of(begun), found, None)
+    text = format_study(started_study, parts_of(started_study), found, None)
     assert text.splitlines()[1] == "failed: grid/grid: 3 of 27 trials failed"
     assert "needs grid/grid, which has failed" in text
 
@@ -240,27 +250,27 @@ def test_what_the_data_has_not_is_left_out(tmp_path: Path, shards: Path) -> None
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def test_an_edit_of_a_part_that_has_run_is_refused(begun: Plan) -> None:
-    check_edits(begun, parts_of(begun))
-    edited = edit(begun, "epochs = 2\nthreads = 1", "epochs = 9\nthreads = 1")
+def test_an_edit_of_a_part_that_has_run_is_refused(started_study: Plan) -> None:
+    check_edits(started_study, parts_of(started_study))
+    edited = edit(started_study, "epochs = 2\nthreads = 1", "epochs = 9\nthreads = 1")
     with pytest.raises(UserError, match=r"cnn_baseline.epochs = 9, but train/cnn_baseline-seed0"):
         check_edits(edited, parts_of(edited))
-    shutil.rmtree(by_name(begun)["train/cnn_baseline-seed0"].folder)
+    shutil.rmtree(by_name(started_study)["train/cnn_baseline-seed0"].folder)
     check_edits(edited, parts_of(edited))  # its results are gone: it runs again
 
 
-def test_seeds_may_be_added_later(begun: Plan) -> None:
-    edited = edit(begun, "seeds = [0, 1, 2]", "seeds = [0, 1, 2, 7]")
+def test_seeds_may_be_added_later(started_study: Plan) -> None:
+    edited = edit(started_study, "seeds = [0, 1, 2]", "seeds = [0, 1, 2, 7]")
     check_edits(edited, parts_of(edited))
     assert states(edited)["train/cnn_baseline-seed0"].state == "finished"
     assert states(edited)["train/cnn_baseline-seed7"].state == "waiting"
 
 
-def test_a_run_of_another_study_is_refused(begun: Plan) -> None:
-    run = by_name(begun)["train/cnn_baseline-seed0"].folder
+def test_a_run_of_another_study_is_refused(started_study: Plan) -> None:
+    run = by_name(started_study)["train/cnn_baseline-seed0"].folder
     shutil.copytree(run, run.with_name("vgg-seed1"))
     with pytest.raises(UserError, match="vgg-seed1 has results that this study did not make"):
-        check_edits(begun, parts_of(begun))
+        check_edits(started_study, parts_of(started_study))
 
 
 def test_wrong_calls_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,8 +350,12 @@ def test_the_critical_path_is_the_longest_chain(tmp_path: Path) -> None:
     hours, path = estimate.critical_path(parts, costs)
     assert hours == 5
     assert [n for n in path if costs[n].hours] == [
-        "shards/32x32x1", "grid/grid", "train/winner-seed4", "test/gan-seed0", "report"
-    ]  # fmt: skip
+        "shards/32x32x1",
+        "grid/grid",
+        "train/winner-seed4",
+        "test/gan-seed0",
+        "report",
+    ]
 
 
 def test_the_time_left_falls_as_parts_finish(tmp_path: Path) -> None:
@@ -424,10 +438,10 @@ def submitted(plan: Plan, recorder: Recorder, configure: Callable[..., Any]) -> 
     return list(jobs.submit_study(plan, parts_of(plan), resources, 3, configure))
 
 
-def test_jobs_wait_for_those_that_they_need(begun: Plan, recorder: Recorder) -> None:
+def test_jobs_wait_for_those_that_they_need(started_study: Plan, recorder: Recorder) -> None:
     from fer_hpc.cli.parse import configure
 
-    submitted(begun, recorder, configure)
+    submitted(started_study, recorder, configure)
     numbers = {name: str(i) for i, name in enumerate(recorder.jobs)}
     commands, after, _, gpus = recorder.jobs["shards/64x64x3"]
     assert [command[-2:] for command in commands] == [["--task", str(i)] for i in range(3)]

@@ -66,7 +66,7 @@ class Request:
     gpus: int = 0  # a node
     after: Sequence[str] = ()  # jobs that it waits for
     dependency_type: DependencyType = "afterok"
-    also_after: Sequence[str] = ()  # jobs that must have ended, in whatever way
+    also_after: Sequence[str] = ()  # jobs that must have ended, with any result
     launch: Path = Path()  # slurm/launch.sh
     code: Path | str = ""  # the copy of the code that the job uses; "": the code as it is then
 

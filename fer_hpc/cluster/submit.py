@@ -83,7 +83,7 @@ def submit(
 
     Each command is [verb, arguments...]. `config` is the configuration of the first, which is
     checked before submitting; None where the jobs `after` make its input. `after` that is not empty
-    makes a local job be waited for. `also_after` must have ended, in whatever way. `recorded` is
+    makes a local job be waited for. `also_after` must have ended, with any result. `recorded` is
     kept in the jobs' records. Gives the names of the jobs; with `--cluster debug` the
     commands run in this process.
     """

@@ -44,7 +44,7 @@ class JobConfig:
     sge_gpus: str = option("gpus", "sge: the site's resource that counts GPUs")
     sge_pe: str = option("omp", "sge: the site's parallel environment for cores of one host")
     keep_code: bool = option(
-        True, "run the code as it is now, also after a requeue, whatever is edited meanwhile"
+        True, "run the code as it is now, also after a requeue, not as it is edited meanwhile"
     )
     dry_run: bool = option(False, "print the batch script and the layout, submit nothing")
 

@@ -158,7 +158,7 @@ def _onnx(model: Exported, about: About, faces: Faces) -> bytes:
                 dynamic_axes={name: {0: "n"} for name in ("faces", *names)},
                 dynamo=False,
             )
-    except Exception as error:  # whatever a plugin's network raises or lacks
+    except Exception as error:  # anything that a plugin's network raises or lacks
         raise UserError(
             f"--model {about.network} cannot be exported as ONNX: {str(error).splitlines()[0]}"
         ) from error

@@ -24,7 +24,7 @@ TRAINING_EVENTS = {
     "status": r"attempts/\d+/status\.json",
     "metrics of an attempt": r"attempts/\d+/metrics\.jsonl",
     "checkpoint": r"attempts/\d+/0\d+\.pt",
-    "begun checkpoint": r"attempts/\d+/\.0\d+\.pt\..*",
+    "unfinished checkpoint": r"attempts/\d+/\.0\d+\.pt\..*",
     "weights": r"attempts/\d+/final\.pt",
     "publish": r"(final|best)\.pt",
     "metrics": r"metrics\.jsonl",
@@ -34,7 +34,7 @@ EVENTS = {
     "evaluate": {"predictions": r"predictions-val\.npz", "scores": r"eval-val\.json"},
     "sweep": {name: rf"trials/seed\d/{p}" for name, p in TRAINING_EVENTS.items()},
 }
-OFTEN = ("checkpoint", "begun checkpoint", "status")
+OFTEN = ("checkpoint", "unfinished checkpoint", "status")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EIO, errno.EACCES, errno.EROFS, errno.ESTALE)
 

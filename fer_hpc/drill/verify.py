@@ -124,7 +124,7 @@ def _pairs(a: Path, b: Path) -> Iterator[tuple[str, int, Path, Path]]:
 
 def _first_difference(path: Path, other: Path) -> str:
     """The first value that two files of tensors do not have alike, or "" """
-    values, others = (_flat(checkpoint.load(each)) for each in (path, other))
+    values, others = (flat_parts(checkpoint.load(each)) for each in (path, other))
     for name, value in values.items():
         if name.startswith(("/science", "/data")):  # compared as settings
             continue
@@ -145,7 +145,7 @@ def _first_difference(path: Path, other: Path) -> str:
     return f"{more[0][1:]} is in one of both" if more else ""
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat_parts(value: Any, name: str = "") -> dict[str, Any]:
     """The leaves of nested dicts and lists by their path, in the order of the file."""
     if isinstance(value, dict):
         items = list(value.items())
@@ -153,7 +153,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         items = list(enumerate(value))
     else:
         return {name: value}
-    return {k: v for key, part in items for k, v in _flat(part, f"{name}/{key}").items()}
+    return {k: v for key, part in items for k, v in flat_parts(part, f"{name}/{key}").items()}
 
 
 # ---- causes --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from fer_hpc.evaluation.plots import _epoch_axis, _literal, _save
 
-# Told apart without colour, too.
+# Distinguishable without colour, too.
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
 MARKERS = "osD^vPX*"
 BARS = (

@@ -22,7 +22,7 @@ LARGE_SIDE, LARGE_SIDE_OF_GAN = 96, 64
 class Part:
     """One command of a study.
 
-    needs: parts whose results it reads; after: parts that must have ended before, in whatever way
+    needs: parts whose results it reads; after: parts that must have ended before, with any result
     """
 
     name: str  # train/vgg-seed0

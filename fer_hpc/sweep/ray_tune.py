@@ -155,7 +155,7 @@ class _TrialQueue(Searcher):
         """Saves nothing: the state of a sweep is in its run folders."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is continued by its own command, not by Tuner.restore")
+        raise RuntimeError("a sweep is continued by its own command, not by Tuner.restore")
 
 
 def _death_reason(run: Path) -> str:

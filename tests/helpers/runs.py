@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fer_hpc.drill.verify import flat_parts
 from fer_hpc.run.folder import attempt_path, list_checkpoints
 
 SECONDS = 120  # for anything that a test waits for
@@ -39,21 +40,12 @@ def assert_same_outcome(run: Path, other: Path) -> None:
 def differing(path: Path, other: Path) -> list[str]:
     """What two checkpoints do not have alike."""
 
-    def flat(value: Any, name: str = "") -> dict[str, Any]:
-        if isinstance(value, dict):
-            items = list(value.items())
-        elif isinstance(value, list | tuple):
-            items = list(enumerate(value))
-        else:
-            return {name: value}
-        return {k: v for key, part in items for k, v in flat(part, f"{name}/{key}").items()}
-
     def content(tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor):
             return repr(tensor)
         return tensor.stride(), tensor.untyped_storage().nbytes(), tensor.numpy().tobytes()
 
-    a, b = (flat(torch.load(p, weights_only=True)) for p in (path, other))
+    a, b = (flat_parts(torch.load(p, weights_only=True)) for p in (path, other))
     return sorted(
         f"{name}: {a.get(name)!s:.60} / {b.get(name)!s:.60}"
         for name in a.keys() | b.keys()
