@@ -72,6 +72,36 @@ def test_the_first_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "likely cause     another flag: --lr 0.1 against --lr 0.2" in text
 
 
+def chain_row(images: int, stops: list[list[Any]], weights: str = "w") -> dict[str, Any]:
+    row = {"images_seen": images, "since": 0, "order": stops[-1][1], "sums": stops[-1][2]}
+    return row | {"weights": weights, "stops": stops}
+
+
+@pytest.mark.parametrize(
+    "second, words",
+    [
+        ([[15, "o3", "s3"], [20, "o4", "s4"]], ""),
+        ([[15, "x", "y"], [20, "x", "y"]], "the samples or their order between 10 and 15 images"),
+        ([[15, "o3", "s3"], [20, "o4", "y"]], "losses, of equal samples, between 15 and 20 images"),
+        ("weights", "weights at 20 images seen, after equal losses"),
+    ],
+)
+def test_the_first_steps_that_differ_are_named(tmp_path: Path, second: Any, words: str) -> None:
+    first = chain_row(10, [[5, "o1", "s1"], [10, "o2", "s2"]])
+    stops = [[15, "o3", "s3"], [20, "o4", "s4"]]
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    rows = {a: chain_row(20, stops), b: chain_row(20, second)} if second != "weights" else {
+        a: chain_row(20, stops), b: chain_row(20, stops, "other")}  # fmt: skip
+    for run, row in rows.items():
+        (run / "attempts" / "0001" / "chain.jsonl").write_bytes(to_jsonl([first, row]))
+    verdict = verify(VerifyConfig(a=a, b=b))
+    assert verdict.equal is not bool(words)
+    assert verdict.first_steps.startswith(words)
+    assert bool(verdict.first_steps) is bool(words)
+    if not words:
+        assert "samples and losses of 20 images in their order" in verdict.compared
+
+
 def test_weights_may_differ_where_metrics_do_not(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     (a / "attempts" / "0001" / "metrics.jsonl").unlink()

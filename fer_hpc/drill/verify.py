@@ -11,7 +11,7 @@ import torch
 
 from fer_hpc.config import UserError, format_flag
 from fer_hpc.config.commands import VerifyConfig
-from fer_hpc.files import read_json
+from fer_hpc.files import check_shape, read_json
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import (
     attempt_lineage,
@@ -35,6 +35,10 @@ RECORDED = {
 }
 NO_EFFECT = ("epochs",)  # that alone makes a run longer, not other
 WEIGHTS = ("final.pt", "best.pt")
+CHAIN = {
+    "images_seen": int, "since": int, "order": str, "sums": str, "weights": str,
+    "stops": [[int, str, str], ...],
+}  # fmt: skip
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Verdict:
     equal: bool | None = None
     compared: list[str] = field(default_factory=list)
     first_epoch: str = ""
+    first_steps: str = ""
     first_tensor: str = ""
     causes: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
@@ -61,9 +66,8 @@ def verify(config: VerifyConfig) -> Verdict:
     if a.resolve() == b.resolve():
         raise UserError(f"{a} and {b} are the same folder; give two runs")
     verdict = Verdict(str(a), str(b), damage=damage_of(a) + damage_of(b))
-    until = _compare_rows(verdict)
-    until = min(until, _compare_tensors(verdict))
-    differs = bool(verdict.first_epoch or verdict.first_tensor)
+    until = min(_compare_rows(verdict), _compare_chains(verdict), _compare_tensors(verdict))
+    differs = bool(verdict.first_epoch or verdict.first_steps or verdict.first_tensor)
     verdict.equal = not differs if verdict.compared else None
     if differs:
         verdict.causes = [*_settings(*stored), *_surroundings(a, b, until)]
@@ -91,6 +95,44 @@ def _compare_rows(verdict: Verdict) -> float:
         if states == ["finished", "finished"]:
             verdict.first_epoch = f"{len(rows[0])} epochs against {len(rows[1])}"
     return float("inf")
+
+
+def _compare_chains(verdict: Verdict) -> float:
+    """Compare chain.jsonl; gives the images seen before the first steps that differ, or infinity.
+
+    Each entry of a row's `stops` covers the steps since the one before it.
+    """
+    rows = [_chain_rows(Path(run)) for run in (verdict.a, verdict.b)]
+    before = max((row["since"] for both in rows for row in both), default=0)
+    for row, other in zip(*rows, strict=False):
+        stops, others = row["stops"], other["stops"]
+        if [stop[0] for stop in stops] != [stop[0] for stop in others]:
+            return float("inf")  # another batch size, which the settings name
+        for (images, *hashes), (_, *others_hashes) in zip(stops, others, strict=True):
+            if hashes != others_hashes:
+                order = hashes[0] != others_hashes[0]
+                what = "the samples or their order" if order else "losses, of equal samples,"
+                verdict.first_steps = f"{what} between {before:,} and {images:,} images seen"
+                return float(before)
+            before = images
+        if row["weights"] != other["weights"]:
+            verdict.first_steps = f"weights at {before:,} images seen, after equal losses"
+            return float(before)
+    if min(map(len, rows)):
+        verdict.compared.append(f"samples and losses of {before:,} images in their order")
+    return float("inf")
+
+
+def _chain_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of chain.jsonl up to the first that is damaged; none in runs of older versions."""
+    found = []
+    for row in read_rows(run, "chain.jsonl"):
+        try:
+            check_shape(row, CHAIN, "chain.jsonl")
+        except UserError:
+            break
+        found.append(row)
+    return found
 
 
 def _compare_tensors(verdict: Verdict) -> float:
@@ -223,6 +265,8 @@ def format_verdict(verdict: Verdict) -> str:
     lines.append(f"{names} differ")
     if verdict.first_epoch:
         lines.append(f"  first epoch      {verdict.first_epoch}")
+    if verdict.first_steps:
+        lines.append(f"  first steps      {verdict.first_steps}")
     if verdict.first_tensor:
         lines.append(f"  first tensor     {verdict.first_tensor}")
     causes = verdict.causes or [

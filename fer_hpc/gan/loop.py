@@ -29,6 +29,7 @@ from fer_hpc.gan.validate import (
 )
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
+from fer_hpc.run.chain import chain_inputs
 from fer_hpc.run.environment import resource_use
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.run.session import start_run
@@ -69,6 +70,7 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
         def end_epoch() -> int:
             """Validate, log, draw samples."""
             nonlocal timer
+            chain = state.chain_row(world, clock)
             train_row = train_metrics(state, world)
             train_s = timer.elapsed_s()
             row: dict[str, Any] = {
@@ -79,13 +81,14 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
             grid = sample_grid(networks.scored, val, list(data.classes), config.precision)
             timing = timer.timing(state.images_seen, train_s) | resource_use(device)
             run.log.images("neutral | expression | output", grid, state.images_seen)
-            run.log.epoch(row, timing, epoch_text(row))
+            run.log.epoch(row, timing, chain, epoch_text(row))
             networks.train()
             timer = EpochTimer(state.images_seen)
             return 0
 
         def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
             step(networks, state, loader.make(given), given, world, *variant)
+            state.chain.add(given, state.sums)
 
         networks.train()
         graph = uses_graph(config, device, world)
@@ -147,7 +150,9 @@ def pair_block(
         seen = arrays["images_seen"].tolist()
         weights = [ema_weight(config, n, first_adversarial) for n in seen]
         arrays["ema_weight"] = np.array(weights, np.float32)
-    return Block(arrays)
+    samples = arrays["rows"], arrays["other_rows"]
+    clock = loader.batch_size, loader.n, loader.rank
+    return Block(arrays | chain_inputs(samples, arrays["images_seen"], *clock))
 
 
 def adversarial_from(config: GanConfig, epoch_pairs: int) -> int:

@@ -7,6 +7,7 @@
         environment.json            versions, devices, and the parent checkpoint it started from
         000000004096.pt             checkpoints, named by images seen
         metrics.jsonl timing.jsonl  a row per epoch (reproducible / not)
+        chain.jsonl                 a row per epoch: hashes of samples, losses and weights so far
         status.json                 running | interrupted | finished | failed | superseded, and why
     tb/                             TensorBoard events
     final.pt best.pt metrics.jsonl  the outcome, once finished       status.json   a copy for people
@@ -158,8 +159,8 @@ def damaged_records(run: Path) -> list[str]:
 
 def damage_of(run: Path) -> list[str]:
     """What of a run's history cannot be read and is left out, a line for each file."""
-    torn = read_history(run)[1] + read_history(run, "timing.jsonl")[1]
-    return damaged_records(run) + torn
+    names = ("metrics.jsonl", "timing.jsonl", "chain.jsonl")
+    return damaged_records(run) + [line for name in names for line in read_history(run, name)[1]]
 
 
 def list_checkpoints(run: Path) -> list[tuple[int, int, Path]]:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fer_hpc.files import naming
 from fer_hpc.run.attempts import Attempt
 
+ROW_FILES = ("metrics.jsonl", "timing.jsonl", "chain.jsonl")
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
 BAR_EVERY_S = 0.5  # between updates of the bar on a terminal
 STEP_POINTS = 400  # of a step-wise scalar in a whole run: 30 kB of events
@@ -30,7 +31,8 @@ Means = Callable[[list[int]], dict[str, float]]
 class RunLog:
     """Rows, scalars and progress of one attempt; does nothing where `attempt` is None.
 
-    `metrics.jsonl` holds what a repeated run must reproduce; rates and times go to `timing.jsonl`.
+    `metrics.jsonl` holds what a repeated run must reproduce, `chain.jsonl` the proof that it has;
+    rates and times go to `timing.jsonl`.
     """
 
     def __init__(
@@ -52,9 +54,7 @@ class RunLog:
         self._last_step: tuple[int, list[int]] = (images_seen, [])
         if attempt is None:
             return
-        self._files = {
-            name: (attempt.path / name).open("a") for name in ("metrics.jsonl", "timing.jsonl")
-        }
+        self._files = {name: (attempt.path / name).open("a") for name in ROW_FILES}
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -188,16 +188,16 @@ class RunLog:
         writer = self._tensorboard._get_file_writer()
         writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), images_seen)
 
-    def epoch(self, row: dict[str, Any], timing: dict[str, Any], line: str = "") -> None:
+    def epoch(
+        self, row: dict[str, Any], timing: dict[str, Any], chain: dict[str, Any], line: str = ""
+    ) -> None:
         """Record one epoch: reproducible numbers in `row`, times and rates in `timing`.
 
-        `line` replaces the classifier's line of progress.
+        `chain` is its row of chain.jsonl; `line` replaces the classifier's line of progress.
         """
         self._last_step = row["images_seen"], []  # the sums begin anew
-        for name, file in self._files.items():
-            values = (
-                row if name == "metrics.jsonl" else {"images_seen": row["images_seen"], **timing}
-            )
+        timed = {"images_seen": row["images_seen"], **timing}
+        for file, values in zip(self._files.values(), (row, timed, chain), strict=False):
             with naming(Path(file.name)):
                 file.write(json.dumps(values) + "\n")
                 file.flush()

@@ -14,6 +14,7 @@ from torch import nn
 
 from fer_hpc.parallel.collectives import sum_over_ranks
 from fer_hpc.parallel.world import World
+from fer_hpc.run.chain import Chain, weights_digest
 
 NO_BAD_STEP = 2**62  # value of `bad_step` while every loss was finite
 UNIT = (
@@ -92,12 +93,14 @@ class TrainState:
     `sums` [k] int64 counts the epoch so far on this rank, losses in units of 1 / UNIT; a
     checkpoint holds the sum over the ranks.
     `bad_step` int64 is the number of images seen before this rank's first step with a loss that was
-    not finite, else NO_BAD_STEP. `best` describes the best epoch so far, with its weights.
+    not finite, else NO_BAD_STEP. `best` describes the best epoch so far, with its weights. `chain`
+    is a hash over all steps so far.
     """
 
     parts: Mapping[str, Stateful]
     sums: torch.Tensor
     bad_step: torch.Tensor
+    chain: Chain
     images_seen: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -106,7 +109,8 @@ class TrainState:
         """The state at image 0, with `sums` counters; parts that are None do not exist."""
         present = {name: part for name, part in parts.items() if part is not None}
         bad_step = torch.full((), NO_BAD_STEP, dtype=torch.int64, device=device)
-        return TrainState(present, torch.zeros(sums, dtype=torch.int64, device=device), bad_step)
+        counted = torch.zeros(sums, dtype=torch.int64, device=device)
+        return TrainState(present, counted, bad_step, Chain(sums, device))
 
     def note_bad(self, finite: torch.Tensor, images_seen: torch.Tensor) -> None:
         """Note the step that began after `images_seen` images as bad unless it is `finite` (a bool
@@ -115,7 +119,7 @@ class TrainState:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Everything on the device that a step changes."""
-        yield from (self.sums, self.bad_step)
+        yield from (self.sums, self.bad_step, *self.chain.tensors())
         for part in self.parts.values():
             if isinstance(part, nn.Module):
                 yield from part.parameters()
@@ -134,16 +138,26 @@ class TrainState:
         return {
             **{name: part.state_dict() for name, part in self.parts.items()},
             "sums": sum_over_ranks(self.sums, world),
+            "chain": self.chain.state_dict(world),
             "images_seen": self.images_seen,
             "best": self.best,
         }
 
     def load_state_dict(self, saved: dict[str, Any], rank: int) -> None:
-        """Restore `state_dict`'s content; the sums so far become rank 0's."""
+        """Restore `state_dict`'s content; the sums and the chain so far become rank 0's."""
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.sums.copy_(saved["sums"] if rank == 0 else torch.zeros_like(self.sums))
         self.images_seen, self.best = saved["images_seen"], saved.get("best", {})
+        self.chain.load_state_dict(saved.get("chain"), self.images_seen, rank)
+
+    def chain_row(self, world: World, clock: Clock) -> dict[str, Any]:
+        """The epoch's row of chain.jsonl; on all ranks together."""
+        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        weights = weights_digest(networks) if world.rank == 0 else ""
+        return self.chain.row(
+            world, self.images_seen, clock.batch_size, clock.epoch_images, weights
+        )
 
     def final_weights(self, network: nn.Module) -> dict[str, Any]:
         """The content of final.pt: the weights of `network` on the CPU, and the clock."""

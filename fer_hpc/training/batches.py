@@ -21,6 +21,7 @@ from fer_hpc.data.staging import staged
 from fer_hpc.data.step_inputs import Block
 from fer_hpc.parallel.collectives import barrier
 from fer_hpc.parallel.world import World
+from fer_hpc.run.chain import chain_inputs
 from fer_hpc.training.objective import class_weights
 from fer_hpc.training.optim import cosine_lr
 
@@ -88,7 +89,8 @@ def step_block(config: TrainConfig, loader: TrainLoader, images_seen: int, steps
     if config.schedule == "cosine":
         seen = arrays["images_seen"].tolist()
         arrays["lr"] = np.array([cosine_lr(config, n, loader.n) for n in seen])
-    return Block(arrays)
+    clock = loader.batch_size, loader.n, loader.rank
+    return Block(arrays | chain_inputs([arrays["rows"]], arrays["images_seen"], *clock))
 
 
 def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict[str, Any]:

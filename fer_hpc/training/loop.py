@@ -100,10 +100,12 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
 
         def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
             step(learner, state, loader.make(given), given, *variant)
+            state.chain.add(given, state.sums)
 
         def end_epoch() -> int:
             """Validate, keep the best weights, lower the learning rate, log."""
             nonlocal timer
+            chain = state.chain_row(world, clock)
             values = train_metrics(state, world)
             train_s, epoch = timer.elapsed_s(), clock.epoch(state.images_seen)
             val_values, logits = validate(learner, state, scorer, batch_norm, world)
@@ -118,7 +120,7 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
             timing = timer.timing(state.images_seen, train_s)
             use = resource_use(device, timing["images_per_s"] / world.size * flops)
             show_val(run.log, logits, val.split.columns["labels"], data.classes, state.images_seen)
-            run.log.epoch(row, timing | use)
+            run.log.epoch(row, timing | use, chain)
             set_mode(learner.net, config.freeze_bn)
             timer = EpochTimer(state.images_seen)
             return STOP_HALTED if halt_after and epoch >= halt_after else 0
