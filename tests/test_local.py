@@ -14,11 +14,11 @@ import pytest
 
 from fer_hpc.cli.main import main
 from fer_hpc.cli.parse import configure_job
-from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
+from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError, ranks_that_fit
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.parallel import local
-from fer_hpc.run.folder import read_environment, read_status
+from fer_hpc.run.folder import rank_counts, read_environment, read_rows, read_status
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
 
@@ -93,6 +93,36 @@ def test_a_killed_rank_ends_all_and_the_run_may_continue(
     assert "Traceback" not in err
     until_gone(ranks)
     assert read_status(run)["state"] == "interrupted"
+
+
+@pytest.mark.long
+def test_elastic_goes_on_with_the_rank_that_is_left(
+    shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--epochs", 8, "--checkpoint-every-s", 0.2)
+    parent = start("train", *call(shards, run, *flags), "--procs", 2, "--elastic")
+    until_training(run, 1)
+    os.kill(children(parent.pid)[1], signal.SIGKILL)
+    _, err = parent.communicate(timeout=400)
+    assert parent.returncode == 0, err
+    assert "1 of 2 ranks were lost: going on with 1 (--elastic)" in err
+    assert "1 rank(s), 2 before: the same samples in the same order" in err
+    assert rank_counts(run) == [2, 1]
+    undisturbed = tmp_path / "undisturbed"
+    assert finish(start_ranks(2, "train", *call(shards, undisturbed, *flags))) == [0, 0]
+    chains = [read_rows(each, "chain.jsonl") for each in (run, undisturbed)]
+    assert [row["order"] for row in chains[0]] == [row["order"] for row in chains[1]]
+    again = start("train", *call(shards, run, *flags, "--epochs", 9), "--procs", 2, "--elastic")
+    assert again.communicate(timeout=400) and again.returncode == 0
+    assert rank_counts(run) == [2, 1, 2]
+
+
+def test_the_largest_number_of_ranks_that_fits() -> None:
+    assert [ranks_that_fit(64, 1, n) for n in (8, 7, 3, 1, 0)] == [8, 4, 2, 1, 0]
+    assert ranks_that_fit(64, 2, 40) == 32
+    assert ranks_that_fit(64, 1, 12, per_node=4) == 8
+    assert ranks_that_fit(30, 1, 8, per_node=4) == 0
 
 
 def test_ranks_die_with_the_process_that_started_them(shards: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
@@ -26,6 +27,7 @@ from fer_hpc.config import (
     EXIT_RUN_AGAIN,
     EXIT_USER_ERROR,
     UserError,
+    ranks_that_fit,
     unknown_name_error,
 )
 from fer_hpc.config.commands import RanksConfig
@@ -60,7 +62,10 @@ def _run_verb(name: str, args: list[str]) -> int:
     given, config = configure_job(name, args)
     ranks = given.build(RanksConfig).procs if RanksConfig in given.values else 1
     if ranks > 1:
-        return run_ranks(ranks, name, given.arguments(RanksConfig))
+        fewer = None
+        if getattr(config, "elastic", False):
+            fewer = partial(ranks_that_fit, config.batch_size, getattr(config, "accumulate", 1))
+        return run_ranks(ranks, name, given.arguments(RanksConfig), fewer)
     return VERBS[name].run(config)
 
 

@@ -48,6 +48,7 @@ from fer_hpc.config import (
     UserError,
     check_divides,
     merge_for_resume,
+    ranks_that_fit,
 )
 from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfig
 from fer_hpc.files import read_stored
@@ -117,6 +118,9 @@ def begin(args: list[str], facts: str, configure: Configure) -> str:
     nodes = found.nodes if not inside else found.nodes[:1]
     per_node, hosts = _ranks_of_node(command[0], found, nodes), max(len(nodes), 1)
     config = _checked(command, configure)
+    if isinstance(config, TrainConfig | GanConfig) and config.elastic:
+        nodes = _nodes_that_fit(config, nodes, per_node)
+        hosts = max(len(nodes), 1)
     found = _with_counted_restarts(config, found)
     try:
         check_predecessors(scheduler(kind))
@@ -177,6 +181,22 @@ def _ranks_of_node(verb: str, found: Allocation, nodes: tuple[tuple[str, int], .
             f"--ntasks-per-node={-(-found.tasks // len(nodes))}"
         )
     return found.tasks // max(len(nodes), 1)
+
+
+def _nodes_that_fit(
+    config: TrainConfig | GanConfig, nodes: tuple[tuple[str, int], ...], per_node: int
+) -> tuple[tuple[str, int], ...]:
+    """As many of the job's nodes as the batch divides among, all where it divides among none."""
+    accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
+    ranks = ranks_that_fit(config.batch_size, accumulate, per_node * len(nodes), per_node)
+    used = nodes[: ranks // per_node] or nodes
+    if len(used) < len(nodes):
+        print(
+            f"fer-hpc: {len(used)} of {len(nodes)} nodes are used: --batch-size "
+            f"{config.batch_size} does not divide among all",
+            file=sys.stderr,
+        )
+    return used
 
 
 def _checked(command: list[str], configure: Configure) -> JobCommand:

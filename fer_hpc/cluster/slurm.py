@@ -197,6 +197,13 @@ def _gpu_counts(gres: str) -> list[int]:
     return [int(count) for count in re.findall(r"gpu(?::[^:(,]+)?:(\d+)", gres)]
 
 
+def _node_count(request: Request) -> int | str:
+    """--nodes of a job; with --elastic from one up to the wanted number, whichever are there."""
+    nodes = request.job.nodes if request.gpus else 1
+    elastic = all("--elastic" in command for command in request.commands)
+    return f"1-{nodes}" if elastic and nodes > 1 else nodes
+
+
 def _array_task(array: str, index: str) -> ArrayTask:
     """With the numbers that Slurm sets for every task of an array."""
     first, last, count, step = (
@@ -281,7 +288,7 @@ def _parameters(request: Request) -> dict[str, Any]:
     wanted: dict[str, Any] = {
         "job_name": request.name,
         "time": job.time_min,
-        "nodes": job.nodes if gpus else 1,
+        "nodes": _node_count(request),
         "partition": job.partition,
         "account": job.account,
         "qos": job.qos,

@@ -25,7 +25,7 @@ from fer_hpc.config.fields import (
 )
 from fer_hpc.config.gan import GanConfig
 from fer_hpc.config.presets import PRESETS, changed_fields, preset, preset_changes
-from fer_hpc.config.train import TrainConfig, check_divides
+from fer_hpc.config.train import TrainConfig, check_divides, ranks_that_fit
 
 RunConfig = TrainConfig | GanConfig  # what a run folder can be of
 
@@ -53,6 +53,7 @@ __all__ = [
     "non_default_fields",
     "preset",
     "preset_changes",
+    "ranks_that_fit",
     "runtime",
     "science",
     "science_hash",

@@ -89,6 +89,10 @@ class GanConfig:
         low=0,
     )
     tensorboard: bool = runtime(True, "write event files under RUN/tb")
+    elastic: bool = runtime(
+        False,
+        "after losing ranks, go on with those left; the next start takes all again",
+    )
     hang_factor: float = runtime(
         20.0, "end the process when a step takes this many times the usual; 0: never", low=0
     )

@@ -159,6 +159,10 @@ class TrainConfig:
         0, "val faces to show in TensorBoard's projector at the end; 1,000 take some 5 MB", low=0
     )
     profile: bool = runtime(False, "write a torch profiler trace of a few steps")
+    elastic: bool = runtime(
+        False,
+        "after losing ranks, go on with those left; the next start takes all again",
+    )
     hang_factor: float = runtime(
         20.0, "end the process when a step takes this many times the usual; 0: never", low=0
     )
@@ -190,3 +194,12 @@ def check_divides(batch_size: int, ranks: int, accumulate: int) -> None:
             f" times --accumulate {accumulate}" if accumulate > 1 else ""
         )
         raise UserError(f"--batch-size {batch_size} does not divide by {parts}; use {near}")
+
+
+def ranks_that_fit(batch_size: int, accumulate: int, ranks: int, per_node: int = 1) -> int:
+    """The largest number of ranks up to `ranks`, in whole nodes, among which a batch divides.
+
+    0 where there is none.
+    """
+    counts = range(ranks // per_node * per_node, 0, -per_node)
+    return next((n for n in counts if batch_size % (n * accumulate) == 0), 0)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
@@ -32,21 +32,39 @@ MAX_OUTPUT = 20_000  # bytes of a failed rank's output that are shown, from its 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_ranks(count: int, verb: str, args: list[str]) -> int:
+def run_ranks(
+    count: int, verb: str, args: list[str], fewer: Callable[[int], int] | None = None
+) -> int:
     """Run `fer-hpc VERB ARGS` as `count` ranks of this machine; gives the exit code.
 
     Rank 0 has this process's output. Of the others only the first that fails is shown, and the
-    first failure decides the exit code.
+    first failure decides the exit code. With `fewer` (--elastic), which gives the largest possible
+    number of ranks up to a number, the command goes on after ranks were lost.
     """
     if has_ranks() or World.detect().size > 1:
         raise UserError("--procs starts the ranks by itself; leave it out under torchrun and srun")
+    while True:
+        ranks = _run_once(count, verb, args)
+        code, left = ranks.report(verb), fewer(count - ranks.lost()) if fewer else 0
+        if not ranks.lost() or ranks.signals or not left:
+            return code
+        print(
+            f"fer-hpc {verb}: {ranks.lost()} of {count} ranks were lost: going on with {left} "
+            "(--elastic); the same command takes all again later",
+            file=sys.stderr,
+        )
+        count = left
+
+
+def _run_once(count: int, verb: str, args: list[str]) -> _Ranks:
+    """Run the command as `count` ranks until all have ended."""
     ranks = _Ranks()
     with ranks.stopped_by_signals():
         port = free_port()
         for rank in range(count):
             ranks.start(rank, count, port, [verb, *args])
         ranks.wait()
-    return ranks.report(verb)
+    return ranks
 
 
 class _Ranks:
@@ -126,6 +144,11 @@ class _Ranks:
     def _failed(self, rank: int) -> bool:
         code = self.processes[rank].returncode
         return code not in (EXIT_FINISHED, EXIT_RUN_AGAIN) and rank not in self.killed
+
+    def lost(self) -> int:
+        """How many ranks a signal has ended that did not come from here."""
+        ended = {r: p.returncode for r, p in enumerate(self.processes) if r not in self.killed}
+        return sum(code < 0 and -code not in self.signals for code in ended.values())
 
     def _kill(self) -> None:
         for rank, process in enumerate(self.processes):

@@ -20,6 +20,7 @@ from fer_hpc.run.folder import (
     attempt_numbers,
     damaged_records,
     find_runs,
+    rank_counts,
     read_environment,
     read_history,
     read_run_config,
@@ -45,6 +46,7 @@ class Run:
     openings: list[dict[str, Any]]  # of test splits, a line each time
     images_per_s: float | None  # median over the epochs
     restarts: int  # starts after the first
+    ranks: list[int]  # their number in each start, without repeats: more than one where it changed
 
     @property
     def is_gan(self) -> bool:
@@ -186,6 +188,7 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
         openings,
         _median([row["images_per_s"] for row in times if "images_per_s" in row]),
         max(0, len(attempt_numbers(path)) - 1),
+        rank_counts(path),
     )
 
 

@@ -186,6 +186,21 @@ def swept_fields(run: Path) -> list[str]:
     return list(sweep.get("trials", {}).get(run.name, ()))
 
 
+def read_attempt(run: Path, number: int) -> dict[str, Any]:
+    """environment.json of one attempt; empty where it is missing or damaged."""
+    return _environment(run, number) or {}
+
+
+def rank_counts(run: Path) -> list[int]:
+    """The number of ranks of each start in the run's history, oldest first, without repeats."""
+    counts: list[int] = []
+    for number, _ in reversed(list(attempt_lineage(run))):
+        count = read_attempt(run, number).get("world_size")
+        if isinstance(count, int) and counts[-1:] != [count]:
+            counts.append(count)
+    return counts
+
+
 def read_environment(run: Path) -> dict[str, Any]:
     """environment.json of the newest attempt in the history; empty where none did."""
     for number, _ in attempt_lineage(run):

@@ -46,6 +46,7 @@ from fer_hpc.run.environment import describe_environment, rank_location
 from fer_hpc.run.folder import (
     damage_of,
     find_run_config,
+    read_attempt,
     read_rows,
     swept_fields,
 )
@@ -206,11 +207,20 @@ class Run(Generic[Config]):
         self._saver = Saver(attempt, self.log, config.checkpoint_every_s, world.job)
         if self.parent:
             note = f"from image {state.images_seen:,} of {clock.total:,}"
+            self._say_changed_ranks(self.parent[0])
         number = attempt.number if attempt else 0
         place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
         self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
         self.log.hparams(_hparams(config))
         gc.freeze()  # what exists by now stays: collections need not look at it
+
+    def _say_changed_ranks(self, parent: int) -> None:
+        before = read_attempt(self.config.run, parent).get("world_size", self.world.size)
+        if before != self.world.size:
+            self.log.say(
+                f"warning: {self.world.size} rank(s), {before} before: the same samples in the "
+                f"same order, but sums round differently: not the bits of {before} rank(s) alone"
+            )
 
     def after_step(
         self,

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from fer_hpc.files import read_json
-from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_rows
+from fer_hpc.run.folder import (
+    attempt_numbers,
+    list_checkpoints,
+    rank_counts,
+    read_environment,
+    read_rows,
+)
 from tests.helpers.processes import finish, start_ranks
 from tests.helpers.runs import assert_same_outcome
 from tests.helpers.slurm import Cluster, fer, until
@@ -269,6 +275,31 @@ def test_a_killed_node(
     rows, undisturbed = read_rows(smaller), read_rows(whole)
     assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in undisturbed]
     assert read_environment(smaller)["parent"]["images_seen"] > 0
+
+
+@pytest.mark.long
+def test_an_elastic_job_goes_on_with_the_nodes_left_and_takes_all_again(
+    cluster: Cluster, site: Path, shards: Path, finished_run: Path
+) -> None:
+    """Three nodes, then two, then three; the samples in the order of an undisturbed run."""
+    run, whole = site / "runs" / "elastic", site / "runs" / "whole"
+    long = (*lasting(finished_run, 60), "--elastic")
+    job = train(cluster, site, shards, run, long, "--nodes=1-3", "--gres=gpu:1")
+    until_saved(run)
+    last = cluster.nodes_of(job)[-1]
+    cluster.kill_node(last)
+    try:
+        until(lambda: rank_counts(run) == [3, 2], 120, "a start with two nodes")
+        until_saved(run, attempt=attempt_numbers(run)[-1])
+    finally:
+        cluster.start_node(last)
+    cluster.ask("scancel", "--signal=USR1", "--batch", job)
+    assert cluster.wait(job, seconds=400) == "COMPLETED", logs(site)
+    assert rank_counts(run) == [3, 2, 3], logs(site)
+    call = ("train", "cnn_baseline", "--data", shards, "--run", whole, *long)
+    assert finish(start_ranks(1, *call)) == [0]
+    chains = [read_rows(each, "chain.jsonl") for each in (run, whole)]
+    assert [row["order"] for row in chains[0]] == [row["order"] for row in chains[1]]
 
 
 def ended(run: Path) -> bool:
