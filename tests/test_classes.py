@@ -124,6 +124,7 @@ def test_folder_names_after_numbers(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_own_classes_from_folders_to_a_report(fer: Fer, tmp_path: Path) -> None:
     for i in range(120):
         photo(tmp_path / "faces" / f"{i % 3 + 1}" / f"{i}.png", i)

@@ -321,6 +321,7 @@ def dry_pipeline(folder: Path, preset: str, *flags: object) -> subprocess.Comple
     return run_job("pipeline", *call, "--seeds", 0, "--dry-run")
 
 
+@pytest.mark.long
 def test_a_pipeline_cuts_the_faces_that_its_network_takes(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)

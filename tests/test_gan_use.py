@@ -266,6 +266,7 @@ def test_the_judge_is_trained_once_and_reported(
     assert "training a judge" not in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_generated_faces_fill_up_a_rare_class_of_train_only(
     fer: Fer, faces: Path, of_40_pixels: Path, gan_run: Path, tmp_path: Path
 ) -> None:

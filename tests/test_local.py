@@ -18,7 +18,14 @@ from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError, ranks_tha
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.parallel import local
-from fer_hpc.run.folder import rank_counts, read_environment, read_rows, read_status
+from fer_hpc.run.folder import (
+    list_checkpoints,
+    rank_counts,
+    read_environment,
+    read_rows,
+    read_status,
+)
+from tests.helpers.slurm import until
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
 
@@ -102,7 +109,7 @@ def test_elastic_goes_on_with_the_rank_that_is_left(
     run = tmp_path / "run"
     flags = ("--epochs", 8, "--checkpoint-every-s", 0.2)
     parent = start("train", *call(shards, run, *flags), "--procs", 2, "--elastic")
-    until_training(run, 1)
+    until(lambda: bool(list_checkpoints(run)), 400, "a checkpoint")
     os.kill(children(parent.pid)[1], signal.SIGKILL)
     _, err = parent.communicate(timeout=400)
     assert parent.returncode == 0, err

@@ -52,6 +52,7 @@ def limited() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.long
 def test_a_set_larger_than_memory_is_read_in_windows(limited: Path, tmp_path: Path) -> None:
     entries = []
     for k in range(SHARDS):

@@ -129,6 +129,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     arguments = ("--source", "synthetic", "--count", 300, "--seed", 5, "--workers", 2)

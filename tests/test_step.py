@@ -92,8 +92,10 @@ def steps_of(config: TrainConfig, change: Callable[[ImageStore], None] | None) -
         if change and k:  # in the first step the optimiser makes its state
             with DeviceOnly():
                 step(learner, state, loader.make(given), given, False, k == 2)
+                state.chain.add(given, state.sums)
         else:
             step(learner, state, loader.make(given), given, k == 0, k == 2)
+            state.chain.add(given, state.sums)
     found = copy.deepcopy(state.state_dict(World()))
     return found | {"norm": learner.grad_norm.clone(), "bad": state.bad_step.clone()}
 

@@ -249,6 +249,7 @@ def test_without_network_and_cache_the_message_names_both_ways_out(
         assert not (run / "config.json").exists()
 
 
+@pytest.mark.long
 def test_continued_it_ends_as_the_undisturbed_run_and_starts_other_runs(
     fer: Fer, shards: Path, tmp_path: Path
 ) -> None:

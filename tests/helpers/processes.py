@@ -27,6 +27,9 @@ FORKS.set_forkserver_preload(
         "fer_hpc.evaluation.score",
         "fer_hpc.report.report",
         "torch._dynamo",
+        "scipy.optimize",
+        "torch.utils.tensorboard",
+        "tyro",
         "tests.helpers.processes",
     ]
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fer_hpc.drill.verify import flat_parts
-from fer_hpc.run.folder import attempt_path, list_checkpoints
+from fer_hpc.run.folder import attempt_path, list_checkpoints, read_rows
 
 SECONDS = 120  # for anything that a test waits for
 
@@ -28,10 +28,13 @@ def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
 
 
 def assert_same_outcome(run: Path, other: Path) -> None:
-    """Equal bytes: metrics, weights, and the last checkpoint with all that a continuation needs."""
+    """Equal bytes: metrics, weights, chain, and the last checkpoint with all that a continuation
+    needs."""
     names = ["metrics.jsonl", "final.pt", *(["best.pt"] if (other / "best.pt").exists() else [])]
     for name in names:
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    chains = [read_rows(each, "chain.jsonl") for each in (run, other)]
+    assert chains[0] == chains[1] != []
     last, others = (list_checkpoints(each)[0][2] for each in (run, other))
     assert last.name == others.name
     assert last.read_bytes() == others.read_bytes(), differing(last, others)
