@@ -51,7 +51,8 @@ def test_the_events_of_a_long_run_stay_below_2_mb(log: RunLog, tmp_path: Path) -
         if log.shows_now(seen):
             log.precision_recall(p, labels, CLASSES, seen)
         log.images("neutral | expression | output", grid, seen)
-        log.epoch(row | {"epoch": epoch, "images_seen": seen, "best": False}, timing, {"images_seen": seen}, "line")
+        row |= {"epoch": epoch, "images_seen": seen, "best": False}
+        log.epoch(row, timing, {"images_seen": seen}, "line")
     log.close()
     assert sum(file.stat().st_size for file in (tmp_path / "tb").iterdir()) < 2_000_000
     events = EventAccumulator(str(tmp_path / "tb"), {"images": 0, "scalars": 0}).Reload()
