@@ -138,7 +138,7 @@ def sweep_array(
 
     A job behind the array writes the tables, also where some of its tasks have failed.
     """
-    from fer_hpc.sweep.grid import grid, prepare, trial_state
+    from fer_hpc.sweep.grid import grid, prepare, trial_states
 
     if config.scheduler != "fifo":
         raise UserError(
@@ -149,7 +149,8 @@ def sweep_array(
     trials = grid(config, base)
     for trial in trials:
         layout(job, trial.config, gpus)
-    unfinished = [t for t in trials if trial_state(config.out, t.name)[0] != "finished"]
+    states = trial_states(config.out, [trial.name for trial in trials])
+    unfinished = [t for t, (s, _) in zip(trials, states, strict=True) if s != "finished"]
     commands = [["train", preset, *_train_args(preset, t.config)] for t in unfinished]
     out = config.out.absolute()
     finished = len(trials) - len(unfinished)

@@ -6,6 +6,7 @@ of GPUs without choosing them; slurm/launch.sh does that.
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import os
@@ -155,18 +156,25 @@ class GridEngine:
                 print("fer-hpc: qstat does not answer: no job's state is known", file=sys.stderr)
             return {}
         listed, ended = listed_states(printed), dict[str, dict[str, list[dict[str, str]]]]()
+        living: dict[str, list[JobState]] = {}  # by JOB.TASK, and all tasks by JOB
+        for name, state in listed.items():
+            for key in {name, name.partition(".")[0]}:
+                living.setdefault(key, []).append(state)
         states: dict[str, JobState] = {}
+        message_of = functools.cache(_message_of)  # an array has one
         for job in jobs:
             number, _, task = job.partition(".")
-            parts = [s for name, s in listed.items() if job in (name, name.partition(".")[0])]
+            parts = list(living.get(job, ()))
             if not parts:
                 if number not in ended:
                     ended[number] = accounting(number)
-                records = [b[-1] for t, b in ended[number].items() if not task or t == task]
-                parts += [end_state(record) for record in records]
+                tasks = [task] if task else list(ended[number])
+                parts += [end_state(ended[number][t][-1]) for t in tasks if t in ended[number]]
             if parts:
                 parts.sort(key=lambda part: (not part.alive, part.state == "COMPLETED"))
-                states[job] = _with_message(number, parts[0])
+                states[job] = parts[0]
+                if parts[0].state == "ERROR" and (message := message_of(number)):
+                    states[job] = replace(parts[0], reason=message)
         return states
 
     def waiting(self) -> list[tuple[str, JobState]]:
@@ -175,9 +183,10 @@ class GridEngine:
 
     def usage(self, jobs: Sequence[str]) -> Usage | None:
         elapsed = cpu = cores = gpu_s = memory = 0.0
+        wanted = set(jobs)
         for number in dict.fromkeys(job.partition(".")[0] for job in jobs):
             for task, blocks in accounting(number).items():
-                if f"{number}.{task}" not in jobs and number not in jobs:
+                if not {f"{number}.{task}", number} & wanted:
                     continue
                 for block in blocks:
                     seconds, slots = (
@@ -266,12 +275,9 @@ def _shown(options: list[str]) -> Iterable[str]:
     yield line
 
 
-def _with_message(number: str, state: JobState) -> JobState:
-    """With Grid Engine's message where the job could not be started."""
-    if state.state != "ERROR":
-        return state
+def _message_of(number: str) -> str:
+    """Grid Engine's message where a job could not be started; "" where there is none."""
     message = re.search(
         r"<QIM_message>(.*?)</QIM_message>", output_of("qstat", "-j", number, "-xml")
     )
-    reason = f"{html.unescape(message[1])} (qmod -cj {number}, or qdel)" if message else ""
-    return replace(state, reason=reason or state.reason)
+    return f"{html.unescape(message[1])} (qmod -cj {number}, or qdel)" if message else ""

@@ -129,22 +129,27 @@ class Slurm:
     # ---- jobs that were submitted ----------------------------------------------------------------
 
     def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
-        """One call of squeue for the living jobs and one of sacct for the others."""
+        """One call of squeue for the living jobs and one of sacct for the others.
+
+        They are asked for whole arrays: the kernel refuses an argument of 10,000 tasks.
+        """
         states: dict[str, JobState] = {}
         if not jobs:
             return states
-        fields = ("-o", "%i|%T|%r|%V|%j", "-j", ",".join(jobs))
+        fields = ("-o", "%i|%T|%r|%V|%j", "-j", ",".join(self.dependency(jobs)))
         for line in _lines(output_of("squeue", "-h", "-r", "-t", "all", *fields)):
             job, state = _queued(line)
             states[job] = state
         others = [job for job in jobs if job not in states]
         if others:
-            fields = ("-o", "JobID,State,ExitCode,Submit,JobName", "-j", ",".join(others))
+            arrays = ",".join(self.dependency(others))
+            fields = ("-o", "JobID,State,ExitCode,Submit,JobName", "-j", arrays)
             for line in _lines(output_of("sacct", "-X", "-n", "-P", *fields)):
                 job, state_name, code, submitted, job_name = line.split("|", 4)
                 word = state_name.split()[0]
                 reason, alive = _exit_in_words(code), word not in ENDED
-                states[job] = JobState(word, reason, alive, _seconds(submitted), job_name)
+                found = JobState(word, reason, alive, _seconds(submitted), job_name)
+                states.setdefault(job, found)  # squeue knows better
         return states
 
     def waiting(self) -> list[tuple[str, JobState]]:

@@ -71,7 +71,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
 
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
     """The run folders among `paths` and below them, in order."""
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for path in paths:
         here = (
             [path]
@@ -81,8 +81,8 @@ def find_runs(paths: tuple[Path, ...]) -> list[Path]:
         if not here:
             why = "no config.json in it" if path.is_dir() else "no such folder"
             raise UserError(f"{path}: no run folder there or below ({why})")
-        found += [p for p in here if p not in found]
-    return found
+        found |= dict.fromkeys(here)
+    return list(found)
 
 
 def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:

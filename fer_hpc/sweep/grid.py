@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,14 +201,23 @@ def record_failure(out: Path, name: str, reason: str) -> None:
         write_json(out / "failures.json", failures)
 
 
-def trial_state(out: Path, name: str) -> tuple[str, str]:
-    """(state, reason) of a trial: new, running, interrupted, halted, finished or failed.
+def trial_states(out: Path, names: Iterable[str]) -> list[tuple[str, str]]:
+    """(state, reason) of each trial: new, running, interrupted, halted, finished or failed.
 
     A halted trial has reached a rung of successive halving, and may or may not be promoted.
     """
+    failures = read_json(out / "failures.json") or {}
+    return [_trial_state(out, name, failures.get(name)) for name in names]
+
+
+def trial_state(out: Path, name: str) -> tuple[str, str]:
+    """`trial_states` of one trial."""
+    return trial_states(out, [name])[0]
+
+
+def _trial_state(out: Path, name: str, died: str | None) -> tuple[str, str]:
     status = read_status(out / "trials" / name)
     state, reason = status["state"], status["why"]
     if state == "interrupted" and reason == HALTED_REASON:
         return "halted", ""
-    died = (read_json(out / "failures.json") or {}).get(name)
     return ("failed", died) if died and state not in ("finished", "running") else (state, reason)

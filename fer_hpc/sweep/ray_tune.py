@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.run.folder import read_rows, read_status
-from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state
+from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.ray_cluster import Room, cluster, room_for_trials
 from fer_hpc.sweep.ray_trials import distributed_trial, single_process_trial
@@ -49,7 +49,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
     with cluster():
         room = room_for_trials(sweep, base, ray.nodes())
         prepare(sweep, preset, trials)
-        finished = [trial_state(sweep.out, trial.name)[0] for trial in trials].count("finished")
+        finished = _states(sweep, trials).count("finished")
         print(
             f"{len(trials)} trials in {sweep.out}, up to {room.trials} at a time; "
             f"{finished} finished before"
@@ -59,8 +59,11 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
     if interrupted:
         print(f"{sweep.out}: stopped; the same command continues from there")
         return EXIT_RUN_AGAIN
-    states = [trial_state(sweep.out, trial.name)[0] for trial in trials]
-    return EXIT_FINDINGS if "failed" in states else EXIT_FINISHED
+    return EXIT_FINDINGS if "failed" in _states(sweep, trials) else EXIT_FINISHED
+
+
+def _states(sweep: SweepConfig, trials: list[Trial]) -> list[str]:
+    return [state for state, _ in trial_states(sweep.out, [trial.name for trial in trials])]
 
 
 def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:

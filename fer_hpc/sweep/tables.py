@@ -20,7 +20,7 @@ from fer_hpc.evaluation.metrics import (
 )
 from fer_hpc.files import read_stored, write_bytes, write_json
 from fer_hpc.run.folder import read_history, read_rows
-from fer_hpc.sweep.grid import format_value, swept_fields, trial_state
+from fer_hpc.sweep.grid import format_value, swept_fields, trial_states
 
 MAX_HEAT_MAP_ROWS = 24
 TITLES = {"batch_size": "batch size", "lr": "learning rate"}
@@ -42,7 +42,11 @@ def collect(out: Path) -> str:
             f"{out} has no sweep.json; give the folder that --out named in fer_hpc.tune"
         )
     fields, metric = swept_fields(sweep), sweep["metric"]
-    rows = [_row(out, name, swept, metric) for name, swept in sweep["trials"].items()]
+    trials = sweep["trials"]
+    rows = [
+        _row(out, name, trials[name], metric, *state)
+        for name, state in zip(trials, trial_states(out, trials), strict=True)
+    ]
     rows.sort(key=lambda row: [row[field] for field in (*fields, "seed")])
     write_bytes(out / "results.csv", pd.DataFrame(rows).to_csv(index=False).encode())
 
@@ -79,10 +83,11 @@ def collect(out: Path) -> str:
     return format_table(summary)
 
 
-def _row(out: Path, name: str, swept: dict[str, Any], metric: str) -> dict[str, Any]:
+def _row(
+    out: Path, name: str, swept: dict[str, Any], metric: str, state: str, reason: str
+) -> dict[str, Any]:
     """A trial's line of results.csv; its numbers are those of its best epoch."""
     run = out / "trials" / name
-    state, reason = trial_state(out, name)
     (rows, damage), times = read_history(run), read_rows(run, "timing.jsonl")
     for line in damage:
         print(f"warning: {line}", file=sys.stderr)
