@@ -56,7 +56,7 @@ def evaluate(run: PathLike, split: str = "val", **fields: Any) -> dict[str, Any]
     """Score a run's best weights on a split; gives the scores that eval-SPLIT.json holds.
 
     `fields` are the flags of `fer-hpc evaluate`: data, tta, by, robust, gallery, plugin, device,
-    and for a GAN's run judge and pairs. A test split counts every call.
+    and for a GAN's run judge, identity_judge and pairs. A test split counts every call.
     """
     config = EvaluateConfig(**_known(EvaluateConfig, {"run": run, "split": split, **fields}))
 

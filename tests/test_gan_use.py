@@ -184,8 +184,10 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     speed = "--epochs 2 --batch-size 32 --threads 1 --no-tensorboard"
     how = ("--data", of_40_pixels, *speed.split())
     assert fer("train", "cnn_baseline", "--run", judge, *how).returncode == 0
-    done = fer("evaluate", gan_run, "--judge", judge, "--split", "test")
+    off = ("--identity-judge", "off")
+    done = fer("evaluate", gan_run, "--judge", judge, "--split", "test", *off)
     assert done.returncode == 0, done.stderr
+    assert "identity judge: not measured: --identity-judge off" in done.stdout
     found = json.loads((gan_run / "eval-test.json").read_text())
     labels = open_split(read_manifest(faces), "test").columns["labels"]
     assert found["n"] == (labels != 0).sum()
@@ -214,7 +216,9 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"{found['distance']['frechet']['value']:.4g}" in page
     assert page.count("data:image/png;base64,") == 2  # the grid and the curves
+    assert "Identity judge: not measured: --identity-judge off" in page
     del (
+        found["identity_judge"],
         found["expression"]["accuracy_of_neutral_faces"],
         found["distance"]["frechet"]["of_neutral_faces"],
     )
@@ -225,6 +229,7 @@ def test_evaluate_measures_a_gan_with_another_classifier(
     for wrong, message in (
         (("--judge", gan_run), "wanted the finished run of a classifier"),
         (("--judge", tmp_path / "alike"), "is a resnet_baseline, the network of the GAN's own"),
+        (("--judge", judge, "--identity-judge", judge), "was trained on expressions"),
         (("--judge", judge, "--pairs", 7), "wanted at least 8"),
     ):
         done = fer("evaluate", gan_run, *wrong)
@@ -246,7 +251,7 @@ def test_a_missing_split_is_refused_before_a_judge_is_trained(
     assert not (gan_run / "judge").exists()
 
 
-def test_the_judge_is_trained_once_and_reported(
+def test_the_judges_are_trained_once_and_reported(
     gan_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -256,14 +261,26 @@ def test_the_judge_is_trained_once_and_reported(
     monkeypatch.setattr("fer_hpc.gan.measures.DISTANCE_RESAMPLES", 2)
     run = tmp_path / "run"
     shutil.copytree(gan_run, run)
-    first = evaluate_gan(EvaluateConfig(run))
+    first = evaluate_gan(EvaluateConfig(run, split="test"))
     shown = capfd.readouterr().err
     assert f"training a judge in {run / 'judge'}, 1 epochs" in shown
     assert re.search(r"epoch +1  train loss", shown)
     assert "measuring" in shown
-    assert read_status(run / "judge")["state"] == "finished"
-    assert evaluate_gan(EvaluateConfig(run)) == first
+    assert f"training a judge in {run / 'identity'}, 1 epochs" in shown
+    who = first["identity_judge"]
+    assert who["people_of_its_training"] == 0, "no person is in two splits"
+    assert who["judge"]["persons"] == len(read_manifest(run / "identity-faces").classes)
+    assert who["among_neutral"]["unchanged"]["rank_1"]["mean"] == 1
+    assert who["n"] == first["n"], "everybody is known in drawn faces"
+    for judge in ("judge", "identity"):
+        assert read_status(run / judge)["state"] == "finished"
+    assert evaluate_gan(EvaluateConfig(run, split="test")) == first
     assert "training a judge" not in capfd.readouterr().err
+    other = EvaluateConfig(run, identity_judge=str(run / "identity"), split="train")
+    who = evaluate_gan(other)["identity_judge"]
+    assert who["people_of_its_training"] == who["judge"]["persons"]
+    only_one = evaluate_gan(EvaluateConfig(run))["identity_judge"]
+    assert "fewer than two known persons" in only_one["left_out"]
 
 
 @pytest.mark.long

@@ -144,7 +144,7 @@ def test_cut_out_faces_are_taken_whole(finished_run: Path, tmp_path: Path) -> No
 
 
 def test_probabilities_are_calibrated_by_the_runs_own_temperature(
-    finished_run: Path, tmp_path: Path
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -166,8 +166,16 @@ def test_probabilities_are_calibrated_by_the_runs_own_temperature(
     }
     (run / "calibration.json").write_text(json.dumps(stored))
     assert shares() == pytest.approx(calibrated(np.log([before]), 2.5)[0].tolist(), abs=1e-3)
+    face = cv2.imread(str(tmp_path / "face.png"), cv2.IMREAD_GRAYSCALE)
+    predictor = load(run)
+    assert predictor.temperature == 2.5
+    assert shares() == pytest.approx(predictor(face)[0].tolist(), abs=2e-6)
+    assert before == pytest.approx(load(run, calibrated=False)(face)[0].tolist(), abs=2e-6)
     (run / "calibration.json").write_text(json.dumps({**stored, "weights": "of others"}))
     assert shares() == before
+    capsys.readouterr()
+    assert load(run).temperature is None
+    assert "that of other weights" in capsys.readouterr().err
 
 
 def test_an_exported_run_gives_what_torch_gives(

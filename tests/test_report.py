@@ -259,10 +259,21 @@ def test_a_gan_has_its_own_table(scored: Path, tmp_path: Path) -> None:
         "distance": {"frechet": distance, "kernel": distance},
         "diversity": {"of_outputs": mean, "of_real_faces": mean},
     }
+    who = {"n": 9, "nearer": mean | {"mean": 0.8765}, "rank_1": mean, "rank_1_by_chance": 0.01}
+    outputs = {"outputs": who, "unchanged": None}
+    judge = scores["judge"] | {"persons": 77}
+    persons = {"n": 31, "people": 7, "neutral_pictures": 8, "neutral_people": 7, "to_donor": mean}
+    persons |= {"judge": judge, "people_of_its_training": 0, "quality": who}
+    persons |= {"among_neutral": outputs, "among_others": outputs}
     (run / "eval-test.json").write_text(json.dumps(scores))
-    page = page_of(run, out=tmp_path / "out")
+    (run / "eval-val.json").write_text(json.dumps(scores | {"identity_judge": persons}))
+    shutil.copytree(scored, run / "identity")
+    page = page_of(tmp_path, out=tmp_path / "out")
     for text in ("1,234 pairs", "65.43", "12.5", "0.4321", "abab", "Fear", "paper mode"):
         assert text in page, text
+    for text in ("87.65", "tell 77 people apart, none of whom", "31 pairs of 7 people", "43.2 %"):
+        assert page.count(text) >= 1, text
+    assert "0 runs · 1 GAN" in page, "the identity judge's classes are no expressions"
     assert "damaged" not in page[page.index("<main") :]
 
 

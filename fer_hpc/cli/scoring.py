@@ -56,7 +56,8 @@ def _evaluate_gan(config: EvaluateConfig, name: str) -> int:
             raise UserError(f"{flag_name(flag)} is for classifiers; {config.run} holds a GAN")
     if config.tta != "none":
         raise UserError(f"--tta {config.tta} is for classifiers; {config.run} holds a GAN")
-    from fer_hpc.gan.evaluate import Interrupted, evaluate_gan, format_gan_scores
+    from fer_hpc.gan.evaluate import Interrupted, evaluate_gan
+    from fer_hpc.gan.text import format_gan_scores
     from fer_hpc.parallel.world import World
 
     if World.detect().rank:

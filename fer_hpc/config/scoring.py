@@ -33,6 +33,10 @@ class EvaluateConfig:
         None,
         "GAN: run folder of the classifier that scores it; default: one is trained in RUN/judge",
     )
+    identity_judge: str = option(
+        "auto",
+        "GAN: run folder of a classifier of persons; auto: trained in RUN/identity; off: none",
+    )
     pairs: int = option(2000, "GAN: largest number of pairs of faces", low=8)
     robust: bool = option(
         False, "also score under blur, noise, masks, ...: RUN/robust-NAME.json, .csv and .png"

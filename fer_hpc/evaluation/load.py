@@ -22,7 +22,9 @@ from torch import nn
 
 from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
+from fer_hpc.evaluation.calibration import calibration_file, stored_temperature
 from fer_hpc.evaluation.metrics import log_softmax
+from fer_hpc.files import sha256
 from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
@@ -134,10 +136,12 @@ class Predictor:
     crop: dict[str, Any]  # how those faces were cropped and resized
     precision: str
     device: torch.device
+    temperature: float | None = None  # that the logits are divided by; None: not calibrated
 
     def __call__(self, faces: Any) -> NDArray[np.float64]:
         """Class probabilities [N, K] of one face or a batch, in the order of `classes`.
 
+        They are calibrated where there is a `temperature`, as those of `predict`.
         Faces are uint8 arrays or float arrays in [0, 1] of shape [H, W], [H, W, C], [N, H, W] or
         [N, H, W, C] (C: 1 gray, 3 RGB), a path of a picture file, or a sequence of these. They are
         resized to `image_shape`. Of a picture the whole is taken: cut out the face before.
@@ -145,7 +149,8 @@ class Predictor:
         """
         batch = np.stack([self._fit(face) for face in _faces_of(faces)])
         parts = np.split(batch, range(CHUNK, len(batch), CHUNK))
-        return np.exp(log_softmax(np.concatenate([self._logits(part) for part in parts])))
+        logits = np.concatenate([self._logits(part) for part in parts])
+        return np.exp(log_softmax(logits / (self.temperature or 1.0)))
 
     def predict_names(self, faces: Any) -> list[str]:
         """The name of the most likely class of each face."""
@@ -176,15 +181,18 @@ def load(
     *,
     device: str = "cpu",
     plugin: str | Path | Sequence[str | Path] = (),
+    calibrated: bool = True,
 ) -> Predictor:
     """The trained classifier of a run folder: its best weights, or the best so far.
 
     `device` is cpu, cuda or auto. `plugin` names the Python files that register its network,
-    where those of its training have moved.
+    where those of its training have moved. `calibrated`: use the temperature that `evaluate` has
+    fitted on val for these weights, if it has; else the probabilities are those of the softmax.
     """
     plugins = [plugin] if isinstance(plugin, str | Path) else list(plugin)
     on = pick_device(device)
     network = load_network(Path(run), on, plugins)
+    temperature = _temperature(Path(run), network) if calibrated else None
     return Predictor(
         network.model,
         tuple(network.data["classes"]),
@@ -192,7 +200,18 @@ def load(
         network.data.get("faces", {}),
         network.science["precision"],
         on,
+        temperature,
     )
+
+
+def _temperature(run: Path, network: StoredNetwork) -> float | None:
+    """The run's temperature; a warning where there is one that cannot be used."""
+    if not calibration_file(run).exists():
+        return None
+    temperature, note = stored_temperature(run, sha256(network.weights))
+    if note:
+        print(f"warning: probabilities are not calibrated: {note}", file=sys.stderr)
+    return temperature
 
 
 def _faces_of(faces: Any) -> list[str | Path | NDArray[Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_hpc.config import UserError
+from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest, open_split, read_manifest
 from fer_hpc.evaluation import plots
@@ -22,6 +22,14 @@ from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.openings import note_opening
 from fer_hpc.evaluation.results import result_name
 from fer_hpc.files import write_json
+from fer_hpc.gan.identity import (
+    IdentityJudge,
+    NotMeasured,
+    check_people,
+    identity_config,
+    load_identity_judge,
+    measure_identity,
+)
 from fer_hpc.gan.judge import CHUNK, Judge, judge_config, judge_rows, load_judge
 from fer_hpc.gan.measures import (
     Features,
@@ -66,19 +74,23 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     generator, _, weights = load_generator(config.run, device)
     loader = _pair_loader(config, manifest, device)
-    judge_run = config.judge or _train_judge(config, stored)
+    judge_run = config.judge or _trained(judge_config(config, stored), config.run, "--judge")
     torch.set_num_threads(stored["science"]["threads"])
     judge, judge_description = load_judge(judge_run, manifest, stored, device, config.plugin)
+    identity, left_out = _identity_judge(config, stored, manifest, loader, device)
     neutral_rows, expressive_rows, _, _ = loader.rows(0)
     note_opening(config.run, config.split, ["scores"], manifest.fingerprint, stored, weights)
 
     print(f"{config.run}: measuring {len(expressive_rows):,} pairs of faces", file=sys.stderr)
-    seen = _judge_pairs(generator, judge, loader, neutral_rows, expressive_rows)
+    seen = _judge_pairs(generator, judge, identity, loader, neutral_rows, expressive_rows)
     rng = np.random.default_rng(0)
     stranger = seen.neutral[rng.permutation(len(seen.neutral))]
     people = loader.groups[neutral_rows]
     counts = bootstrap_counts(np.where(people >= 0, people, -1 - neutral_rows))
     mode = mode_of(stored["science"])
+    persons: dict[str, Any] = {"left_out": left_out}
+    if identity:
+        persons = measure_identity(identity, loader, neutral_rows, expressive_rows, seen.persons)
     result = {
         "kind": "GAN",
         "split": config.split,
@@ -103,6 +115,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
                 cosine_similarity(seen.generated, stranger), counts
             ),
         },
+        "identity_judge": persons,
         "distance": feature_distances(seen.real, seen.generated, seen.neutral, rng),
         "diversity": {
             "of_outputs": mean_with_interval(diversity(seen.generated), counts),
@@ -130,14 +143,13 @@ def _pair_loader(config: EvaluateConfig, manifest: Manifest, device: torch.devic
     return PairLoader(split, neutral, count, 0, device, improved=False)
 
 
-def _train_judge(config: EvaluateConfig, stored: dict[str, Any]) -> Path:
-    """The run folder of the default judge, which is trained unless it is finished already."""
-    recipe = judge_config(config, stored)
+def _trained(recipe: TrainConfig, gan: Path, flag: str) -> Path:
+    """The run folder of a default judge, which is trained unless it is finished already."""
     if read_status(recipe.run)["state"] == "finished":
         return recipe.run
     print(
-        f"{config.run}: training a judge in {recipe.run}, {recipe.epochs} epochs "
-        "(--judge RUN takes a trained classifier instead)",
+        f"{gan}: training a judge in {recipe.run}, {recipe.epochs} epochs "
+        f"({flag} RUN takes a trained classifier instead)",
         file=sys.stderr,
     )
     status = train(recipe, World())
@@ -146,6 +158,30 @@ def _train_judge(config: EvaluateConfig, stored: dict[str, Any]) -> Path:
             f"the judge's training was {status['why']}; the same command continues it"
         )
     return recipe.run
+
+
+def _identity_judge(
+    config: EvaluateConfig,
+    stored: dict[str, Any],
+    manifest: Manifest,
+    loader: PairLoader,
+    device: torch.device,
+) -> tuple[IdentityJudge | None, str]:
+    """The judge that tells people apart; None, and why, where there is none."""
+    if config.identity_judge == "off":
+        return None, "--identity-judge off"
+    try:
+        if config.identity_judge != "auto":
+            run = Path(config.identity_judge)
+            judge = load_identity_judge(run, manifest, device, config.plugin)
+            check_people(loader)
+            return judge, ""
+        check_people(loader)
+        recipe = identity_config(config, stored)
+        run = _trained(recipe, config.run, "--identity-judge")
+        return load_identity_judge(run, manifest, device, config.plugin), ""
+    except NotMeasured as reason:
+        return None, str(reason)
 
 
 @dataclass(frozen=True)
@@ -159,11 +195,13 @@ class _Seen:
     neutral: Features
     neutral_logits: Features
     changes: Features  # [n] mean absolute difference of two outputs with different expressions
+    persons: Features  # the identity judge's features of the outputs; none without such a judge
 
 
 def _judge_pairs(
     generator: Generator,
     judge: Judge,
+    identity: IdentityJudge | None,
     loader: PairLoader,
     neutral_rows: NDArray[np.int64],
     expressive_rows: NDArray[np.int64],
@@ -171,7 +209,7 @@ def _judge_pairs(
     """Generate the output of each pair; show outputs, expressive and neutral faces to the judge."""
     target = loader.labels[expressive_rows]
     other_rows = expressive_rows[partner_of_another_class(target)]
-    features, logits, changes = [], [], []
+    features, logits, changes, persons = [], [], [], []
     for first in range(0, len(target), CHUNK):
         part = slice(first, first + CHUNK)
         neutral = loader.faces(neutral_rows[part])
@@ -182,12 +220,15 @@ def _judge_pairs(
         chunk_features, chunk_logits = judge(output)
         features.append(chunk_features)
         logits.append(chunk_logits)
+        if identity:
+            persons.append(identity.features(output)[0])
     return _Seen(
         np.concatenate(features),
         np.concatenate(logits),
         *judge_rows(judge, loader, expressive_rows),
         *judge_rows(judge, loader, neutral_rows),
         np.concatenate(changes),
+        np.concatenate(persons) if persons else np.zeros((0, 0)),
     )
 
 
@@ -248,57 +289,3 @@ def _plot(
         f"{run.name}, {name}",
         run / f"grid-{name}.png",
     )
-
-
-def format_gan_scores(run: Path, result: dict[str, Any]) -> str:
-    """The result of `evaluate_gan` as text, one line a number."""
-    expression, identity, distance = (result[k] for k in ("expression", "identity", "distance"))
-    spread, judge = result["diversity"], result["judge"]
-
-    def line(title: str, value: float, interval: list[float], digits: str, note: str = "") -> str:
-        low, high = interval
-        text = f"  {title:<28} {value:{digits}}  [{low:{digits}}, {high:{digits}}]"
-        return f"{text}   {note}".rstrip()
-
-    def mean_line(title: str, entry: dict[str, Any], note: str = "") -> str:
-        return line(title, entry["mean"], entry["interval_95"], ".4f", note)
-
-    lines = [
-        f"{run} on {result['split']}, {result['n']:,} pairs of {result['neutral_faces']:,} neutral "
-        f"faces; judge: {judge['model']} (val accuracy {judge['val_accuracy']:.4f})",
-        "  the judge finds the wanted expression (share of pairs, 95 % interval)"
-        + ("" if expression["informative"] else "; uninformative in paper mode"),
-    ]
-    for key, title in (("accuracy", "  all pairs"), ("balanced_accuracy", "  mean over classes")):
-        real, neutral = (expression[f"{key}_of_{which}_faces"] for which in ("real", "neutral"))
-        note = f"in real faces {real:.4f}, in the neutral faces {neutral:.4f}"
-        lines.append(line(title, expression[key], expression[f"{key}_95"], ".4f", note))
-    for name, entry in expression["classes"].items():
-        note = f"in real faces {entry['accuracy_of_real_faces']:.4f}, {entry['n']:,} pairs"
-        lines.append(line(f"    {name}", entry["accuracy"], entry["accuracy_95"], ".4f", note))
-    lines.append("  cosine of the judge's features, output and")
-    for key, title in (
-        ("to_neutral", "  the neutral face"),
-        ("to_expressive", "  the expressive face"),
-        ("to_a_stranger", "  a third person's face"),
-    ):
-        lines.append(mean_line(title, identity[key]))
-    lines.append("  distance to real expressive faces")
-    for key in ("frechet", "kernel"):
-        entry = distance[key]
-        note = (
-            f"of neutral faces {entry['of_neutral_faces']:.4g}, "
-            f"of other real faces {entry['real_halves']:.4g}"
-        )
-        lines.append(line(f"  {key}", entry["value"], entry["bootstrap_95"], ".4g", note))
-    real_spread = spread["of_real_faces"]["mean"]
-    lines += [
-        mean_line("diversity", spread["of_outputs"], f"of real faces {real_spread:.4f}"),
-        mean_line("change by the expression", spread["change_by_expression"]),
-    ]
-    if spread["of_outputs"]["mean"] < 0.05 * real_spread:
-        lines.append(
-            "  warning: the outputs hardly differ from each other; "
-            "this GAN needs more training, or has collapsed"
-        )
-    return "\n".join(lines)

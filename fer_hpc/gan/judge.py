@@ -38,23 +38,26 @@ Judge = Callable[[torch.Tensor], tuple[Features, Features]]
 
 def judge_config(config: EvaluateConfig, stored: dict[str, Any]) -> TrainConfig:
     """The training of the default judge: preset fer2013 in RUN/judge, on the GAN's own data."""
-    n = stored["data"]["train"]
+    fields = training_of(config, stored, config.run / "judge", stored["data"]["train"])
+    return preset("fer2013", data=data_folder(config.run), seed=JUDGE_SEED, **fields)
+
+
+def training_of(
+    config: EvaluateConfig, stored: dict[str, Any], run: Path, faces: int
+) -> dict[str, Any]:
+    """The fields of a judge's training on so many faces: how long it is, and where it runs."""
     least, most = JUDGE_EPOCHS
-    epochs = min(max(-(-JUDGE_IMAGES // n), least), most)
-    batch_size = min(128, n)
-    # The moving average covers the last twentieth of the steps.
-    ema = min(0.998, max(0.0, 1 - 20 * batch_size / (epochs * n)))
-    return preset(
-        "fer2013",
-        data=data_folder(config.run),
-        run=config.run / "judge",
-        epochs=epochs,
-        seed=JUDGE_SEED,
-        ema=ema,
-        threads=stored["science"]["threads"],
-        device=config.device,
-        batch_size=batch_size,
-    )
+    epochs = min(max(-(-JUDGE_IMAGES // faces), least), most)
+    batch_size = min(128, faces)
+    return {
+        "run": run,
+        "epochs": epochs,
+        # The moving average covers the last twentieth of the steps.
+        "ema": min(0.998, max(0.0, 1 - 20 * batch_size / (epochs * faces))),
+        "threads": stored["science"]["threads"],
+        "device": config.device,
+        "batch_size": batch_size,
+    }
 
 
 def load_judge(
@@ -73,7 +76,7 @@ def load_judge(
     stored = read_run_config(run)
     if stored.get("kind", "classifier") != "classifier" or outcome_file(run, "best.pt") is None:
         raise UserError(f"--judge {run}: wanted the finished run of a classifier")
-    side, _, channels = shape = tuple(stored["data"]["image_shape"])
+    channels = stored["data"]["image_shape"][2]
     if channels != manifest.image_shape[2] or stored["data"]["classes"] != list(manifest.classes):
         raise UserError(
             f"--judge {run} was trained on {channels} channel(s) and the classes "
@@ -91,8 +94,16 @@ def load_judge(
             f"--judge {run} was trained on faces that a GAN generated; give a run that was trained "
             "on real faces"
         )
+    return load_features(run, device, plugins, len(manifest.classes))
+
+
+def load_features(
+    run: Path, device: torch.device, plugins: Sequence[Path], classes: int
+) -> tuple[Judge, dict[str, Any]]:
+    """A classifier with what enters its last layer, and its description for the result file."""
     network = load_network(run, device, plugins)
     model = network.model.float()
+    side = network.data["image_shape"][0]
     last_layer = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     inputs_of_last: list[torch.Tensor] = []
     last_layer.register_forward_pre_hook(lambda _, inputs: inputs_of_last.append(inputs[0]))
@@ -102,17 +113,17 @@ def load_judge(
         with torch.inference_mode():
             if faces.shape[-1] != side:
                 faces = functional.interpolate(faces, (side, side), mode="bilinear", antialias=True)
-            logits = model((faces + 1) / 2)[:, : len(manifest.classes)]
+            logits = model((faces + 1) / 2)[:, :classes]
         return inputs_of_last[0].double().cpu().numpy(), logits.double().cpu().numpy()
 
     description = {
-        "model": stored["science"]["model"],
-        "seed": stored["science"]["seed"],
+        "model": network.science["model"],
+        "seed": network.science["seed"],
         "sha256": sha256(network.weights),
-        "trained_on": stored["data"]["fingerprint"],
+        "trained_on": read_run_config(run)["data"]["fingerprint"],
         "val_accuracy": network.best["val_accuracy"],
         "features": last_layer.in_features,
-        "image_shape": list(shape),
+        "image_shape": list(network.data["image_shape"]),
     }
     return judge, description
 

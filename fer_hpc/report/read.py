@@ -20,6 +20,7 @@ from fer_hpc.run.folder import (
     attempt_numbers,
     damaged_records,
     find_runs,
+    is_identity_judge,
     rank_counts,
     read_environment,
     read_history,
@@ -100,6 +101,8 @@ def collect(paths: tuple[Path, ...]) -> Collection:
     sweeps: dict[Path, None] = {}
     singles: dict[Path, Path] = {}  # absolute path, without links -> path as given
     for path in find_runs(paths):
+        if path not in paths and is_identity_judge(path):
+            continue  # its classes are persons; the GAN's table has what it says
         sweep = path.absolute().parent.parent  # a trial lies in SWEEP/trials
         if path not in paths and (sweep / "sweep.json").exists():
             sweeps[sweep] = None

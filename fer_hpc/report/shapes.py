@@ -32,6 +32,21 @@ TIMING = {"train_s": float, "val_s": float}
 MEAN = {"mean": float, "interval_95": PAIR}
 DISTANCE = {"value": float, "bootstrap_95": PAIR, "real_halves": float}
 CLASS_OF_GAN = {"n": int, "accuracy": float, "accuracy_95": PAIR, "accuracy_of_real_faces": float}
+# How well persons are recognised among others' pictures; None where there is no such picture.
+WHO = ({"n": int, "nearer": MEAN, "rank_1": MEAN, "rank_1_by_chance": float}, None)
+IDENTITY_JUDGE = {  # older results have none
+    "left_out": (str, None),  # why the rest is missing
+    "judge": ({"model": str, "seed": int, "persons": int, "sha256": str}, None),
+    "people_of_its_training": (int, None),
+    "n": (int, None),
+    "people": (int, None),
+    "neutral_pictures": (int, None),
+    "neutral_people": (int, None),
+    "quality": WHO,
+    "among_neutral": ({str: WHO}, None),
+    "among_others": ({str: WHO}, None),
+    "to_donor": (MEAN, None),
+}
 GAN_SCORES = {
     "split": str,
     "n": int,
@@ -44,6 +59,7 @@ GAN_SCORES = {
         "classes": {str: CLASS_OF_GAN},
     },
     "identity": {"to_neutral": MEAN, "to_expressive": MEAN, "to_a_stranger": MEAN},
+    "identity_judge": (IDENTITY_JUDGE, None),
     "distance": {"frechet": DISTANCE, "kernel": DISTANCE},
     "diversity": {"of_outputs": MEAN, "of_real_faces": MEAN},
 }

@@ -30,6 +30,8 @@ from fer_hpc.config.aliases import current_science
 from fer_hpc.files import check_shape, read_record, read_stored
 from fer_hpc.run.lease import STATUS, holder_of
 
+IDENTITY_RUN = "identity"  # folder, within a GAN's run, of its judge of persons
+
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
 CONFIG = {"science": {}, "data": {"path": str, "fingerprint": str}}
 ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None)}
@@ -83,6 +85,11 @@ def find_runs(paths: tuple[Path, ...]) -> list[Path]:
             raise UserError(f"{path}: no run folder there or below ({why})")
         found |= dict.fromkeys(here)
     return list(found)
+
+
+def is_identity_judge(run: Path) -> bool:
+    """Whether a run is a GAN's own judge of persons: RUN/identity."""
+    return run.name == IDENTITY_RUN and (run.parent / "config.json").exists()
 
 
 def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
