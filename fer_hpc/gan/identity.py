@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,6 +49,14 @@ class NotMeasured(Exception):
     """Why the people cannot be told apart here."""
 
 
+class Person(NamedTuple):
+    """A person's faces, as rows of the train split."""
+
+    number: int
+    train: Rows
+    val: Rows
+
+
 @dataclass(frozen=True)
 class IdentityJudge:
     """A network that tells people apart; `about` describes it in the result file."""
@@ -85,8 +93,8 @@ def _training_faces(run: Path, stored: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def choose_faces(groups: Rows) -> tuple[list[tuple[int, Rows, Rows]], int]:
-    """(person, rows to train on, rows held out) of each person, and how many persons there are.
+def choose_faces(groups: Rows) -> tuple[list[Person], int]:
+    """The persons that the judge is trained on, and how many persons there are.
 
     `groups` [n] are the persons of the rows, -1 where not known. Persons with fewer than MIN_FACES
     faces are left out, and those beyond MAX_FACES faces in all, drawn at random.
@@ -100,7 +108,8 @@ def choose_faces(groups: Rows) -> tuple[list[tuple[int, Rows, Rows]], int]:
         if total > MAX_FACES:
             break
         held_out = max(1, len(rows) // HELD_OUT)
-        chosen.append((int(person), np.sort(rows[held_out:]), np.sort(rows[:held_out])))
+        train, val = np.sort(rows[held_out:]), np.sort(rows[:held_out])
+        chosen.append(Person(int(person), train, val))
     return chosen, len(people)
 
 
@@ -115,12 +124,13 @@ def make_shards(manifest: Manifest, folder: Path) -> None:
             else f"the train split has {len(chosen)} persons with {MIN_FACES} faces or more, "
             f"its judge needs {MIN_PEOPLE}"
         )
-    names = [f"person {person}" for person, _, _ in chosen]
+    names = [f"person {person.number}" for person in chosen]
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, Any] = {}
-    for name, part in (("train", 1), ("val", 2)):
-        rows = np.concatenate([entry[part] for entry in chosen])  # type: ignore[misc]
-        labels = np.repeat(np.arange(len(chosen)), [len(entry[part]) for entry in chosen])
+    for name in ("train", "val"):
+        of_each = [person.train if name == "train" else person.val for person in chosen]
+        rows = np.concatenate(of_each)
+        labels = np.repeat(np.arange(len(chosen)), [len(each) for each in of_each])
         columns = _columns(split, rows, labels)
         counts = np.bincount(labels, minlength=len(names)).tolist()
         splits[name] = {
@@ -137,7 +147,7 @@ def make_shards(manifest: Manifest, folder: Path) -> None:
         "split_rule": f"of each person, one face in {HELD_OUT} is val",
         "notes": [f"classes are persons, faces those of the train split of {manifest.folder}"],
         "faces": manifest.content.get("faces") or {},
-        "persons": [person for person, _, _ in chosen],
+        "persons": [person.number for person in chosen],
     }
     write_manifest(folder, content)
 
