@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from fer_hpc.drill import drill as drilling
+from fer_hpc.cluster.scheduler import JobState
+from fer_hpc.config import UserError
+from fer_hpc.config.commands import DrillConfig
+from fer_hpc.config.jobs import JobConfig
+from fer_hpc.drill import table, tmpfs
 from fer_hpc.drill.case import Case, Failed
-from fer_hpc.drill.faults import EVENTS, KINDS, TRAINING_EVENTS, kind_and_subject
+from fer_hpc.drill.faults import KINDS
+from fer_hpc.drill.foreign import Foreign, SlurmOwner
+from fer_hpc.drill.job_faults import kinds_of
+from fer_hpc.drill.remote import VARIABLE, Orders, _Posted
+from fer_hpc.drill.site import Site
 from fer_hpc.drill.starts import Start
-from fer_hpc.drill.subjects import SUBJECTS, commands, differences, leftovers, runs_of
+from fer_hpc.drill.subjects import (
+    EVENTS,
+    SUBJECTS,
+    TRAINING_EVENTS,
+    commands,
+    differences,
+    leftovers,
+    runs_of,
+)
 from fer_hpc.drill.trap import Armed, Probe, Trap
 from tests.conftest import command
 
@@ -69,7 +87,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_kinds_and_subjects_take_turns() -> None:
-    struck = {kind_and_subject(n) for n in range(1, 5 * len(KINDS) + 1)}
+    site = Site(Path("nowhere"), print)
+    struck = {site.kind_and_subject(n) for n in range(1, 5 * len(KINDS) + 1)}
     assert struck == {(kind, subject) for kind in KINDS for subject in kind.subjects}
     assert {name for kind in KINDS for name in kind.subjects} == set(SUBJECTS)
 
@@ -80,7 +99,7 @@ def test_kinds_and_subjects_take_turns() -> None:
 def case_of(folder: Path, reference: Path, name: str = "classifier") -> Case:
     (folder / "case").mkdir(parents=True)
     drawn = random.Random("0 1")
-    return Case(1, "", SUBJECTS[name], folder / "case", folder, reference, 720, drawn)
+    return Case(SUBJECTS[name], folder / "case", folder, reference, 720, drawn)
 
 
 def test_what_differs_from_an_undisturbed_run_is_found(finished_run: Path, tmp_path: Path) -> None:
@@ -222,21 +241,148 @@ def test_every_subject_has_commands_and_folders(tmp_path: Path) -> None:
         lines = commands(subject, tmp_path / "work", tmp_path / "data")
         assert all(str(tmp_path) in " ".join(args) for args in lines)
         assert len(lines) == (2 if subject.name == "sweep" else 1)
-        assert bool(runs_of(subject, tmp_path)) == bool(subject.batch)
+        assert bool(runs_of(subject, tmp_path)) == bool(subject.batch and not subject.ray)
 
 
 def test_the_table_counts_what_was_struck() -> None:
     kinds = {"fault": "a", "subject": "s", "why": "", "refused": [], "lost": [], "took_s": 1}
+    kinds |= {"detail": "", "starts": 2}
     faults = [
         {**kinds, "number": 1, "struck": True, "survived": True, "images_again": 8, "seconds": 1.0},
         {**kinds, "number": 2, "struck": True, "survived": False, "images_again": 24, "seconds": 3},
         {**kinds, "number": 3, "struck": False, "survived": True, "images_again": None}
         | {"seconds": None},
     ]
-    config = drilling.DrillConfig(out=Path("x"))
-    summary = drilling._summary(config, faults, 5.0)
+    config = DrillConfig(out=Path("x"), cluster="slurm", partition="a b", breaker=Path("c"))
+    summary = table.summarize(config, faults, 5.0)
     assert (summary["tried"], summary["survived"], summary["not_reached"]) == (2, 1, 1)
-    assert drilling.table_rows(summary) == [("a", "2", "1", "0", "16 (24)", "2.0 (3.0)")]
-    text = drilling.format_summary(summary, Path("x"))
+    assert table.table_rows(summary) == [("a", "2", "1", "0", "16 (24)", "2.0 (3.0)")]
+    text = table.format_summary(summary, Path("x"))
     assert "1 of 2 faults survived" in text
-    assert "--only 2 --seed 0" in text
+    assert "--only 2 --seed 0 --cluster slurm --partition 'a b' --breaker c" in text
+    assert "jobs of a Slurm" in table.page(summary)
+
+
+# ---- processes that are no forks of the drill ----------------------------------------------------
+
+
+def posted(folder: Path, rank: int = 0) -> _Posted:
+    return _Posted(Orders(folder), rank)
+
+
+def test_a_rank_is_struck_once_however_often_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append(number))
+    work, folder = tmp_path / "work", tmp_path / "orders"
+    trap = Trap("file", "signal", signal.SIGKILL, 1, TRAINING_EVENTS["publish"])
+    orders = Orders.write(folder, work, {1: trap})
+    renamed = ("os.rename", (f"{work}/final.pt", f"{work}/final.pt", -1, -1))
+    assert posted(folder, 0).trap is None
+    first, beside = posted(folder, 1), posted(folder, 1)
+    first.marks.step(64)
+    first._event(*renamed)
+    assert sent == [signal.SIGKILL]
+    assert orders.struck()[1][0] == 64
+    beside._event(*renamed)  # a second process of this rank, which lived already
+    assert posted(folder, 1).trap is None
+    assert len(sent) == 1
+
+
+def test_a_held_process_waits_for_the_drill_and_notes_when_it_is_back(tmp_path: Path) -> None:
+    orders = Orders.write(tmp_path / "orders", tmp_path / "work", {0: Trap("step", "hold", 0, 8)})
+    held = posted(orders.folder)
+    held.marks.step(8)
+    thread = threading.Thread(target=held._strike, args=("",))
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    orders.release()
+    thread.join(60)
+    assert not thread.is_alive()
+    again = posted(orders.folder)
+    again.marks.step(4)
+    assert orders.passed() is None
+    again.marks.step(8)
+    assert (orders.passed() or 0) >= orders.struck()[0][1]
+
+
+def test_processes_of_a_fault_are_known_by_their_orders(tmp_path: Path) -> None:
+    orders = Orders(tmp_path / "orders")
+    environment = {**os.environ, VARIABLE: str(orders.folder)}
+    sleeper = subprocess.Popen(["sleep", "60"], env=environment)
+    other = subprocess.Popen(["sleep", "60"], env={**environment, VARIABLE: f"{orders.folder}2"})
+    try:
+        assert orders.processes() == [sleeper.pid]
+    finally:
+        sleeper.kill()
+        other.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_small_disk_runs_full_and_keeps_its_files_at_the_end(tmp_path: Path) -> None:
+    case = case_of(tmp_path, tmp_path)
+    case.work.mkdir()
+    (case.work / "before").write_text("here")
+    if not tmpfs._mounted(case, 2**16):
+        pytest.skip("mounts are not allowed here")
+    try:
+        assert (case.work / "before").read_text() == "here"
+        with pytest.raises(OSError, match="No space"):
+            (case.work / "large").write_bytes(b"x" * 2**18)
+        assert tmpfs._mount(case.work, tmpfs.ENOUGH, tmpfs.MS_REMOUNT) == 0
+        (case.work / "large").write_bytes(b"x" * 2**18)
+    finally:
+        case.end()
+    assert not case.work.is_mount()
+    assert (case.work / "large").stat().st_size == 2**18
+
+
+class Answers:
+    """A scheduler that knows the states of jobs."""
+
+    def __init__(self, **states: str) -> None:
+        self.known = {name: JobState(state, alive=True) for name, state in states.items()}
+
+    def states(self, jobs: list[str]) -> dict[str, JobState]:
+        return {job: self.known[job] for job in jobs if job in self.known}
+
+
+def test_a_foreign_job_that_was_touched_is_noticed(tmp_path: Path) -> None:
+    def foreign(text: str = "start n1\n", **states: str) -> str:
+        answers = Answers(**({"a": "RUNNING", "b": "PENDING"} | states))
+        found = Foreign(tmp_path, answers, SlurmOwner(), JobConfig())  # type: ignore[arg-type]
+        found.jobs = ["a", "b"]
+        found.file.write_text(text)
+        return found.touched()
+
+    assert foreign() == ""
+    assert "signal TERM" in foreign("start n1\nsignal TERM\n")
+    assert "start n2" in foreign("start n1\nstart n2\n")
+    assert "is CANCELLED, and was RUNNING" in foreign(a="CANCELLED")
+    assert "is RUNNING, and was PENDING" in foreign(b="RUNNING")
+
+
+def test_kinds_for_jobs_follow_the_scheduler_and_what_may_be_broken() -> None:
+    for name in ("slurm", "sge"):
+        few, all_of_them = kinds_of(name, False), kinds_of(name, True)
+        assert {k.name for k in all_of_them} - {k.name for k in few} == {
+            "node lost",
+            "link cut",
+            "node's daemon killed",
+            "controller away",
+        }
+        assert {s for kind in all_of_them for s in kind.subjects} <= set(SUBJECTS)
+    assert {k.name for k in kinds_of("slurm", False)} ^ {
+        k.name for k in kinds_of("sge", False)
+    } == {
+        "signal to the job",
+        "processes killed",
+        "suspended",
+    }
+
+
+def test_flags_of_jobs_need_a_cluster() -> None:
+    with pytest.raises(UserError, match="--partition is for jobs"):
+        DrillConfig(out=Path("x"), partition="main")

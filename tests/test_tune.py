@@ -173,6 +173,8 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     text = running.communicate(timeout=400)[0]
     assert running.returncode == 75, text
     assert "the same command continues from there" in text
+    assert f"{victim.name}: its process died; started again" in text
+    assert "Traceback" not in text, "Ray's own, which tells a user nothing"
     until(lambda: not of_ray())
     ended = done(call, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -25,6 +25,7 @@ from fer_hpc.config import (
     UserError,
 )
 from fer_hpc.config.commands import PreprocessConfig, SweepConfig
+from fer_hpc.files import remove_leftovers
 from fer_hpc.run.folder import list_checkpoints
 
 MAX_STARTS = 3  # in a row without a gain
@@ -49,6 +50,7 @@ def record_start(
 ) -> None:
     """Add this start to the job's record; a start that is recorded already is not added again."""
     folder = results_dir(config)
+    remove_leftovers(folder / "jobs")
     path = folder / "jobs" / f"{allocation.name}.json"
     starts = [s for s in starts_of(path) if s["restarts"] != allocation.restarts]
     this = {

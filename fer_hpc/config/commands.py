@@ -136,17 +136,36 @@ class SweepConfig:
 class DrillConfig:
     """Kill, freeze and damage small real runs, and compare them with undisturbed ones.
 
-    On this machine, with drawn faces. Exit code 3: a fault was not survived.
+    With drawn faces, on this machine or as jobs. Exit code 3: a fault was not survived.
     """
 
-    out: Path = required("new folder, or that of an earlier drill", positional=True)
+    out: Path = required(
+        "new folder, or that of an earlier drill; for jobs where every node sees it",
+        positional=True,
+    )
     faults: int = option(40, "number of faults; kinds and commands take turns", low=1, high=100_000)
     seed: int = option(0, "seed of what is drawn: steps, file events, bytes", low=0)
     only: int = option(0, "only the fault of this number", low=0)
     json: bool = option(False, "print JSON instead of the table")
+    cluster: Literal["here", "slurm", "sge"] = option(
+        "here", "here: processes of this machine; slurm, sge: jobs, struck as their owner can"
+    )
+    partition: str | None = option(None, "partition (sge: queue) of the jobs")
+    account: str | None = option(None, "account (sge: project) of the jobs")
+    sbatch: tuple[str, ...] = option((), "any other option of sbatch", repeat=True, commas=False)
+    qsub: tuple[str, ...] = option((), "any other option of qsub", repeat=True, commas=False)
+    breaker: Path | None = option(
+        None,
+        "program that breaks a cluster of your own: PROGRAM lose|restore|cut|join|"
+        "stop-daemon|start-daemon NODE, stop-controller, start-controller",
+        file=True,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("partition", "account", "sbatch", "qsub", "breaker"):
+            if self.cluster == "here" and getattr(self, name):
+                raise UserError(f"--{name} is for jobs; give --cluster slurm or --cluster sge too")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fer_hpc.deploy.model import METADATA, About, OnnxModel, calibrated
 from fer_hpc.deploy.torch_model import describe
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.score import split_outputs
-from fer_hpc.files import write_bytes
+from fer_hpc.files import remove_leftovers, write_bytes
 from fer_hpc.parallel.device import autocast
 
 TOLERANCE = 1e-3  # largest difference of a probability between onnxruntime and torch
@@ -75,6 +75,7 @@ def export(config: ExportConfig) -> list[str]:
     content = _onnx(Exported(network.model, about).eval(), about, faces)
     difference = _check(content, network, about, faces)
     config.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(config.out)
     onnx_file, weights_file = config.out / "model.onnx", config.out / "model.safetensors"
     write_bytes(onnx_file, content)
     write_bytes(weights_file, _safetensors(network.model, about))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fer_hpc.config import EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_TAKEN_OVER, EXIT_USER_ERROR
+from fer_hpc.drill.remote import VARIABLE, Orders
 from fer_hpc.drill.starts import Start, rank_variables
 from fer_hpc.drill.subjects import (
     Subject,
@@ -42,8 +47,6 @@ class Cost:
 class Case:
     """A fault on a subject, in a folder of its own. `total`: images of the undisturbed run."""
 
-    number: int
-    kind: str
     subject: Subject
     folder: Path
     data: Path
@@ -56,6 +59,10 @@ class Case:
     lost: list[str] = field(default_factory=list)  # what is lost, and was named
     cost: Cost = field(default_factory=Cost)
     starts: list[Start] = field(default_factory=list)
+    orders: Orders | None = None  # for processes that are no forks of the drill
+    codes: tuple[int, ...] = ORDERLY  # exit codes with which a start may end
+    orphan_s: float = ORPHAN_S
+    undo: list[Callable[[], None]] = field(default_factory=list)  # at the end, in any case
 
     @property
     def work(self) -> Path:
@@ -82,6 +89,8 @@ class Case:
         self, args: list[str], trap: Trap | None, target: int, variables: dict[str, str]
     ) -> Start:
         output = self.folder / f"start-{len(self.starts) + 1:02d}.txt"
+        if self.orders:
+            variables = variables | {VARIABLE: str(self.orders.folder)}
         start = Start(args, self.work, output, trap, target, variables)
         self.starts.append(start)
         return start
@@ -99,18 +108,21 @@ class Case:
             if not start.wait():
                 raise Failed(f"{start.output.name}: did not end")
         for start in starts:
-            deadline = time.monotonic() + ORPHAN_S
-            while start.children() and time.monotonic() < deadline:
+            deadline = time.monotonic() + self.orphan_s
+            while self._orphans(start) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            if start.children():
-                raise Failed(f"{start.output.name}: left {len(start.children())} orphans")
+            if orphans := self._orphans(start):
+                raise Failed(f"{start.output.name}: left {len(orphans)} orphans")
             self._check_end(start, orderly)
+
+    def _orphans(self, start: Start) -> list[int]:
+        return start.children() + (self.orders.processes() if self.orders else [])
 
     def _check_end(self, start: Start, orderly: bool) -> None:
         text, name = start.text(), start.output.name
         if "Traceback (most recent call last)" in text:
             raise Failed(f"{name}: a traceback")
-        if start.code > 0 and start.code not in ORDERLY:
+        if start.code > 0 and start.code not in self.codes:
             raise Failed(f"{name}: exit code {start.code}")
         if orderly and start.code < 0:
             raise Failed(f"{name}: ended by signal {-start.code}")
@@ -153,12 +165,11 @@ class Case:
 
     def _newest(self) -> int:
         """The number of the newest attempt; 0 where there is none, or several runs."""
-        is_one = self.subject.batch and self.subject.name != "sweep"
-        return max(attempt_numbers(self.run()), default=0) if is_one else 0
+        return max(attempt_numbers(self.run()), default=0) if self.subject.one_run else 0
 
     def _count_cost(self, start: Start, images: int, before: int) -> None:
         """Note what coming back cost, where `start` had an attempt after number `before`."""
-        if not self.subject.batch or self.subject.name == "sweep":
+        if not self.subject.one_run:
             self.cost.seconds = time.monotonic() - start.began
         elif self._newest() <= before and self.work.exists() and before:
             self.cost = Cost(0, 0.0)  # the struck start had come to the end by itself
@@ -175,11 +186,20 @@ class Case:
         if found:
             raise Failed("; ".join(found[:4]))
 
+    def count_starts(self) -> int:
+        """How often the work was started, the struck start included."""
+        return len(self.starts)
+
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill what still runs, and undo what outlives the folder."""
         for start in self.starts:
             if start.process.is_alive() or start.children():
                 start.end()
+        for pid in self.orders.processes() if self.orders else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for action in reversed(self.undo):
+            action()
 
     # ---- what faults look at ---------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fer_hpc.config import EXIT_FINISHED, EXIT_TAKEN_OVER, EXIT_USER_ERROR
 from fer_hpc.drill.case import Case, Failed
+from fer_hpc.drill.places import place_trap
+from fer_hpc.drill.subjects import EVENTS
 from fer_hpc.drill.trap import Trap
 
 DAY_S = 86_400
@@ -17,9 +19,12 @@ DAY_S = 86_400
 # ---- freezes and second starts -------------------------------------------------------------------
 
 
-def _frozen(case: Case, at: int) -> bool:
-    """Start, and wait until it has stopped itself at a step; True where it did."""
-    starts = case.begin_ranks({case.subject.ranks - 1: Trap("step", "signal", signal.SIGSTOP, at)})
+def _frozen(case: Case, low: float = 0.05) -> bool:
+    """Start, and wait until it has stopped itself at a place that is drawn; True where it did."""
+    case.detail = "STOP"
+    starts = case.begin_ranks(
+        {case.subject.ranks - 1: place_trap(case, "signal", signal.SIGSTOP, low)}
+    )
     case.struck = starts[-1].wait_until_stopped()
     if not case.struck:
         case.ended(*starts)
@@ -27,9 +32,9 @@ def _frozen(case: Case, at: int) -> bool:
 
 
 def freeze(case: Case) -> None:
-    at, seconds = case.step(), case.random.uniform(0.2, 2)
-    case.detail = f"STOP at {at} images, CONT after {seconds:.1f} s"
-    if _frozen(case, at):
+    if _frozen(case):
+        seconds = case.random.uniform(0.2, 2)
+        case.detail += f", CONT after {seconds:.1f} s"
         time.sleep(seconds)
         case.starts[-1].send(signal.SIGCONT)
         case.ended(*case.starts, orderly=True)
@@ -38,9 +43,8 @@ def freeze(case: Case) -> None:
 
 
 def take_over(case: Case) -> None:
-    at = case.step()
-    case.detail = f"STOP at {at} images, a second start finishes, CONT"
-    if _frozen(case, at):
+    if _frozen(case):
+        case.detail += ", a second start finishes, CONT"
         case.finish()
         _thaw_superseded(case)
 
@@ -49,7 +53,7 @@ def _thaw_superseded(case: Case) -> None:
     first = case.starts[0]
     first.send(signal.SIGCONT)
     case.ended(first, orderly=True)
-    if first.code != EXIT_TAKEN_OVER:
+    if first.code != EXIT_TAKEN_OVER and case.subject.batch:  # preprocess has no owner
         raise Failed(f"the start that lost its run ended with exit code {first.code}")
 
 
@@ -68,12 +72,12 @@ def two_starts(case: Case) -> None:
 
 
 def _killed(case: Case, low: float = 0.3) -> bool:
-    """Kill a run at a step; True where it has a checkpoint."""
-    at = case.step(low)
-    case.detail += f"KILL at {at} images"
-    case.strike({r: Trap("step", "signal", signal.SIGKILL, at) for r in range(case.subject.ranks)})
+    """Kill a start at a place that is drawn; True where it has a checkpoint."""
+    case.detail += "KILL"
+    trap = place_trap(case, "signal", signal.SIGKILL, low)
+    case.strike(dict.fromkeys(range(case.subject.ranks), trap))
     case.struck = False  # by what follows
-    return bool(case.checkpoints())
+    return bool(case.subject.batch and case.checkpoints())
 
 
 def _damage(case: Case, path: Path) -> str:
@@ -101,17 +105,20 @@ def all_checkpoints_damaged(case: Case) -> None:
 
 
 def checkpoints_deleted(case: Case) -> None:
-    if not _frozen(case, at := case.step(0.3)):
+    if not _frozen(case, 0.3):
         return
     found = case.checkpoints()
-    case.detail = f"{len(found)} checkpoints deleted at {at} images, while it trains"
+    case.detail += f", {len(found)} checkpoints deleted, CONT"
     for path in found:
         path.unlink()
     case.starts[-1].send(signal.SIGCONT)
     case.ended(*case.starts, orderly=True)
 
 
-def shard_flipped(case: Case) -> None:
+def shard_damaged(case: Case) -> None:
+    if not case.subject.batch:
+        _own_shard_damaged(case)
+        return
     data = shutil.copytree(case.data, case.folder / "data")
     case.data = data
     _killed(case)
@@ -123,6 +130,19 @@ def shard_flipped(case: Case) -> None:
         return
     case.refuses(path.name)
     path.write_bytes(good)
+
+
+def _own_shard_damaged(case: Case) -> None:
+    """Damage what preprocess has written, before it has finished."""
+    last = len(list(case.reference.glob("*.h5")))
+    at = case.random.randint(1, last)
+    case.detail = f"KILL after shard {at}"
+    shard = EVENTS["preprocess"]["shard"]
+    case.strike({0: Trap("file", "signal", signal.SIGKILL, at, shard, after=True)})
+    case.struck = False  # by what follows
+    if written := sorted(case.work.glob("*.h5")):
+        case.detail += ", " + _damage(case, case.random.choice(written))
+        case.struck = True
 
 
 def metrics_damaged(case: Case) -> None:
@@ -142,15 +162,21 @@ def metrics_damaged(case: Case) -> None:
         case.detail += f", high bit flipped in byte {where} of metrics.jsonl"
     case.struck = True
     case.finish()
-    words = "damaged line(s) left out"
-    case.lost = [line for s in case.starts for line in s.text().splitlines() if words in line]
+    words = ("damaged line(s) left out", "lines of metrics.jsonl of epoch")
+    lines = [line for s in case.starts for line in s.text().splitlines()]
+    case.lost = [line for line in lines if any(each in line for each in words)]
 
 
 def record_damaged(case: Case) -> None:
     _killed(case)
-    name = case.random.choice(("status.json", "owner.json", "environment.json", "config.json"))
-    path = (case.run() if name == "config.json" else case.attempt()) / name
-    if not path.exists():
+    if case.subject.batch:
+        name = case.random.choice(("status.json", "owner.json", "environment.json", "config.json"))
+        path = (case.run() if name == "config.json" else case.attempt()) / name
+    else:
+        parts = sorted(case.work.glob("parts/*.json"))
+        path = case.random.choice(parts) if parts else case.work
+        name = path.name
+    if not path.is_file():
         return
     good = path.read_bytes()
     content = case.random.choice((b"", b"{", b"[1]", good[: len(good) // 2], b"\0" * len(good)))
@@ -170,7 +196,7 @@ def clock_skewed(case: Case) -> None:
     _killed(case)
     skew = case.random.choice((-DAY_S, DAY_S, 400 * DAY_S, -(10**9)))
     case.detail += f", all files {abs(skew) // DAY_S} days {'older' if skew < 0 else 'younger'}"
-    for path in case.run().rglob("*"):
+    for path in case.work.rglob("*"):
         when = path.stat().st_mtime + skew
         os.utime(path, (when, when))
     case.struck = True
@@ -180,18 +206,17 @@ def clock_skewed(case: Case) -> None:
 
 
 def folder_deleted(case: Case) -> None:
-    at = case.step()
-    case.detail = f"folder deleted at {at} images, a second start finishes, CONT"
-    if _frozen(case, at):
+    if _frozen(case):
+        case.detail += ", folder deleted, a second start finishes, CONT"
         shutil.rmtree(case.work)
         case.finish()
         _thaw_superseded(case)
 
 
 def folder_moved(case: Case) -> None:
-    at, elsewhere = case.step(), case.folder / "elsewhere"
-    case.detail = f"folder moved at {at} images, CONT, moved back"
-    if _frozen(case, at):
+    elsewhere = case.folder / "elsewhere"
+    if _frozen(case):
+        case.detail += ", folder moved, CONT, moved back"
         case.work.rename(elsewhere)
         _thaw_superseded(case)
         elsewhere.rename(case.work)

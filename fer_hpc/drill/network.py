@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from fer_hpc.drill.remote import arm
 from fer_hpc.models.registry import register_model
+
+arm()  # in Ray's workers, where the drill has left orders
 
 
 @register_model("drill", sides=(32, 32), face=(32, 1))

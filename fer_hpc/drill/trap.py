@@ -31,12 +31,13 @@ class Trap:
     `path` (a regular expression, below the folder of the command); "begin" is before the command
     what: "signal" sends `number` to the process itself; "error" lets the event, and then every
     write below the folder, fail with the errno `number`; "limit" lets every write beyond `number`
-    bytes fail, "tear" ends the process in the middle of it; "slow" delays every file event
+    bytes fail, "tear" ends the process in the middle of it; "slow" delays every file event; "hold"
+    waits until the drill has struck from outside (remote.py)
     after: strike when the file event has happened, not before it
     """
 
     when: Literal["step", "file", "begin"]
-    what: Literal["signal", "error", "limit", "tear", "slow"]
+    what: Literal["signal", "error", "limit", "tear", "slow", "hold"]
     number: int = 0
     at: int = 1
     path: str = ""
@@ -113,9 +114,10 @@ class Armed:
         if place is None:
             return
         path = args[place]
+        if self.trap is None:  # it has struck in another process
+            return
         if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(self.folder):
             return
-        assert self.trap
         if name == "open" and not _writes(args[1], args[2]):
             return
         if self.trap.what == "slow":

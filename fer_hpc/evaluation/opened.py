@@ -17,7 +17,7 @@ from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.openings import note_opening
 from fer_hpc.evaluation.results import result_name
-from fer_hpc.files import sha256
+from fer_hpc.files import remove_leftovers, sha256
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import data_folder, read_run_config
@@ -75,6 +75,8 @@ class OpenedRun:
 def open_run(config: EvaluateConfig, world: World) -> OpenedRun:
     """Open a run and a split; a UserError where they do not fit."""
     stored = read_run_config(config.run)
+    if not world.rank:
+        remove_leftovers(config.run)  # of an evaluation that was killed
     manifest = read_manifest(config.data or data_folder(config.run))
     classes = _common_classes(config, manifest, stored["data"])
     split = open_split(manifest, config.split)

@@ -21,7 +21,7 @@ from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.openings import note_opening
 from fer_hpc.evaluation.results import result_name
-from fer_hpc.files import write_json
+from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.gan.identity import (
     IdentityJudge,
     NotMeasured,
@@ -79,6 +79,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     judge, judge_description = load_judge(judge_run, manifest, stored, device, config.plugin)
     identity, left_out = _identity_judge(config, stored, manifest, loader, device)
     neutral_rows, expressive_rows, _, _ = loader.rows(0)
+    remove_leftovers(config.run)  # of an evaluation that was killed
     note_opening(config.run, config.split, ["scores"], manifest.fingerprint, stored, weights)
 
     print(f"{config.run}: measuring {len(expressive_rows):,} pairs of faces", file=sys.stderr)

@@ -134,7 +134,23 @@ def read_history(run: Path, name: str = "metrics.jsonl") -> tuple[list[dict[str,
         rows, damaged = _jsonl(path)
         merged = [row for row in rows if row["images_seen"] <= limit] + merged
         damage += [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
+    if name == "metrics.jsonl" and (lost := _lost_epochs(run, merged)):
+        damage.append(f"{run}: the lines of {name} of epoch {', '.join(map(str, lost))} are lost")
     return merged, damage
+
+
+def _lost_epochs(run: Path, rows: list[dict[str, Any]]) -> list[int]:
+    """Epochs before the last row, or before the end of a finished run, that have no row."""
+    known = [row["epoch"] for row in rows if isinstance(row.get("epoch"), int)]
+    if not known or len(known) != len(rows) or known[-1] < 1:
+        return []
+    last, numbers = max(known), attempt_numbers(run)
+    status = read_record(attempt_path(run, numbers[-1]) / "status.json", STATUS) or {}
+    images = status.get("images_seen")
+    if status.get("state") == "finished" and isinstance(images, int):
+        epoch_images = rows[-1]["images_seen"] / known[-1]
+        last = max(last, min(round(images / max(epoch_images, 1)), last + 1000))
+    return sorted(set(range(1, last + 1)) - set(known))
 
 
 def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -31,7 +31,7 @@ from fer_hpc.config import (
     UserError,
 )
 from fer_hpc.config.jobs import JobConfig
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import read_json, remove_leftovers, write_json
 from fer_hpc.run.folder import list_checkpoints
 from fer_hpc.run.lease import process_state
 from fer_hpc.study.graph import Part
@@ -84,6 +84,8 @@ def only_driver(out: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        for each in (out, folder):
+            remove_leftovers(each)
         starts = read_json(folder / "driver.json")
         starts = starts if isinstance(starts, list) else []
         write_json(folder / "driver.json", [*starts, round(time.time(), 1)])

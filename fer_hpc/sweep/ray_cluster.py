@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import ray
 from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.parallel.world import current_step_node
-from fer_hpc.sweep.ray_nodes import ENVIRONMENT, OBJECT_STORE_BYTES, START_S, head
+from fer_hpc.sweep.ray_nodes import ENVIRONMENT, OBJECT_STORE_BYTES, START_S, head, temporary_folder
 
 QUIET: dict[str, Any] = {
     "include_dashboard": False,
@@ -75,21 +73,36 @@ def _has_nodes(init: Callable[[], object], nodes: int) -> bool:
 
 @contextlib.contextmanager
 def _local_cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="fer-ray-", dir="/tmp")  # sockets below it need a short path
     os.environ |= ENVIRONMENT | os.environ
-    try:
-        ray.init(
-            "local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-            **QUIET,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder("") as folder:
+        try:
+            _start_ray(str(folder))
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(folder: str) -> None:
+    """Ray on this machine. It gives up after 30 s of its own, which a busy machine exceeds."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            ray.init(
+                "local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+                **QUIET,
+            )
+            return
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # Ray raises Exception itself
+            ray.shutdown()
+            if time.monotonic() > deadline:
+                what = f"{error}".partition("\n")[0]
+                raise OSError(f"Ray did not start within {START_S:.0f} s: {what}") from None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ with 0 where its head could not start, and takes no flag for the head only.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -46,6 +47,29 @@ ENVIRONMENT = {
     "RAY_NUM_REDIS_GET_RETRIES": str(round(START_S / 2)),
     "RAY_worker_niceness": "0",
 }
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder for Ray's sockets, whose paths must be short, and logs; it ends with the block.
+
+    A killed sweep leaves its folder: the next one on the host removes those of this user that no
+    living process has locked.
+    """
+    base = Path("/tmp")
+    for lock in base.glob("fer-ray-*/lock"):
+        with contextlib.suppress(OSError), lock.open() as file:
+            if lock.parent.lstat().st_uid == os.getuid() and not lock.parent.is_symlink():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"fer-ray-{prefix}", dir=base))
+    try:
+        with (folder / "new").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "new").rename(folder / "lock")  # never seen unlocked while we live
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -128,8 +152,12 @@ def _ray_start(node: StepNode, *flags: str) -> Iterator[subprocess.Popen[bytes]]
 
     Slurm's warning signals reach every process of a step; Ray's processes ignore them.
     """
-    # Sockets below the folder need a short path.
-    folder = tempfile.mkdtemp(prefix=f"fer-ray-{node.index}-", dir="/tmp")
+    with temporary_folder(f"{node.index}-") as folder, _ray_in(folder, node, *flags) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _ray_in(folder: Path, node: StepNode, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     call = [
         sys.executable,
         "-c",
@@ -148,7 +176,7 @@ def _ray_start(node: StepNode, *flags: str) -> Iterator[subprocess.Popen[bytes]]
     ]
     ignored = (signal.SIGUSR1, signal.SIGUSR2)
     handlers = [signal.signal(number, signal.SIG_IGN) for number in ignored]  # a child inherits it
-    log_path = Path(folder, "ray-start.log")
+    log_path = folder / "ray-start.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             call, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, start_new_session=True
@@ -166,7 +194,6 @@ def _ray_start(node: StepNode, *flags: str) -> Iterator[subprocess.Popen[bytes]]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_address(node: StepNode) -> str:

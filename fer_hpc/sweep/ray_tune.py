@@ -19,6 +19,7 @@ os.environ |= {  # read when ray is imported
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback of Ray's own; see _Restarts
 }
 
 import ray
@@ -107,6 +108,7 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
             storage_path=str(storage),
             verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[_Restarts(queue.running)],
         ),
     )
     # Tune shuts down cleanly on SIGUSR1 and Ctrl-C.
@@ -159,6 +161,17 @@ class _TrialQueue(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a sweep is continued by its own command, not by Tuner.restore")
+
+
+class _Restarts(ray_tune.Callback):
+    """Says of a trial whose process died that it is started again. `running` is by Tune's id."""
+
+    def __init__(self, running: dict[str, Trial]) -> None:
+        self.running = running
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        name = self.running[trial.trial_id].name
+        print(f"{name}: its process died; started again from its last checkpoint", flush=True)
 
 
 def _death_reason(run: Path) -> str:

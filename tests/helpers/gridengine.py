@@ -256,6 +256,16 @@ class Cell:
             self._daemons.pop(host).wait()
         shutil.rmtree(self.base / f"gpus-{host}", ignore_errors=True)
 
+    def cut(self, host: str) -> None:
+        """Unplug its network; its processes run on."""
+        self._link(host, "down")
+
+    def join(self, host: str) -> None:
+        self._link(host, "up")
+
+    def _link(self, host: str, state: str) -> None:
+        self._inside("master", "ip", "link", "set", f"v{host}", state)
+
     def ready(self) -> int:
         """Number of hosts that take jobs."""
         listed = ElementTree.fromstring(self.ask("qstat", "-f", "-xml") or "<none/>")
@@ -317,10 +327,13 @@ def _changed(text: str, values: dict[str, str]) -> str:
 
 
 def main() -> None:
+    from tests.helpers.breaker import breaker
+
     began = time.monotonic()
-    with Cell() as cell:
+    with Cell(hosts=2) as cell, breaker(cell) as program:
         seconds = time.monotonic() - began
-        print(f"up in {seconds:.1f} s; export PATH={cell.base}/bin:$PATH", flush=True)
+        print(f"up in {seconds:.1f} s; export PATH={cell.base}/bin:$PATH SGE_ROOT={cell.base}/sge")
+        print(f"fer-hpc drill OUT --cluster sge --breaker {program}", flush=True)
         # not before: daemons inherit it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         signal.sigwait({signal.SIGTERM, signal.SIGINT})

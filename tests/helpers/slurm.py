@@ -367,6 +367,21 @@ class Cluster:
             process.send_signal(signal.SIGKILL)
             process.wait()
 
+    def kill_slurmd(self, node: str) -> None:
+        """Only the daemon; its jobs run on."""
+        self._inside(node, "pkill", "-KILL", "-x", "slurmd")
+
+    def start_slurmd(self, node: str) -> None:
+        """The daemon of a node that is up."""
+        self._inside(node, "setsid", "--fork", "slurmd", "-D", "-N", node)
+
+    def _inside(self, node: str, *args: str) -> None:
+        """Run a program in the node's namespaces."""
+        pid = self._daemons[node].pid  # nsenter has become unshare, whose child is in all of them
+        child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+        spaces = ["--net", "--uts", "--pid", "--ipc", "--mount"]
+        self._run("nsenter", "-t", child, *spaces, "--wdns=/", *args, stderr=subprocess.DEVNULL)
+
     def cut(self, node: str) -> None:
         """Unplug its network; its processes run on."""
         self._run("ip", "link", "set", f"fv{self._tag}{node}", "down")
@@ -460,10 +475,13 @@ def _listens(host: str, port: int) -> bool:
 
 
 def main() -> None:
+    from tests.helpers.breaker import breaker
+
     began = time.monotonic()
-    with Cluster() as cluster:
+    with Cluster() as cluster, breaker(cluster) as program:
         seconds = time.monotonic() - began
-        print(f"up in {seconds:.1f} s; export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
+        print(f"up in {seconds:.1f} s; export SLURM_CONF={cluster.env['SLURM_CONF']}")
+        print(f"fer-hpc drill OUT --cluster slurm --breaker {program}", flush=True)
         # not before: daemons inherit it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
