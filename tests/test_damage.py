@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import read_json, to_jsonl, write_json
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
@@ -258,9 +258,28 @@ def test_a_training_goes_on_over_torn_lines_and_says_so(
     assert done.returncode == 0, done.stderr
     assert f"{file}: 1 damaged line(s) left out" in done.stderr
     assert [row["epoch"] for row in read_rows(run)] == [2, 3]
+
     whole = (finished_run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (run / "metrics.jsonl").write_bytes(whole[0] + (run / "metrics.jsonl").read_bytes())
     assert_same_outcome(run, finished_run)
+
+
+def test_epochs_of_which_no_line_is_left_are_named(tmp_path: Path) -> None:
+    """A file that is cut between two lines has no damaged line."""
+
+    def attempt(rows: list[int], **status: object) -> list[str]:
+        found = claim_attempt(tmp_path)
+        found.begin({}, None)
+        lines = [{"epoch": n, "images_seen": 10 * n} for n in rows]
+        (found.path / "metrics.jsonl").write_text(to_jsonl(lines).decode())
+        found.end(**{"state": "interrupted", **status})  # type: ignore[arg-type]
+        return damage_of(tmp_path)
+
+    assert attempt([1, 2, 3]) == []
+    assert "of epoch 2 are lost" in attempt([1, 3])[0]
+    assert "of epoch 1, 2 are lost" in attempt([3, 4])[0]
+    assert attempt([1, 2], state="finished", images_seen=20) == []
+    assert "of epoch 3 are lost" in attempt([1, 2], state="finished", images_seen=30)[0]
 
 
 def test_data_that_was_changed_in_place_is_not_trained_on(

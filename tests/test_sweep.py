@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -467,3 +468,18 @@ def test_a_strangers_connection_is_no_node_of_the_job(monkeypatch: pytest.Monkey
             there.sendall(sent)
             there.shutdown(socket.SHUT_WR)
             assert ray_nodes._is_from_job(here) == expected
+
+
+def test_the_folder_of_a_killed_sweeps_ray_is_removed_by_the_next_one() -> None:
+    with ray_nodes.temporary_folder("test-") as living:
+        killed = Path(tempfile.mkdtemp(prefix="fer-ray-test-", dir="/tmp"))
+        (killed / "lock").touch()
+        beginning = Path(tempfile.mkdtemp(prefix="fer-ray-test-", dir="/tmp"))  # not locked yet
+        with ray_nodes.temporary_folder("test-") as folder:
+            assert folder.is_dir()
+            assert living.is_dir()
+            assert beginning.is_dir()
+            assert not killed.exists()
+        beginning.rmdir()
+    assert not living.exists()
+    assert not folder.exists()

@@ -128,13 +128,15 @@ def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def read_history(run: Path, name: str = "metrics.jsonl") -> tuple[list[dict[str, Any]], list[str]]:
     """`read_rows`, and a line for each file of which lines are left out."""
     merged: list[dict[str, Any]] = []
-    damage = []
+    damage, left_out = [], 0
     for number, limit in attempt_lineage(run):
         path = attempt_path(run, number) / name
         rows, damaged = _jsonl(path)
         merged = [row for row in rows if row["images_seen"] <= limit] + merged
         damage += [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
-    if name == "metrics.jsonl" and (lost := _lost_epochs(run, merged)):
+        left_out += damaged
+    lost = _lost_epochs(run, merged) if name == "metrics.jsonl" else []
+    if len(lost) > left_out:  # a file that was cut between two lines
         damage.append(f"{run}: the lines of {name} of epoch {', '.join(map(str, lost))} are lost")
     return merged, damage
 
