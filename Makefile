@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FER = .venv/bin/python -m fer_hpc
 
-.PHONY: demo test test-fast test-gpu bench-gpu test-long lint flags clean-demo
+.PHONY: demo test test-fast test-gpu bench-gpu test-long test-lowest lint flags clean-demo
 
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -53,6 +53,13 @@ BENCH_PYTHON = $(shell test -x .venv/bin/python && echo .venv/bin/python || echo
 
 test-long: .venv/.installed
 	$(PYTEST) -m 'not gpu'
+
+# The lowest versions that setup.cfg allows, in an environment of their own (6 GB): train, resume, sweep.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py requirements > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt
+	PYTHONPATH=. .venv-lowest/bin/python tests/lowest.py
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
