@@ -1,7 +1,7 @@
 """The lowest supported versions: `make test-lowest`. No pytest, so that little is installed.
 
-    python tests/lowest.py requirements     # setup.cfg's lower bounds, each with its newest patch
-    python tests/lowest.py                  # imports everything, trains, resumes, scores, sweeps
+python tests/lowest.py requirements     # setup.cfg's lower bounds, each with its newest patch
+python tests/lowest.py                  # imports everything, trains, resumes, scores, sweeps
 """
 
 from __future__ import annotations
