@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fer_hpc.config import GanConfig
+from fer_hpc.config.gan import GAN_SIDES
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.gan.loop import pair_block, pair_loader
 from fer_hpc.gan.measures import (
@@ -22,14 +23,14 @@ from fer_hpc.gan.measures import (
 from fer_hpc.gan.networks import make_networks
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.step import SUMS, random_flip_shift, step
-from fer_hpc.models.gan import CODE_SIZE, SIDES, Discriminator, Generator, paper_classifier
+from fer_hpc.models.gan import CODE_SIZE, Discriminator, Generator, paper_classifier
 from fer_hpc.parallel.world import World
 from fer_hpc.run.state import TrainState
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("size", GAN_SIDES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_size_and_a_batch_of_one(size: int, channels: int) -> None:
     face = torch.rand(1, channels, size, size) * 2 - 1
@@ -59,7 +60,7 @@ def test_the_improved_generator_changes_the_neutral_face_and_classifies_expressi
     assert generator.class_head(code).shape == (2, 7)
 
 
-@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("size", GAN_SIDES)
 def test_the_expressions_code_reaches_the_face_at_every_depth(size: int) -> None:
     """Without FiLM the code changes 0.51, 0.15, 0.11 and 0.05 of the first output; at 64 pixels
     nothing after training."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from fer_hpc.config.fields import check_fields, required, runtime, science
 
+GAN_SIDES = (32, 64, 128, 256)  # pixels of the faces that its networks take
+
 
 @dataclass(frozen=True)
 class GanConfig:

@@ -8,6 +8,17 @@ from typing import Any
 from fer_hpc.config.errors import unknown_name_error
 from fer_hpc.config.train import TrainConfig
 
+# The smallest and the largest face that a built-in network takes, pixels. Dense layers over what
+# is left of the face grow with its area: networks that have them take up to 128.
+SIDES = {
+    "cnn_baseline": (32, 128),
+    "cnn_improved": (32, 128),
+    "resnet_baseline": (32, 1024),
+    "resnet_improved": (64, 1024),
+    "resnet_small": (32, 1024),
+    "vgg": (32, 128),
+}
+
 # Fields that a preset does not name keep their defaults. Source: the tables of the report, except
 # fer2013, which is our own recipe. docs/benchmarks.md has the measured accuracies.
 _BASELINE = dict(

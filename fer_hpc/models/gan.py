@@ -16,7 +16,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fer_hpc.models.resnet import resnet_baseline
 from fer_hpc.parallel.device import one_hot
 
-SIDES = (32, 64, 128, 256)
 CODE_SIZE = 128  # length of the expression code
 _ENCODER = (64, 128, 256, 512, 512, 512, 512)  # for 256 pixels; half the side needs one stage less
 _DECODER = (512, 512, 256, 128, 64)

@@ -15,6 +15,7 @@ from fer_hpc.config.plugins import (
     error_line,
     origin_of_caller,
 )
+from fer_hpc.config.presets import SIDES
 from fer_hpc.models.cnn import cnn_baseline, cnn_improved
 from fer_hpc.models.gpu_convolutions import use_quick_convolutions
 from fer_hpc.models.resnet import resnet_baseline, resnet_small
@@ -28,17 +29,15 @@ def _resnet_improved(outputs: int, channels: int, side: int) -> nn.Module:
     return resnet_improved(outputs, channels, side)
 
 
-# Dense layers over what is left of the face grow with its area: their networks take up to 128
-# pixels.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("cnn_baseline", cnn_baseline),
-        ModelSpec("cnn_improved", cnn_improved),
-        ModelSpec("resnet_baseline", resnet_baseline, sides=(32, 1024)),
-        ModelSpec("resnet_improved", _resnet_improved, sides=(64, 1024), face=(224, 3)),
-        ModelSpec("resnet_small", resnet_small, sides=(32, 1024)),
-        ModelSpec("vgg", vgg),
+        ModelSpec("cnn_baseline", cnn_baseline, SIDES["cnn_baseline"]),
+        ModelSpec("cnn_improved", cnn_improved, SIDES["cnn_improved"]),
+        ModelSpec("resnet_baseline", resnet_baseline, SIDES["resnet_baseline"]),
+        ModelSpec("resnet_improved", _resnet_improved, SIDES["resnet_improved"], face=(224, 3)),
+        ModelSpec("resnet_small", resnet_small, SIDES["resnet_small"]),
+        ModelSpec("vgg", vgg, SIDES["vgg"]),
     )
 }
 

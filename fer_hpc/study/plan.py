@@ -19,6 +19,8 @@ from fer_hpc.config import (
     unknown_name_error,
 )
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.config.gan import GAN_SIDES
+from fer_hpc.config.presets import SIDES
 from fer_hpc.files import write_bytes
 from fer_hpc.study.recipes import Table, new_tables
 
@@ -190,8 +192,15 @@ def check_plan(plan: Plan) -> None:
                 f"preset in {NAME}, {where}", plan.model_preset(name), list(PRESETS)
             )
         _check_table(where, "models", table, TrainConfig)
+        _check_side(where, table, plan.model_preset(name))
     _check_table("[grid]", "grid", tables["grid"], TrainConfig)
+    _check_side("[grid]", tables["grid"], tables["grid"].get("preset", "cnn_improved"))
     _check_table("[gan]", "gan", tables["gan"], GanConfig)
+    if shape_of(tables["gan"]["data"])[0] not in GAN_SIDES:
+        raise UserError(
+            f"{NAME}, [gan]: data = {tables['gan']['data']!r}: the GAN takes faces of "
+            f"{', '.join(map(str, GAN_SIDES))} pixels"
+        )
     for name in ("winner", "evaluate"):
         _check_keys(tables[name], OWN_KEYS[name], f"key in {NAME}, [{name}]")
     _check_seeds("[winner]", tables["winner"])
@@ -213,6 +222,17 @@ def _check_table(where: str, name: str, table: Table, config_class: type) -> Non
             raise UserError(f"{NAME}, {where}: {key} is missing")
     shape_of(str(table["data"]))
     _check_seeds(where, table)
+
+
+def _check_side(where: str, table: Table, preset_name: str) -> None:
+    """A UserError for faces of a size that a built-in network does not take."""
+    model = table.get("model") or PRESETS.get(preset_name, {}).get("model")
+    smallest, largest = SIDES.get(str(model), (0, 1024))
+    if not smallest <= shape_of(str(table["data"]))[0] <= largest:
+        raise UserError(
+            f"{NAME}, {where}: data = {table['data']!r}: {model} takes {smallest} to {largest} "
+            "pixels"
+        )
 
 
 def _check_keys(table: Table, known: tuple[str, ...], what: str) -> None:

@@ -19,11 +19,11 @@ from fer_hpc.config import (
     merge_for_resume,
     science_hash,
 )
+from fer_hpc.config.gan import GAN_SIDES
 from fer_hpc.config.plugins import Origin
 from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.data.store import affect_of
 from fer_hpc.files import sha256
-from fer_hpc.models.gan import SIDES
 from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
@@ -210,11 +210,11 @@ def _check_gan(config: GanConfig, manifest: Manifest, world: World) -> None:
             "train on the shards that they were added to"
         )
     height, width, channels = manifest.image_shape
-    if height not in SIDES:
-        sides = f"{', '.join(map(str, SIDES[:-1]))} or {SIDES[-1]}"
+    if height not in GAN_SIDES:
+        sides = f"{', '.join(map(str, GAN_SIDES[:-1]))} or {GAN_SIDES[-1]}"
         raise UserError(
             f"--data {config.data} holds {height}x{width}x{channels} faces, the GAN takes {sides} "
-            f"pixels; preprocess with --size {min(SIDES, key=lambda side: abs(side - height))}"
+            f"pixels; preprocess with --size {min(GAN_SIDES, key=lambda side: abs(side - height))}"
         )
     if "Neutral" not in manifest.classes or len(manifest.classes) < 2:
         raise UserError(
