@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,6 +63,18 @@ def of_ray() -> list[str]:
                     (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 )
                 found += [line] if "ray" in line else []
+    return found
+
+
+def tokens_of_ray() -> set[int]:
+    """Lengths of the tokens in the environments of our sweeps' own Rays; 0 where there is none."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (folder / "environ").read_bytes()
+            if MARK.encode() in environment and b"raylet" in (folder / "cmdline").read_bytes():
+                token = re.search(rb"RAY_AUTH_TOKEN=(\w*)", environment)
+                found.add(len(token[1]) if token and b"RAY_AUTH_MODE=token" in environment else 0)
     return found
 
 
@@ -169,6 +182,7 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
     until(lambda: (victim / "attempts/0002/environment.json").exists())
     assert read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
+    assert tokens_of_ray() == {64}, "Ray listens on all networks: its users need a token"
     running.send_signal(signal.SIGTERM)  # as Ctrl-C
     text = running.communicate(timeout=400)[0]
     assert running.returncode == 75, text

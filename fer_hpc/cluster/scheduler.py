@@ -1,5 +1,5 @@
 """What jobs need of a scheduler. Slurm (slurm.py), Grid Engine (sge.py) and this machine (local.py)
-have it; nothing above this file knows their programs, options or states."""
+have it; above this file only the drill, which strikes jobs, knows their programs and options."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fer_hpc.drill.starts import LIMIT_S, Start
 from fer_hpc.drill.trap import Trap
 
 DAEMONS = ("raylet", "gcs_server")
-AGENTS_S = 150.0  # Ray's agents look for a lost gcs_server for a minute after the driver has
+AGENTS_S = 180.0  # Ray's agents look for a lost gcs_server for a minute before they end
 
 
 def worker_killed(case: Case) -> None:
@@ -50,9 +50,9 @@ def ray_killed(case: Case) -> None:
     if start is None:
         return
     folder = _temporary(case)
+    case.orphan_s = AGENTS_S
     if victim != "driver":
         case.codes = (*case.codes, EXIT_CRASHED)  # Ray ends the driver, without asking
-        case.orphan_s = AGENTS_S
     pids = [start.pid] if victim == "driver" else _named(case, victim)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

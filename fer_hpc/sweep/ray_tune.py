@@ -8,10 +8,13 @@ folder continues a sweep.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
+
+from fer_hpc.parallel.job import current_step
 
 os.environ |= {  # read when ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,6 +24,11 @@ os.environ |= {  # read when ray is imported
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback of Ray's own; see _Restarts
 }
+if "RAY_ADDRESS" not in os.environ and current_step() is None:
+    # Ray listens on all networks of the machine, whatever address it is given. In a job launch.sh
+    # draws the token, which all nodes need.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import tune as ray_tune
