@@ -60,6 +60,8 @@ def breaker(broken: Cluster | Cell) -> Iterator[Path]:
         def handle(self) -> None:
             verb, *names = self.rfile.readline().decode().split()
             try:
+                if isinstance(broken, Cluster):
+                    broken.resume()
                 actions[verb](*names)
                 self.wfile.write(b"done\n")
             except Exception as error:

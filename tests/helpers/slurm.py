@@ -389,6 +389,12 @@ class Cluster:
     def join(self, node: str) -> None:
         self._run("ip", "link", "set", f"fv{self._tag}{node}", "up")
 
+    def resume(self) -> None:
+        """As an operator: nodes that Slurm drained, as one that was to start a job it still had."""
+        for node in self.nodes:
+            if "drain" in self.ask("sinfo", "-h", "-n", node, "-o", "%t"):
+                self.ask("scontrol", "update", f"nodename={node}", "state=resume")
+
     def idle(self) -> int:
         listed = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split()
         return listed.count("idle")
