@@ -41,6 +41,7 @@ class JobCase(Case):
     foreign: Foreign | None = field(kw_only=True)
     exported: dict[str, str] = field(kw_only=True)
     breaker: Path | None = field(kw_only=True)
+    undisturbed_s: float = field(kw_only=True)  # what the work takes, waiting included
     current: list[str] = field(default_factory=list)
     submitted: list[str] = field(default_factory=list)
     goes_on: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
 import time
@@ -19,7 +20,8 @@ from fer_hpc.run.folder import attempt_numbers
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 NOTICED_S = 180.0  # within which a scheduler sees that a node is gone
-LIMIT_MIN = 2
+MIN_LIMIT_MIN = 3
+LIMIT_FACTOR = 5  # of an undisturbed job: a start must get to its steps before the warning
 
 # ---- inside the job ------------------------------------------------------------------------------
 
@@ -115,11 +117,12 @@ def submitted_twice(case: JobCase) -> None:
 
 def time_limit(case: JobCase) -> None:
     """The limit comes near while the run trains: it must stop before, and go on."""
-    case.detail = f"a limit of {LIMIT_MIN} minutes"
+    limit_min = max(MIN_LIMIT_MIN, math.ceil(LIMIT_FACTOR * case.undisturbed_s / 60))
+    case.detail = f"a limit of {limit_min} minutes"
     began = time.monotonic()
-    if _held(case, time_min=LIMIT_MIN):
+    if _held(case, time_min=limit_min):
         # Grid Engine warns half of a short limit before its end.
-        wait_s = LIMIT_MIN * 60 * (0.6 if case.owner.name == "sge" else 0.8)
+        wait_s = limit_min * 60 * (0.6 if case.owner.name == "sge" else 0.8)
         case.until(lambda: time.monotonic() - began > wait_s or not case.is_running(), wait_s)
         _release(case)
 

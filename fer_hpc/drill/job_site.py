@@ -112,4 +112,5 @@ class JobSite(Site):
             foreign=self.foreign,
             exported=self.exported,
             breaker=self.breaker,
+            undisturbed_s=self.took_s.get(subject.name, 0.0),
         )

@@ -26,6 +26,7 @@ class Site:
     def __init__(self, out: Path, say: Callable[[str], None]) -> None:
         self.out, self.say = out, say
         self.total: dict[str, int] = {}
+        self.took_s: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +72,8 @@ class Site:
         if subject.batch:
             run = runs_of(subject, self.reference(subject))[0]
             self.total[subject.name] = list_checkpoints(run)[0][1]
-        self.say(f"undisturbed: {subject.name}, {time.monotonic() - began:.1f} s")
+        self.took_s[subject.name] = time.monotonic() - began
+        self.say(f"undisturbed: {subject.name}, {self.took_s[subject.name]:.1f} s")
 
     def _run(self, arguments: list[list[str]], folder: Path, ranks: int = 1) -> None:
         output = self.out / "reference" / "output"
