@@ -48,7 +48,7 @@ CASES = {
     "report_runs": Case("report: runs", RUNS, cases.make_runs, cases.write_report),
     "tables_of_sweeps": Case(
         f"tune --collect: sweeps of {cases.TRIALS}",
-        SWEEPS,
+        (5, 15, 50),
         cases.make_sweeps,
         cases.tables_of_sweeps,
         "sweeps",
@@ -81,7 +81,7 @@ CASES = {
     ),
     "table_people": Case(
         "the same, split by person",
-        (30_000, 100_000, 300_000),
+        (10_000, 30_000, 100_000),
         cases.make_people,
         cases.plan_of("table", "faces.csv"),
     ),

@@ -140,13 +140,16 @@ def tables_of_sweeps(folder: Path, size: int) -> Callable[[], Any]:
 
 
 def make_ranked_sweeps(folder: Path, count: int) -> None:
-    """Sweeps that have their tables."""
+    """Sweeps that have their tables, which are copies of the first one's."""
     make_sweeps(folder, count)
     from fer_hpc.sweep.tables import collect
 
-    for out in (folder / "sweeps").iterdir():
-        if not (out / "summary.json").exists():
-            silent(lambda: collect(out))()  # noqa: B023 (called here)
+    outs = first(folder / "sweeps", count)
+    if not (outs[0] / "summary.json").exists():
+        silent(lambda: collect(outs[0]))()
+    for out in outs[1:]:
+        for name in ("summary.json", "best.json", "results.csv", "heatmap.png"):
+            shutil.copyfile(outs[0] / name, out / name)
 
 
 def status_of_sweeps(folder: Path, size: int) -> Callable[[], Any]:
