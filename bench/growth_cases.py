@@ -67,19 +67,25 @@ def template(folder: Path) -> Path:
 
 
 def copy_run(source: Path, run: Path, k: int, **science: Any) -> None:
-    """A copy of a run, with science fields and accuracies of its own."""
+    """A copy of a run, with science fields and accuracies of its own; other files are links."""
     if run.exists():
         return
-    shutil.copytree(source, run)
+    shutil.copytree(source, run, copy_function=os.link)
     config = json.loads((run / "config.json").read_text())
     config["science"] |= science
     config["id"] = f"{k:08x}"
-    (run / "config.json").write_text(json.dumps(config))
+    replace(run / "config.json", json.dumps(config))
     for path in [run / "metrics.jsonl", *run.glob("attempts/*/metrics.jsonl")]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
             row["val_accuracy"] = 0.3 + (k * 7919 % 1000) / 2000
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file anew; the one that its name was a link to stays."""
+    path.unlink()
+    path.write_text(text)
 
 
 def make_runs(folder: Path, count: int) -> None:
