@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import growth_cases as cases
 import numpy as np
 
-EPOCHS = (2, 4, 8, 16)
+EPOCHS = (2, 6, 18)
 LIMIT = 1.15  # an exponent above it is worse than linear
 
 

@@ -168,7 +168,7 @@ def bytes_of(ranks: Ranks, name: str, steps: int = 6) -> dict[str, Any]:
         "measured": statistics.mean(sent),
         "least": min(sent),
         "most": max(sent),
-        "over": "namespaces" if ranks.net else "loopback",
+        "over": "network namespaces" if ranks.net else "loopback",
     }
 
 
