@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fer_hpc.run.attempts import Attempt
 from fer_hpc.run.log import STEP_POINTS, RunLog
+from fer_hpc.training.projector import COMPONENTS, reduced
 
 EPOCHS, EPOCH_IMAGES, BATCH = 100, 6400, 64
 CLASSES = [f"class {k}" for k in range(8)]
@@ -73,3 +74,18 @@ def test_step_wise_scalars_are_means_since_the_last_point(log: RunLog, tmp_path:
     log.close()
     points = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("loss/train, steps")
     assert [(point.step, point.value) for point in points] == [(1600, 2.0), (3200, 5.0)]
+
+
+def test_faces_of_the_projector_are_few_bytes_and_keep_their_distances() -> None:
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(150, 20)) @ rng.normal(size=(20, 500)) + 7).astype(np.float32)
+    shown = reduced(features)
+    assert shown.shape == (150, COMPONENTS)
+    assert shown.mean(0) == pytest.approx(np.zeros(COMPONENTS), abs=1e-3)
+    for one, two in ((0, 1), (5, 140)):
+        wanted = np.linalg.norm(features[one] - features[two])
+        assert np.linalg.norm(shown[one] - shown[two]) == pytest.approx(wanted, rel=1e-3)
+    assert max(len(str(value)) for value in shown[0].tolist()) <= 9
+    assert reduced(features[:, :9]) == pytest.approx(
+        features[:, :9] - features[:, :9].mean(0), abs=1e-3
+    )

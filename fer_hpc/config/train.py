@@ -156,7 +156,7 @@ class TrainConfig:
     )
     tensorboard: bool = runtime(True, "write event files under RUN/tb")
     projector_faces: int = runtime(
-        0, "val faces to show in TensorBoard's projector at the end; 1,000 take some 5 MB", low=0
+        0, "val faces to show in TensorBoard's projector at the end; 1,000 take some 2 MB", low=0
     )
     profile: bool = runtime(False, "write a torch profiler trace of a few steps")
     elastic: bool = runtime(
