@@ -145,10 +145,17 @@ def test_a_card_has_the_results_of_its_own_weights(finished_run: Path, tmp_path:
     of_class = {"n": 4, "recall": 0.5, "precision": 0.25}
     share = {"accuracy": 0.611, "balanced_accuracy": 0.5, "macro_f1": 0.4}
     scores = share | {f"{name}_95": [0.3, 0.7] for name in share}
-    scores |= {"n": 99, "majority_rate": 0.3, "weights": "w", "classes": {"Fear": of_class}}
+    scores |= {
+        "n": 99,
+        "majority_rate": 0.2,
+        "data": "ab",
+        "weights": "w",
+        "classes": {"Fear": of_class},
+    }
     gap = {"gap": 0.2, "gap_95": [0.1, 0.3], "best": "b", "worst": "a", "verdict": "a gap"}
     groups = [{"name": "a", "n": 40, "accuracy": 0.5, "accuracy_95": [0.4, 0.6]}]
-    of_test = {"groups": {"gender": {"groups": groups, "gap": {"accuracy": gap}}}}
+    of_test: dict[str, Any] = {"majority_rate": 0.3}
+    of_test |= {"groups": {"gender": {"groups": groups, "gap": {"accuracy": gap}}}}
     of_test["classes"] = {"Fear": of_class | {"recall": 0.789}}
     levels = [{"accuracy": 0.777}, {"accuracy": 0.222}]
     blur = {"title": "blur", "mean": 0.5, "levels": levels}
@@ -156,16 +163,27 @@ def test_a_card_has_the_results_of_its_own_weights(finished_run: Path, tmp_path:
     for name, content in (
         ("eval-val", scores),
         ("eval-test", scores | of_test),
+        ("eval-test-flip", scores),
         ("eval-zoo", scores | {"weights": "of others", "accuracy": 0.123}),
         ("robust-test", card),
         ("robust-val", card | {"weights": "of others", "n": 777}),
     ):
         (run / f"{name}.json").write_text(json.dumps(content))
+    opening = {"date": "d", "what": ["scores"], "data": "ab", "config": "c", "weights": "w"}
+    openings = [json.dumps(opening | {"count": k}) + "\n" for k in (1, 2)]
+    (run / "test-openings.jsonl").write_text("".join(openings))
     facts = {"parameters": 5, "difference": 1e-6, "precision": "fp32", "rounding": 0.0}
     text = model_card(run, about(), True, facts)
     for words in ("0.611 [0.300, 0.700]", "0.789", "class, on test", "By gender", "| blur | 0.500"):
         assert words in text, words
     assert "0.222" in text, "the strongest disturbance"
+    assert "opened 2 times" in text
+    assert text.count("not shown to be better") == 1
+    assert "On test it is not shown to be better than to name the most frequent class" in text
+    assert "No training face of" not in text, "Neutral, Anger and Fear are in the train split"
+    sure = model_card(run, about(temperature=20.0, classes=[*CLASSES, "Awe"]), True, facts)
+    assert "**No training face of Awe**" in sure
+    assert "largest that is tried" in sure
     assert "Not measured by age, ethnicity:" in text
     for words in ("0.123", "777"):
         assert words not in text, f"{words}: of other weights"

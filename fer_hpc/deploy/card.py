@@ -14,6 +14,8 @@ from fer_hpc import __version__
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import Manifest, find_manifest
 from fer_hpc.deploy.model import About
+from fer_hpc.evaluation.calibration import TEMPERATURES
+from fer_hpc.evaluation.openings import count_openings
 from fer_hpc.files import DAMAGE, read_json
 from fer_hpc.run.folder import data_folder, read_rows, read_run_config
 
@@ -45,7 +47,7 @@ def model_card(run: Path, about: About, is_final: bool, facts: dict[str, Any]) -
         _use(about),
         _data(stored, about, manifest),
         _training(run, stored, about),
-        _performance(scores),
+        _performance(scores, run),
         _calibration(scores, about),
         _groups(scores),
         _robustness(run, about),
@@ -107,10 +109,15 @@ def _data(stored: dict[str, Any], about: About, manifest: Manifest | None) -> st
     ]
     rows.append(["**all**", *(f"**{manifest.n(s):,}**" for s in splits)])
     notes = "".join(f"- {note}\n" for note in content.get("notes", []))
-    drawn = " They are drawn, not photographs of people.\n" if kind == "synthetic" else ""
+    drawn = " They are drawn, not photographs of people." if kind == "synthetic" else ""
     rule = f"Split: {content.get('split_rule', 'unknown')}.{drawn}"
     source = f", source `{kind}`. {rule}\n\n"
-    return text + source + _table(["faces", *splits], rows) + (f"\n{notes}" if notes else "")
+    text += source + _table(["faces", *splits], rows) + (f"\n{notes}" if notes else "")
+    counts = content["splits"].get("train", {}).get("class_counts", {})
+    absent = [name for name in about.classes if not counts.get(name)]
+    if absent:
+        text += f"\n**No training face of {', '.join(absent)}**: the network has not learnt it.\n"
+    return text
 
 
 def _training(run: Path, stored: dict[str, Any], about: About) -> str:
@@ -126,7 +133,7 @@ def _training(run: Path, stored: dict[str, Any], about: About) -> str:
     return "## Training\n\n" + chosen + _table(["setting", "value"], rows)
 
 
-def _performance(scores: list[dict[str, Any]]) -> str:
+def _performance(scores: list[dict[str, Any]], run: Path) -> str:
     text = "## Scores\n\n"
     if not scores:
         return text + "Not measured. `fer-hpc evaluate RUN --split test` does.\n"
@@ -143,6 +150,14 @@ def _performance(scores: list[dict[str, Any]]) -> str:
     head = ["faces of", "n", "accuracy", "balanced accuracy", "macro-F1", "majority class"]
     text += "Brackets are 95 % intervals over the choice of the faces, not of the seed. "
     text += "Val chose the epoch, so its scores are a little high.\n\n" + _table(head, rows)
+    for each in scores:
+        if each["accuracy_95"][0] <= each["majority_rate"]:
+            text += f"\n**On {each['name']} it is not shown to be better than to name the most "
+            text += "frequent class every time.**\n"
+    tested = {s["data"] for s in scores if s["name"].startswith("test") and "data" in s}
+    if tested:
+        opened = sum(count_openings(run, data) for data in tested)
+        text += f"\nThe test split was opened {opened:,} time{'s' * (opened != 1)} for this run.\n"
     last = next((s for s in scores if s["name"] == "test"), scores[-1])
     recalls = [
         [name, f"{found['n']:,}", *(_share(found[key]) for key in ("recall", "precision"))]
@@ -159,6 +174,8 @@ def _calibration(scores: list[dict[str, Any]], about: About) -> str:
     else:
         text += f"Probabilities are softmax(logits / {about.temperature:.3f}); the temperature was "
         text += "fitted on val and is in the ONNX file.\n"
+        if about.temperature > 0.99 * TEMPERATURES[1]:
+            text += "It is the largest that is tried: the logits hardly say which class it is.\n"
     rows = []
     for each in scores:
         found = each.get("calibration")
