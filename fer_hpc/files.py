@@ -123,12 +123,20 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_stored(path: Path) -> Any:
-    """The content of a JSON file, or None where it is missing; a UserError where it is damaged."""
+def read_stored(path: Path, wanted: dict[Any, Any] | None = None) -> Any:
+    """The content of a JSON file, or None where it is missing; a UserError where it is damaged.
+
+    `wanted` is the shape that it must have, see `check_shape`.
+    """
     content = read_json(path)
+    kind = path.name if path.name in REMEDIES else path.name.partition("-")[0]
     if content is None and path.is_file():
-        kind = path.name if path.name in REMEDIES else path.name.partition("-")[0]
         raise UserError(f"{path} is damaged (empty, cut off or not JSON); {REMEDIES[kind]}")
+    if content is not None and wanted is not None:
+        try:
+            check_shape(content, wanted, path.name)
+        except UserError as error:
+            raise UserError(f"{path} is damaged ({error}); {REMEDIES[kind]}") from None
     return content
 
 

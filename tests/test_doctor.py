@@ -111,6 +111,42 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(
     assert "there is a data set already; give another folder" in refused.stderr
 
 
+def test_suspects_are_shown_and_those_of_train_are_left_out(
+    fer: Fer, troubled: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(troubled)
+    train, val = open_split(manifest, "train"), open_split(manifest, "val")
+    label = {row: manifest.classes[train.columns["labels"][row]] for row in (5, 7)}
+    of_val = manifest.classes[val.columns["labels"][2]]
+    head = "source_id,split,row,label,suggested,p_label,p_suggested"
+    lines = [f"{row},train,{row},{label[row]},Fear,.01,.9" for row in (7, 5)]
+    lines += [f"46,val,2,{of_val},Fear,.02,.8"]
+    strange = ["8,train,8,Contempt,Fear,.1,.7", "x,train,0,Fear"]
+    file = tmp_path / "label-noise-val.csv"
+    file.write_text("\n".join([head, *lines, *strange]))
+    flags = ("--suspects", file, "--sheet", tmp_path / "s.png", "--fix", tmp_path / "clean")
+    done = fer("doctor", troubled, "--json", *flags)
+    assert done.returncode == 3, done.stderr
+    assert "2 row(s) are no faces of these shards, or have another label here" in done.stderr
+    what = "labels that may be wrong, by --suspects (--fix drops those of train)"
+    found = json.loads(done.stdout)["findings"][what]
+    assert found["count"] == 3
+    assert found["examples"][0].startswith(f"train 7 ({label[7]},")
+    assert "suggested: Fear p .9" in found["examples"][0]
+    assert "3 suspects" in done.stderr
+    picture = cv2.imread(str(tmp_path / "s.png"))
+    tile = picture[-FACE_SIDE:, :FACE_SIDE, 0]  # the last line holds the suspects
+    assert (tile[::2, ::2] == train.images[0][7][..., 0]).all()
+    dropped = (tmp_path / "clean/dropped.csv").read_text().splitlines()
+    assert [each for each in dropped if "may be wrong" in each] == [
+        f'train,{row},"{what}"' for row in (5, 7)
+    ]
+    file.write_text(f"{head}\n99,train,0,Fear,Anger,.1,.8")
+    other = fer("doctor", troubled, "--suspects", file)
+    assert other.returncode == 2
+    assert "none of its 1 rows is a face of" in other.stderr
+
+
 def test_people_in_two_splits_are_found(
     fer: Fer, preprocess: Preprocess, affectnet: Path, tmp_path: Path
 ) -> None:

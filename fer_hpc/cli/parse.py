@@ -8,7 +8,6 @@ from typing import Any
 from fer_hpc.cli.flags import Given, Part, parse
 from fer_hpc.cli.table import VERBS
 from fer_hpc.config import PRESETS, TrainConfig, UserError, unknown_name_error
-from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import (
     PreprocessConfig,
     RanksConfig,
@@ -98,13 +97,11 @@ def _training(given: Given) -> TrainConfig:
         from fer_hpc.sweep.tables import best_of
 
         best = best_of(folder)
-        filled_in = ("init_hash", "plugin_hash")
-        science = {k: v for k, v in current_science(best["science"]).items() if k not in filled_in}
-        files = best.get("runtime", {})
-        needed: dict[str, Any] = {"plugin": tuple(map(Path, files.get("plugin", ())))}
-        if "init_from" in files:
+        files = best["runtime"]
+        needed: dict[str, Any] = {"plugin": tuple(map(Path, files.get("plugin") or ()))}
+        if files.get("init_from"):
             needed["init_from"] = Path(files["init_from"])
-        return given.build(TrainConfig, data=Path(best["data"]), **science, **needed)
+        return given.build(TrainConfig, data=Path(best["data"]), **best["science"], **needed)
     if given.preset is None and "model" in given.values[TrainConfig]:
         return given.build(TrainConfig)
     if given.preset is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from fer_hpc.cli import text
@@ -18,7 +19,7 @@ from fer_hpc.evaluation.results import (
     result_name,
     wanted_extras,
 )
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import DAMAGE, read_json, sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
 
 
@@ -85,21 +86,22 @@ def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
         return None
     if "calibration" not in found or found["weights"] != sha256(weights):
         return None
-    tables = found.get("groups") or {}
-    if any(tables.get(column, {}).get("min_n") != config.min_group for column in config.by):
-        return None
     from fer_hpc.evaluation.calibration import FITTED_HERE, stored_temperature
     from fer_hpc.evaluation.predictions import read_predictions, recalibrate
 
-    is_fitted_here = found["calibration"]["note"] == FITTED_HERE
-    if is_fitted_here and stored_temperature(config.run, found["weights"])[0] is None:
-        return None  # calibration.json is gone or damaged
-
     try:
+        tables = found.get("groups") or {}
+        if any(tables.get(column, {}).get("min_n") != config.min_group for column in config.by):
+            return None
+        is_fitted_here = found["calibration"]["note"] == FITTED_HERE
+        if is_fitted_here and stored_temperature(config.run, found["weights"])[0] is None:
+            return None  # calibration.json is gone or damaged
         if config.gallery:
             read_predictions(config.run, name)  # the gallery is made of them
-        return recalibrate(config.run, name, found)
-    except UserError:  # the predictions are damaged
+        scores = recalibrate(config.run, name, found)
+        text.format_scores(replace(config, robust=False, gallery=False), scores, name)
+        return scores
+    except DAMAGE:  # the predictions are damaged, or a field of the scores
         return None
 
 
@@ -108,10 +110,14 @@ def _missing_extras(config: EvaluateConfig, name: str, scores: dict[str, Any]) -
     files = extra_files(config.run, name)
     about = scores["data"], scores["weights"]
     missing = [extra for extra in wanted_extras(config) if not is_current(files[extra], *about)]
-    if config.robust and ROBUSTNESS not in missing and config.robust_faces:
-        card = read_json(files[ROBUSTNESS])
-        if card["n"] != min(config.robust_faces, card["of"]):
-            missing.append(ROBUSTNESS)
+    for extra in set(wanted_extras(config)) - set(missing):
+        try:
+            text.format_extra(config, name, extra)
+            card = read_json(files[extra]) if extra == ROBUSTNESS and config.robust_faces else None
+            if card and card["n"] != min(config.robust_faces, card["of"]):
+                missing.append(extra)
+        except DAMAGE:  # made again
+            missing.append(extra)
     return missing
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.evaluation.results import result_files
+from fer_hpc.evaluation.results import ROBUSTNESS, extra_files, result_files, wanted_extras
 from fer_hpc.files import read_stored
 
 VIEWS = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}
@@ -46,18 +46,25 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
             lines.append(f"  {dimension:<17} RMSE {rmse:.4f}  CCC {ccc:.4f}  sign {sign:.4f}")
     lines += format_groups(scores.get("groups") or {}, in_full=bool(config.by))
     files = [path.name for path in result_files(config.run, name).values() if path.exists()]
+    for extra in wanted_extras(config):
+        lines += format_extra(config, name, extra)
     if config.robust:
-        card = read_stored(config.run / f"robust-{name}.json")
-        lines += _robustness(card)
         files += [f"robust-{name}.{kind}" for kind in ("json", "csv", "png")]
         files.append(f"robust-{name}-sheet.png")
     if config.gallery:
-        noise = read_stored(config.run / f"gallery-{name}.json")["label_noise"]
-        seen = "; the network was trained on these faces" if noise["seen_in_training"] else ""
-        lines.append(f"  labels that may be wrong: {noise['candidates']:,}{seen}")
         files += [f"gallery-{name}.png", f"label-noise-{name}.csv"]
     lines.append(f"  written: {config.run}/{', '.join(files)}")
     return "\n".join(lines)
+
+
+def format_extra(config: EvaluateConfig, name: str, extra: str) -> list[str]:
+    """The lines about a robustness card or a gallery; an error of DAMAGE where it is damaged."""
+    content = read_stored(extra_files(config.run, name)[extra])
+    if extra == ROBUSTNESS:
+        return _robustness(content)
+    noise = content["label_noise"]
+    seen = "; the network was trained on these faces" if noise["seen_in_training"] else ""
+    return [f"  labels that may be wrong: {noise['candidates']:,}{seen}"]
 
 
 def _more_scores(scores: dict[str, Any]) -> list[str]:

@@ -19,7 +19,13 @@ def output_of(*command: str) -> str:
     return done.stdout
 
 
+def number_of(text: str) -> float:
+    """The number that a text begins with; 0 where there is none."""
+    found = re.match(r"\d{1,15}(?:\.\d{1,9})?", text, re.ASCII)
+    return float(found[0]) if found else 0.0
+
+
 def size_in_bytes(text: str) -> float:
     """Bytes of 1234K, 12M or 1.5G; 0 where it names none."""
-    found = re.match(r"([\d.]+)([KMGT]?)", text)
-    return float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") if found else 0.0
+    unit = re.match(r"[\d.]+([KMGT])", text)
+    return number_of(text) * 1024 ** " KMGT".index(unit[1] if unit else " ")

@@ -7,11 +7,12 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 
-from fer_hpc.cluster.programs import output_of
+from fer_hpc.cluster.programs import number_of, output_of
 from fer_hpc.cluster.scheduler import JobState
 from fer_hpc.cluster.starts import exit_in_words
 
 KILLED = {"25": "deleted before its next start", "37": "time or memory limit"}
+MAX_TASKS = 1_000_000  # tasks of an array that are listed
 STATES = {"r": "RUNNING", "t": "RUNNING", "q": "PENDING", "E": "ERROR", "d": "ENDING"}
 
 
@@ -37,7 +38,7 @@ def task_start(element: ET.Element, task: str) -> float:
     """When a task has started, seconds since 1970; 0 where that is not shown."""
     for each in _tasks(element):
         if task == "undefined" or each.findtext("JAT_task_number") == task:
-            return float(each.findtext("JAT_start_time", "0"))
+            return number_of(each.findtext("JAT_start_time", "0"))
     return 0.0
 
 
@@ -66,11 +67,11 @@ def _task_names(number: str, tasks: str) -> list[str]:
     """JOB.TASK of 1-5:2,8."""
     names = []
     for part in tasks.split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        names += [
-            f"{number}.{i}" for i in range(int(first), int(last or first) + 1, int(step or 1))
-        ]
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?::([1-9]\d{0,8}))?", part.strip(), re.A)
+        if found:
+            first, last, step = (int(each or 0) for each in found.groups())
+            numbers = range(first, (last or first) + 1, step or 1)
+            names += [f"{number}.{i}" for i in numbers[:MAX_TASKS]]
     return names
 
 
@@ -85,8 +86,8 @@ def accounting(number: str) -> dict[str, list[dict[str, str]]]:
 
 
 def end_state(block: dict[str, str]) -> JobState:
-    failed = block.get("failed", "0").split()[0]
-    code = int(block.get("exit_status", "0").split()[0])
+    failed = (block.get("failed", "").split() or ["0"])[0]
+    code = int(number_in(block, "exit_status"))
     submitted = _seconds(block.get("qsub_time", ""))
     name = block.get("jobname", "")
     if failed == "0" and code == 0:
@@ -100,11 +101,10 @@ def _seconds(text: str) -> float:
     for form in ("%Y-%m-%dT%H:%M:%S", "%a %b %d %H:%M:%S %Y", "%m/%d/%Y %H:%M:%S"):
         try:
             return time.mktime(time.strptime(text.partition(".")[0], form))
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     return 0.0
 
 
 def number_in(block: dict[str, str], key: str) -> float:
-    found = re.match(r"[\d.]+", block.get(key, ""))
-    return float(found[0]) if found else 0.0
+    return number_of(block.get(key, ""))

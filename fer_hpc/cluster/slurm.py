@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fer_hpc.cluster.programs import output_of, size_in_bytes
+from fer_hpc.cluster.programs import number_of, output_of, size_in_bytes
 from fer_hpc.cluster.scheduler import Allocation, ArrayTask, JobState, Request, Usage
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.parallel.job import expand_hosts
@@ -43,9 +43,13 @@ class Slurm:
         own = os.environ["SLURM_JOB_ID"]
         for record in re.split(r"\n(?=JobId=)", facts.strip()):
             fields = dict(re.findall(r"(?:^|\s)([A-Za-z/:]+)=(\S*)", record))
-            if fields.get("JobId") != own:
-                continue
-            array = None
+            if fields.get("JobId") == own:
+                return self._allocation(own, fields, record)
+        raise UserError(f"Slurm does not show job {own}: {facts.strip()[:200] or 'no answer'}")
+
+    def _allocation(self, own: str, fields: dict[str, str], record: str) -> Allocation:
+        array = None
+        try:
             if "ArrayJobId" in fields:
                 array = _array_task(fields["ArrayJobId"], fields["ArrayTaskId"])
             return Allocation(
@@ -64,7 +68,10 @@ class Slurm:
                 tasks=int(fields.get("NumTasks", 1)),
                 array=array,
             )
-        raise UserError(f"Slurm does not show job {own}: {facts.strip()[:200] or 'no answer'}")
+        except (ValueError, LookupError, OverflowError) as error:
+            raise UserError(
+                f"Slurm's answer about job {own} cannot be read ({error}): {record.strip()[:200]}"
+            ) from None
 
     def environment(self, allocation: Allocation) -> list[str]:
         """srun would refuse cores for each GPU without GPUs, and does not read the job's cores for
@@ -137,16 +144,16 @@ class Slurm:
         if not jobs:
             return states
         fields = ("-o", "%i|%T|%r|%V|%j", "-j", ",".join(self.dependency(jobs)))
-        for line in _lines(output_of("squeue", "-h", "-r", "-t", "all", *fields)):
-            job, state = _queued(line)
+        for cells in _lines(output_of("squeue", "-h", "-r", "-t", "all", *fields), 5):
+            job, state = _queued(cells)
             states[job] = state
         others = [job for job in jobs if job not in states]
         if others:
             arrays = ",".join(self.dependency(others))
             fields = ("-o", "JobID,State,ExitCode,Submit,JobName", "-j", arrays)
-            for line in _lines(output_of("sacct", "-X", "-n", "-P", *fields)):
-                job, state_name, code, submitted, job_name = line.split("|", 4)
-                word = state_name.split()[0]
+            for cells in _lines(output_of("sacct", "-X", "-n", "-P", *fields), 5):
+                job, state_name, code, submitted, job_name = cells
+                word = (state_name.split() or [""])[0]
                 reason, alive = _exit_in_words(code), word not in ENDED
                 found = JobState(word, reason, alive, _seconds(submitted), job_name)
                 states.setdefault(job, found)  # squeue knows better
@@ -155,23 +162,22 @@ class Slurm:
     def waiting(self) -> list[tuple[str, JobState]]:
         fields = ("-o", "%i|%T|%r|%V|%j")
         lines = output_of("squeue", "-h", "-r", "--me", "-t", "PENDING", *fields)
-        return [_queued(line) for line in _lines(lines)]
+        return [_queued(cells) for cells in _lines(lines, 5)]
 
     def usage(self, jobs: Sequence[str]) -> Usage | None:
         """From sacct, over all starts (-D)."""
         fields = "JobIDRaw,ElapsedRaw,AllocCPUS,TotalCPU,MaxRSS,AllocTRES"
         found = output_of("sacct", "-n", "-P", "-D", "-o", fields, "-j", ",".join(jobs))
         elapsed = cores = cpu = gpu_s = memory = 0.0
-        for line in _lines(found):
-            job, elapsed_s, alloc_cpus, total_cpu, max_rss, tres = line.split("|", 5)
+        for job, elapsed_s, alloc_cpus, total_cpu, max_rss, tres in _lines(found, 6):
             memory = max(memory, size_in_bytes(max_rss) / 1e9)
             if "." in job:
                 continue
             gpus = re.search(r"gres/gpu=(\d+)", tres)
-            elapsed += float(elapsed_s or 0)
-            cores += float(elapsed_s or 0) * float(alloc_cpus or 0)
+            elapsed += number_of(elapsed_s)
+            cores += number_of(elapsed_s) * number_of(alloc_cpus)
             cpu += _duration(total_cpu)
-            gpu_s += float(elapsed_s or 0) * (int(gpus[1]) if gpus else 0)
+            gpu_s += number_of(elapsed_s) * (number_of(gpus[1]) if gpus else 0)
         if not elapsed:
             return None
         return Usage(elapsed, gpu_s / 3600, cpu / cores if cores else None, memory or None)
@@ -221,8 +227,8 @@ def _array_task(array: str, index: str) -> ArrayTask:
     return ArrayTask(array, int(index), count, position)
 
 
-def _queued(line: str) -> tuple[str, JobState]:
-    job, state, reason, submitted, name = line.split("|", 4)
+def _queued(cells: list[str]) -> tuple[str, JobState]:
+    job, state, reason, submitted, name = cells
     why = "" if reason == "None" else reason
     return job, JobState(state, why, state not in ENDED, _seconds(submitted), name)
 
@@ -239,19 +245,21 @@ def _seconds(text: str) -> float:
     """Seconds since 1970 of Slurm's local time; 0 where it names none."""
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
 def _duration(text: str) -> float:
     """Seconds of [D-][HH:]MM:SS[.mmm]."""
     days, _, clock = text.rpartition("-")
-    parts = [float(part or 0) for part in clock.split(":")]
-    return int(days or 0) * 86_400 + functools.reduce(lambda total, part: total * 60 + part, parts)
+    parts = [number_of(part) for part in clock.split(":")[:3]]
+    return number_of(days) * 86_400 + functools.reduce(lambda total, part: total * 60 + part, parts)
 
 
-def _lines(output: str) -> list[str]:
-    return [line for line in output.splitlines() if "|" in line]
+def _lines(output: str, count: int) -> list[list[str]]:
+    """The lines of `count` cells; what else a program prints is left out."""
+    found = [line.split("|", count - 1) for line in output.splitlines()]
+    return [cells for cells in found if len(cells) == count]
 
 
 # ---- what sbatch is given ------------------------------------------------------------------------

@@ -28,9 +28,9 @@ def summary(config: JobCommand, starts: list[dict[str, Any]], found: Allocation 
         text = f"{state}: {reached:,} {unit}, {max(0, reached - before):,} of them in this start"
         timing = read_rows(config.run, "timing.jsonl")
         if timing:
-            text += f"; {timing[-1]['images_per_s']:,.0f} {unit}/s"
-            memory = timing[-1].get("memory_gb")
-            text += f"; peak memory {memory:.1f} GB" if memory else ""
+            rate, memory = timing[-1].get("images_per_s"), timing[-1].get("memory_gb")
+            text += f"; {rate:,.0f} {unit}/s" if rate else ""
+            text += f"; peak memory {memory:.1f} GB" if isinstance(memory, float) else ""
         lines.append(text)
     seconds = sum(_seconds(start) for start in starts)
     gpus = sum(count for _, count in found.nodes) if found else 0

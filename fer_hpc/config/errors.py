@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 # Exit codes of every command.
 EXIT_FINISHED = 0
@@ -17,10 +18,12 @@ class UserError(Exception):
     """A mistake that the user can correct; printed as one message, never as a traceback.
 
     Control characters, which a file's content may bring into it, become spaces: it stays one line.
+    Of a word that is longer than any path's useful part, only both ends are shown.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(c if c.isprintable() else " " for c in message))
+        line = "".join(c if c.isprintable() else " " for c in message)
+        super().__init__(re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", line))
 
 
 def flag_name(field: str) -> str:

@@ -202,7 +202,10 @@ def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
             f"{config.run} was started with {changes}: {why}; use another --run folder, "
             "or the first start's flags"
         )
-    return dataclasses.replace(config, **resolved)
+    try:
+        return dataclasses.replace(config, **resolved)
+    except UserError as error:  # in a value that the first start has stored
+        raise UserError(f"{config.run / 'config.json'} is damaged: {error}") from None
 
 
 def flag_arguments(field: str, value: Any) -> list[str]:

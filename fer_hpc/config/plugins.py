@@ -24,6 +24,7 @@ from fer_hpc.config.errors import UserError
 
 GROUP = "fer_hpc.plugins"
 VARIABLE = "FER_PLUGINS"
+MAX_NAME = 100  # characters of what a plugin registers
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,16 @@ def _load_entry_point(point: importlib.metadata.EntryPoint) -> Origin | None:
         return None
     origin = Origin(str(file), hashlib.sha256(file.read_bytes()).hexdigest())
     return _loaded.setdefault(str(file), origin)
+
+
+def check_name(what: str, name: object) -> None:
+    """A UserError where `name` is not a text that can stand on a command line."""
+    good = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
+    if not good or "/" in str(name) or name != str(name).strip():
+        raise UserError(
+            f"register_{what}({repr(name)[:60]}): wanted a name of 1 to {MAX_NAME} characters, as "
+            f"register_{what}('mine')"
+        )
 
 
 def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> None:

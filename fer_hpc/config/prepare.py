@@ -112,6 +112,11 @@ class DoctorConfig:
     sheet: Path | None = option(
         None, "PNG to write: the faces of each duplicate or leak side by side", file=True
     )
+    suspects: Path | None = option(
+        None,
+        "label-noise-NAME.csv of a run: faces to show as well; --fix drops those of train",
+        file=True,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

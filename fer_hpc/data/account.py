@@ -15,23 +15,28 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.data import faces, shards
 from fer_hpc.data.finder import box_rule
-from fer_hpc.data.plan import Plan, Shard
+from fer_hpc.data.plan import Plan, Shard, read_part
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tally import Tally
-from fer_hpc.files import read_json, write_bytes
+from fer_hpc.files import check_shape, write_bytes
 
 OUTSIDE = "box or landmarks outside the picture"
+SUMMARY = {
+    "rejects": {"n": int},
+    "empty_boxes": int,
+    "account": ({"ignored": {"n": int}}, None),
+}
 NO_BOX = "no landmarks or box, although others have them"
 
 
 def missing_parts(out: Path, plan: Plan) -> list[Shard]:
     """The shards that other tasks have still to write."""
-    return [s for s in plan.shards if not (out / "parts" / f"{s.name}.json").exists()]
+    return [s for s in plan.shards if read_part(out, s) is None]
 
 
 def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
     """Merge the parts: rejects.csv and, if not too much was left out, the manifest."""
-    parts = {s.name: read_json(config.out / "parts" / f"{s.name}.json") for s in plan.shards}
+    parts = {s.name: part for s in plan.shards if (part := read_part(config.out, s))}
     rejects = [("", *r) for r in plan.rows.rejects]
     rejects += [(s.split, *r) for s in plan.shards for r in parts[s.name]["rejects"]]
     _write_rejects(config.out / "rejects.csv", rejects)
@@ -209,8 +214,9 @@ def summary(out: Path) -> str:
     manifest = shards.read_manifest(out)
     counts = ", ".join(f"{s} {manifest.n(s):,}" for s in shards.SPLITS if manifest.n(s))
     content = manifest.content
+    check_shape(content, SUMMARY, str(out / "manifest.json"))
     rejected, whole = content["rejects"]["n"], content["empty_boxes"]
-    ignored = content.get("account", {}).get("ignored", {}).get("n", 0)
+    ignored = (content.get("account") or {"ignored": {"n": 0}})["ignored"]["n"]
     return (
         f"{counts} faces (split {content['split_rule']})"
         + (f", {rejected:,} rejected (see {out / 'rejects.csv'})" if rejected else "")

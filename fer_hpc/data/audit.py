@@ -37,11 +37,28 @@ class Finding:
     rows: list[tuple[str, int]]  # (split, row) that --fix drops because of it
     places: list[Place] = field(default_factory=list)  # the first of them, where they have no pair
     pairs: list[tuple[Place, Place]] = field(default_factory=list)  # the first ones, both sides
+    texts: list[list[str]] = field(default_factory=list)  # of each of `places`, beside its face
 
     def examples(self, most: int) -> list[str]:
         """The first ones as text, with both sides of a pair."""
+        if self.texts:
+            both = zip(self.places[:most], self.texts, strict=False)
+            return [f"{place}: {' '.join(text)}" for place, text in both]
         pairs = [f"{a} = {b}" for a, b in self.pairs[:most]]
         return pairs or [str(place) for place in self.places[:most]]
+
+
+def place_of(manifest: Manifest, split: Split, row: int) -> Place:
+    """Where a row of a split is."""
+    shard = int(np.searchsorted(split.starts, row, side="right")) - 1
+    return Place(
+        split.name,
+        row,
+        split.columns["source_id"][row].decode("utf-8", "replace"),
+        manifest.content["splits"][split.name]["shards"][shard]["file"],
+        row - int(split.starts[shard]),
+        manifest.classes[split.columns["labels"][row]],
+    )
 
 
 class _Faces:
@@ -60,17 +77,8 @@ class _Faces:
         _, self.image = np.unique(self.columns["image_hash"], return_inverse=True)
 
     def place(self, i: int) -> Place:
-        name, row = self.names[self.part[i]], int(self.row[i])
-        starts = self.splits[name].starts
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        return Place(
-            name,
-            row,
-            self.columns["source_id"][i].decode("utf-8", "replace"),
-            self.manifest.content["splits"][name]["shards"][shard]["file"],
-            row - int(starts[shard]),
-            self.manifest.classes[self.columns["labels"][i]],
-        )
+        split = self.splits[self.names[self.part[i]]]
+        return place_of(self.manifest, split, int(self.row[i]))
 
     def finding(
         self,

@@ -99,6 +99,16 @@ ORDERS = {
         "Fear",
         "Contempt",
     ),
+    "ckplus": (
+        "Neutral",
+        "Anger",
+        "Contempt",
+        "Disgust",
+        "Fear",
+        "Happiness",
+        "Sadness",
+        "Surprise",
+    ),
     "rafdb": ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral"),
 }
 ORDERS["expw"] = ORDERS["fer2013"]
@@ -114,18 +124,19 @@ def read_stated(text: str) -> StatedClasses:
     """
     if not text.strip():
         return StatedClasses()
-    if "," in text and not Path(text).is_file():
+    is_file = _is_file(text)
+    if "," in text and not is_file:
         names = canonical_names([name.strip() for name in text.split(",")])
         _check_names(names)
         if len(set(names)) < len(names):
             raise UserError(f"--classes {text}: a name occurs twice; a CSV file can merge classes")
         return StatedClasses(names=tuple(names))
     path = Path(text)
-    if text.lower() in ORDERS and not path.is_file():
+    if text.lower() in ORDERS and not is_file:
         return StatedClasses(names=ORDERS[text.lower()], order=text.lower())
-    if not path.is_file():
+    if not is_file:
         raise UserError(
-            f"--classes {text}: neither names with commas between them (smile,frown,plain), nor a "
+            f"--classes {text[:200]}: neither names with commas between (smile,frown,plain), nor a "
             "CSV file of two columns (label in the data, class name), nor whose numbers they are "
             f"({', '.join(ORDERS)})"
         )
@@ -148,6 +159,13 @@ def read_stated(text: str) -> StatedClasses:
     names = canonical_names([line[1].strip() for line in lines])
     _check_names(names)
     return StatedClasses(table=dict(zip(keys, names, strict=True)))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than names of files are
+        return False
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fer_hpc.config import UserError
 from fer_hpc.data.classes import expression
 from fer_hpc.data.pictures import is_picture
+from fer_hpc.data.readers.ckplus import emotion_of
 from fer_hpc.data.readers.folder_labels import LABELS, PATHS, first_of, label_tables
 from fer_hpc.data.sequences import NAME_CODES, stem
 from fer_hpc.data.split_names import named_split, split_of
@@ -80,6 +81,9 @@ def _special(tree: Tree) -> dict[str, str]:
     names = [name for name, _ in tree.files()]
     last = {name.rpartition("/")[2]: name for name in reversed(names)}
     fits = {source: last[n] for n, source in LISTS.items() if n in last}
+    emotions = [n for n in names if n.endswith("_emotion.txt") and emotion_of(n)]
+    if emotions:
+        fits["ckplus"] = emotions[0]
     pixels = [n for n in ("fer2013.csv", "icml_face_data.csv") if n in last]
     if pixels:
         fits["fer2013"] = last[pixels[0]]

@@ -24,6 +24,7 @@ from fer_hpc.config.commands import DoctorConfig
 from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
+from fer_hpc.data.suspects import suspects
 from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes, write_json
 
 SHOWN = 5  # examples of each finding
@@ -39,6 +40,8 @@ def doctor(config: DoctorConfig) -> int:
     damage = verify(manifest)
     splits = {} if damage else {s: open_split(manifest, s) for s in SPLITS if manifest.n(s)}
     findings = audit(manifest, splits) if splits else []
+    if config.suspects and splits:
+        findings.append(suspects(config.suspects, manifest, splits))
     as_json = _as_json(manifest, damage, findings)
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def doctor(config: DoctorConfig) -> int:
     if config.sheet:
         _write_sheet(config.sheet, splits, findings)
     if config.fix:
-        _write_clean(manifest, findings, config.fix)
+        _write_clean(manifest, findings, config)
     return EXIT_FINDINGS if damage or any(f.count for f in findings) else EXIT_FINISHED
 
 
@@ -109,14 +112,18 @@ def _shard_damage(path: Path, entry: dict[str, Any]) -> str:
 
 
 def _write_sheet(path: Path, splits: dict[str, Split], findings: list[Finding]) -> None:
-    """A picture of all findings with pairs: both faces side by side, each under its id."""
+    """A picture of all findings with pairs or texts: both faces, or a face and what is said of it,
+    side by side, each face under its id."""
     if path.suffix.lower() != ".png":
         raise UserError(f"--sheet {path}: a PNG is written; give a name that ends in .png")
     width = SHEET_COLUMNS * (2 * FACE_SIDE + TITLE)
     strips: list[NDArray[np.uint8]] = []
-    for finding in (f for f in findings if f.pairs):
+    for finding in (f for f in findings if f.pairs or f.texts):
         strips.append(_titled(f"{finding.count:,} {finding.what}", width))
-        tiles = [np.concatenate([_tile(p, splits) for p in pair], 1) for pair in finding.pairs]
+        sides = [[_tile(place, splits) for place in pair] for pair in finding.pairs]
+        alone = zip(finding.places, finding.texts, strict=False)
+        sides += [[_tile(place, splits), _panel(text)] for place, text in alone]
+        tiles = [np.concatenate(both, 1) for both in sides]
         tiles = [np.pad(tile, ((0, 0), (0, TITLE), (0, 0))) for tile in tiles]
         tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % SHEET_COLUMNS)
         for i in range(0, len(tiles), SHEET_COLUMNS):
@@ -124,7 +131,10 @@ def _write_sheet(path: Path, splits: dict[str, Split], findings: list[Finding]) 
     if not strips:
         strips = [_titled("no pairs were found", width)]
     write_bytes(path, cv2.imencode(".png", np.concatenate(strips))[1].tobytes())
-    print(f"{path}: {sum(len(f.pairs) for f in findings)} pairs", file=sys.stderr)
+    words = f"{sum(len(f.pairs) for f in findings)} pairs"
+    if singles := sum(len(f.texts) for f in findings):
+        words += f", {singles} suspects"
+    print(f"{path}: {words}", file=sys.stderr)
 
 
 def _tile(place: Place, splits: dict[str, Split]) -> NDArray[np.uint8]:
@@ -138,6 +148,13 @@ def _tile(place: Place, splits: dict[str, Split]) -> NDArray[np.uint8]:
     return np.concatenate([*(_titled(title, FACE_SIDE) for title in titles), face])
 
 
+def _panel(lines: list[str]) -> NDArray[np.uint8]:
+    """Lines of text in a field of the size of a tile."""
+    strips = [_titled("", FACE_SIDE)] * 2 + [_titled(line, FACE_SIDE) for line in lines]
+    field = np.concatenate(strips)
+    return np.pad(field, ((0, FACE_SIDE + 2 * TITLE - len(field)), (0, 0), (0, 0)))
+
+
 def _titled(text: str, width: int) -> NDArray[np.uint8]:
     strip = np.zeros((TITLE, width, 3), np.uint8)
     font, white = cv2.FONT_HERSHEY_SIMPLEX, (255, 255, 255)
@@ -145,9 +162,12 @@ def _titled(text: str, width: int) -> NDArray[np.uint8]:
     return strip
 
 
-def _write_clean(manifest: Manifest, findings: list[Finding], out: Path) -> None:
+def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConfig) -> None:
     """A copy of the data without the rows that findings drop, and dropped.csv with the reasons."""
-    plan = f"fixed {manifest.fingerprint}"
+    assert config.fix
+    out, plan = config.fix, f"fixed {manifest.fingerprint}"
+    if config.suspects:
+        plan += f", suspects {sha256(config.suspects)[:16]}"
     stored = read_json(out / "manifest.json")
     if stored and stored.get("plan") == plan:
         print(f"{out}: the clean copy is there, nothing to do", file=sys.stderr)

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.plugins import describe, error_line
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import Rows, Source
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
+from fer_hpc.data.manifest import SHARD, find_manifest
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tables import read_columns
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import read_json, read_record, sha256
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
 SHARD_ROWS = 16_384
@@ -65,10 +67,10 @@ class Plan:
 
 def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Plan:
     """List a source and divide its rows; raises UserError for data or options that do not fit."""
-    rows = source.rows()
-    classes = tuple(source.classes)
-    if not spec.reads_classes:
-        rows, classes = _checked(spec, rows, classes, read_stated(config.classes))
+    if spec.reads_classes:
+        rows, classes = source.rows(), tuple(source.classes)
+    else:
+        rows, classes = _rows_of_plugin(spec, source, read_stated(config.classes))
     if config.columns is not None:
         rows.columns.update(read_columns(config.columns, rows.source_id))
     if "group" in rows.columns:
@@ -132,6 +134,24 @@ def _hash(
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
+def _rows_of_plugin(
+    spec: SourceSpec, source: Source, stated: StatedClasses
+) -> tuple[Rows, tuple[str, ...]]:
+    """The checked rows and classes of a source that others wrote."""
+    try:
+        return _checked(spec, source.rows(), tuple(source.classes), stated)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if spec.origin is None:
+            raise
+        line = error_line(error, spec.origin.path)
+        raise UserError(
+            f"--source {spec.name}: {spec.origin.path}: {line}its rows() or classes cannot be "
+            f"used: {describe(error)}"
+        ) from error
+
+
 def _checked(
     spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
 ) -> tuple[Rows, tuple[str, ...]]:
@@ -149,6 +169,10 @@ def _checked(
             raise refuse(f"{length:,} entries of {name} for {n:,} of source_id")
     if not n:
         raise refuse("rows() gives no face")
+    if not all(isinstance(text, str) for text in (*rows.source_id, *rows.split, *classes)):
+        raise refuse("ids, splits and classes must be texts")
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise refuse(f"wanted two classes or more, each once; it has {classes}")
     labels = np.asarray(rows.label)
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
         raise refuse(f"labels must be whole numbers from 0 to {len(classes) - 1} ({classes})")
@@ -199,11 +223,27 @@ def _numbered(people: NDArray[Any]) -> NDArray[np.int64]:
     return np.array([number[name] for name in names.tolist()], np.int64)
 
 
+PART = {
+    "plan": str,
+    "entry": SHARD,
+    "class_counts": [int, ...],
+    "rejects": [[str, str], ...],
+    "fallbacks": {"outside": [int, str], "no_box": [int, str]},
+}
+
+
+def read_part(out: Path, shard: Shard) -> dict[str, Any] | None:
+    """The account of a shard that was written; None where it is missing or damaged."""
+    part = read_record(out / "parts" / f"{shard.name}.json", PART)
+    return part if part and part["entry"]["file"] == f"{shard.name}.h5" else None
+
+
 def check_same_plan(out: Path, plan: Plan) -> None:
     """UserError where a folder holds shards of another plan."""
     stored = [read_json(out / "manifest.json")]
     stored += [read_json(p) for p in sorted((out / "parts").glob("*.json"))]
-    if any(entry is not None and entry.get("plan") != plan.hash for entry in stored):
+    plans = [entry.get("plan") for entry in stored if isinstance(entry, dict)]
+    if any(each != plan.hash for each in plans):
         raise UserError(
             f"--out {out} holds shards of another source, of pictures or tables that have changed "
             "since (size, time, content), or of other options (size, channels, crop, split, "
@@ -213,8 +253,11 @@ def check_same_plan(out: Path, plan: Plan) -> None:
 
 def all_verified(out: Path) -> bool:
     """Whether there is a manifest, and every shard in it has the bytes that it states."""
-    manifest = read_json(out / "manifest.json")
-    splits = manifest["splits"].values() if manifest else []
+    try:
+        manifest = find_manifest(out)
+    except UserError:  # damaged: it is written again
+        return False
+    splits = manifest.content["splits"].values() if manifest else []
     entries = [entry for split in splits for entry in split["shards"]]
     return bool(entries) and all(
         (out / e["file"]).exists() and sha256(out / e["file"]) == e["sha256"] for e in entries
@@ -223,9 +266,9 @@ def all_verified(out: Path) -> bool:
 
 def is_done(out: Path, shard: Shard, plan: Plan) -> bool:
     """Whether a shard's part file and its verified bytes are there."""
-    part, path = read_json(out / "parts" / f"{shard.name}.json"), out / f"{shard.name}.h5"
+    part, path = read_part(out, shard), out / f"{shard.name}.h5"
     return (
-        bool(part)
+        part is not None
         and part["plan"] == plan.hash
         and path.exists()
         and sha256(path) == part["entry"]["sha256"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import Origin, check_name_free, origin_of_caller
+from fer_hpc.config.plugins import Origin, check_name, check_name_free, origin_of_caller
 
 if TYPE_CHECKING:
     from fer_hpc.data.annotations import Source
@@ -48,6 +48,8 @@ def register_source(
     See fer_hpc.data.annotations for what a Source is. `config` is the PreprocessConfig of the
     command, with `input`, `seed`, `count` and so on. Raises UserError where the name is taken.
     """
+
+    check_name("source", name)
 
     def register(opener: Opener) -> Opener:
         if not callable(opener):
@@ -133,35 +135,35 @@ def _ferplus(config: PreprocessConfig) -> Source:
 
     if config.classes:
         raise UserError("--classes: FER+ names its classes itself; leave it out")
-    return FerPlus(_tree(config), config.labels == "distribution")
+    return FerPlus(_tree(config, beside=True), config.labels == "distribution")
 
 
 @_built_in("rafdb", "RAF-DB: EmoLabel/list_patition_label.txt, or train/1 to train/7")
 def _rafdb(config: PreprocessConfig) -> Source:
     from fer_hpc.data.readers.rafdb import RafDb
 
-    return RafDb(_tree(config), _stated(config))
+    return RafDb(_tree(config, beside=True), _stated(config))
 
 
 @_built_in("expw", "ExpW: label.lst, and the pictures anywhere below its folder")
 def _expw(config: PreprocessConfig) -> Source:
     from fer_hpc.data.readers.expw import ExpW
 
-    return ExpW(_tree(config), _file_name(config), _stated(config))
+    return ExpW(_tree(config, beside=True), _file_name(config), _stated(config))
 
 
 @_built_in("yolo", "YOLO: images/ beside labels/, names in data.yaml or --classes")
 def _yolo(config: PreprocessConfig) -> Source:
     from fer_hpc.data.readers.yolo import Yolo
 
-    return Yolo(_tree(config), _stated(config))
+    return Yolo(_tree(config, beside=True), _stated(config))
 
 
 @_built_in("parquet", "Hugging Face's .parquet files with picture bytes and labels")
 def _parquet(config: PreprocessConfig) -> Source:
     from fer_hpc.data.readers.parquet import Parquet
 
-    return Parquet(_tree(config), _stated(config), _file_name(config))
+    return Parquet(_tree(config, beside=True), _stated(config), _file_name(config))
 
 
 @_built_in("arrays", "a folder of X_train.npy, y_train.npy (one-hot or numbers), val and test")
@@ -176,6 +178,13 @@ def _folder(config: PreprocessConfig) -> Source:
     from fer_hpc.data.readers.folders import ClassFolders
 
     return ClassFolders(_tree(config), stated=_stated(config))
+
+
+@_built_in("ckplus", "CK+: cohn-kanade-images/ beside Emotion/, and maybe Landmarks/")
+def _ckplus(config: PreprocessConfig) -> Source:
+    from fer_hpc.data.readers.ckplus import CkPlus
+
+    return CkPlus(_tree(config), _stated(config))
 
 
 @_built_in("jaffe", "JAFFE: KA.AN1.39.tiff; person and expression are in the name")
@@ -215,18 +224,19 @@ def _scratch(config: PreprocessConfig) -> Path:
 
 def _file_name(config: PreprocessConfig) -> str:
     """The name of --input where it is a single file, not a folder or an archive; else ""."""
-    from fer_hpc.data.tree import is_archive
+    from fer_hpc.data.tree import ARCHIVES, is_archive
 
     path = _input(config)
-    return path.name if path.is_file() and not is_archive(path) else ""
+    is_packed = path.name.lower().endswith(ARCHIVES)  # or should be, and is damaged
+    return path.name if path.is_file() and not is_packed and not is_archive(path) else ""
 
 
-def _tree(config: PreprocessConfig) -> Tree:
-    """The files of --input: a folder, an archive, or those beside a file."""
+def _tree(config: PreprocessConfig, beside: bool = False) -> Tree:
+    """The files of --input: a folder, an archive or, if wanted, those beside a file."""
     from fer_hpc.data.tree import open_tree
 
     path = _input(config)
-    if _file_name(config):
+    if beside and _file_name(config):
         path = path.parent
         path = path.parent if path.name == "EmoLabel" else path  # RAF-DB's, beside Image/
     return open_tree(path, _scratch(config))

@@ -259,8 +259,13 @@ def _scores_of(path: Path, about: About) -> dict[str, Any] | None:
     found = read_json(path)
     if not isinstance(found, dict) or found.get("weights") != about.weights:
         return None
-    needed = ("n", "accuracy_95", "balanced_accuracy_95", "macro_f1_95", "majority_rate", "classes")
-    return {**found, "name": path.stem.removeprefix("eval-")} if set(needed) <= set(found) else None
+    scores = {**found, "name": path.stem.removeprefix("eval-")}
+    try:
+        _performance([scores])
+        _calibration([scores], about)
+    except DAMAGE:
+        return None
+    return scores
 
 
 def _interval(scores: dict[str, Any], key: str) -> str:

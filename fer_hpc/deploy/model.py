@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fer_hpc.config import UserError
 from fer_hpc.files import DAMAGE, check_shape, damage_reason
 
+MAX_SIDE = 4096  # pixels of a face
 METADATA = "fer_hpc"  # the key of an ONNX file's metadata that holds `About` as JSON
 
 
@@ -41,6 +42,11 @@ class About:
         wanted = {"run": str, "network": str, "classes": [str, ...], "image_shape": [int, ...]}
         more = {"faces": {}, "weights": str, "epoch": int, "temperature": (float, None)}
         check_shape(found, {**wanted, **more, "input": str}, where)
+        sides, names = found["image_shape"], found["classes"]
+        if len(sides) != 3 or not all(1 <= s <= MAX_SIDE for s in sides) or sides[2] not in (1, 3):
+            raise UserError(f"{where}: image_shape is {sides}; wanted height, width, 1 or 3")
+        if len(names) < 2 or found["input"] not in ("uint8", "float"):
+            raise UserError(f"{where}: its classes or its input are impossible")
         return About(**{f.name: found[f.name] for f in fields(About)})
 
 
@@ -85,6 +91,7 @@ class OnnxModel:
     def __init__(self, path: Path, device: str = "auto") -> None:
         if not path.is_file():
             raise UserError(f"{path}: no such file; wanted a .onnx file of fer-hpc export")
+        self._path = path
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
@@ -111,13 +118,15 @@ class OnnxModel:
 
     def __call__(self, faces: NDArray[np.uint8]) -> Outputs:
         given = faces if self.about.input == "uint8" else faces.astype(np.float32) / 255
-        found = dict(
-            zip(
-                (each.name for each in self._session.get_outputs()),
-                self._session.run(None, {"faces": given}),
-                strict=True,
-            )
-        )
+        names = [each.name for each in self._session.get_outputs()]
+        try:
+            found = dict(zip(names, self._session.run(None, {"faces": given}), strict=True))
+        except Exception as error:  # its own errors have no common class
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self._path} cannot be run: {reason}; export it again") from None
+        shape = len(faces), len(self.about.classes)
+        if "probabilities" not in found or np.shape(found["probabilities"]) != shape:
+            raise UserError(f"{self._path} gives no probabilities {list(shape)}; export it again")
         affect = found.get("affect")
         return Outputs(
             found["probabilities"].astype(np.float64),

@@ -82,9 +82,8 @@ def _compare_rows(verdict: Verdict) -> float:
         if names:
             values = ", ".join(f"{n} {row[n]!r} against {other.get(n)!r}" for n in names[:3])
             more = f" and {len(names) - 3} more values" if len(names) > 3 else ""
-            verdict.first_epoch = (
-                f"epoch {row['epoch']}, which ends at {row['images_seen']:,} images: {values}{more}"
-            )
+            place = f"epoch {row.get('epoch')}, which ends at {row['images_seen']:,} images"
+            verdict.first_epoch = f"{place}: {values}{more}"
             verdict.compared.append("metrics")
             return float(row["images_seen"])
     common = min(map(len, rows))

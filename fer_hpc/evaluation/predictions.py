@@ -16,7 +16,15 @@ from fer_hpc.evaluation.calibration import FITTED_HERE, calibration, stored_temp
 from fer_hpc.evaluation.results import result_files
 from fer_hpc.files import DAMAGE, write_json
 
-ARRAYS = ("logits", "labels", "classes", "source_id", "group", "image_hash")
+KINDS = {  # of numpy's dtypes
+    "logits": "f",
+    "labels": "i",
+    "classes": "U",
+    "source_id": "S",
+    "group": "i",
+    "image_hash": "S",
+}
+ARRAYS = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,10 @@ def read_predictions(run: Path, name: str) -> Predictions:
             arrays = {key: saved[key] for key in ARRAYS}
     except (*DAMAGE, zipfile.BadZipFile, zlib.error, EOFError) as why:
         raise UserError(f"{path} is damaged ({type(why).__name__}); {again} again") from None
-    n, classes = len(arrays["labels"]), tuple(str(c) for c in arrays["classes"])
+    n, classes = arrays["labels"].size, tuple(str(c) for c in arrays["classes"].ravel())
+    shapes = dict.fromkeys(ARRAYS, (n,)) | {"logits": (n, len(classes)), "classes": (len(classes),)}
     if (
-        arrays["logits"].shape != (n, len(classes))
-        or any(len(arrays[key]) != n for key in ("source_id", "group", "image_hash"))
+        any(a.dtype.kind != KINDS[key] or a.shape != shapes[key] for key, a in arrays.items())
         or not n
         or not 0 <= arrays["labels"].min() <= arrays["labels"].max() < len(classes)
         or not np.isfinite(arrays["logits"]).all()

@@ -10,6 +10,7 @@ from torch import nn
 
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.plugins import (
+    check_name,
     check_name_free,
     describe,
     error_line,
@@ -54,6 +55,7 @@ def register_model(
 
     See ModelSpec for the arguments. Raises UserError where the name is taken by something else.
     """
+    check_name("model", name)
     _check_two_numbers(name, "sides", sides, "the smallest and the largest, in pixels")
     _check_two_numbers(name, "face", face, "the side in pixels and the channels")
 

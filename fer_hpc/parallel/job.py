@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from fer_hpc.config import UserError
 
+MAX_HOSTS = 100_000  # in one range of names
 INHERITED = (  # of no use to the processes that a job starts, and wrong where they are inherited
     "SLURM_ARRAY_", "SLURM_CPU_BIND", "SLURM_DISTRIBUTION", "SLURM_GPUS_PER_", "SLURM_GPU_BIND",
     "SLURM_JOB_END_TIME", "SLURM_LOCALID", "SLURM_MEM_BIND", "SLURM_NPROCS", "SLURM_NTASKS",
@@ -131,6 +132,8 @@ def _numbers(ranges: str) -> list[str]:
     found = []
     for each in ranges.split(","):
         first, _, last = each.partition("-")
+        if int(last or first) - int(first) > MAX_HOSTS:
+            raise ValueError(f"more than {MAX_HOSTS:,} nodes in {ranges[:40]!r}")
         found += [f"{i:0{len(first)}}" for i in range(int(first), int(last or first) + 1)]
     return found
 

@@ -162,7 +162,7 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
         times, torn_times = read_history(path, "timing.jsonl")
         check_shape(times, [shapes.TIMING, ...], "timing.jsonl")
         environment = _checked(read_environment(path), {}, "environment.json")
-        data = Path(environment.get("data", config["data"]["path"]))
+        data = Path(environment.get("data") or config["data"]["path"])
     except DAMAGE as why:
         damaged.append((path, damage_reason(why)))
         return None

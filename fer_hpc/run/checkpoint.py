@@ -103,6 +103,9 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(
             f"{path}: refused, it holds objects other than tensors, numbers and text"
         ) from None
+    except Exception as error:  # of many kinds, for an archive or tensors that are not as written
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DamagedCheckpoint(f"{path}: its content cannot be read ({reason})") from None
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"{path}: holds no training state")
     return state

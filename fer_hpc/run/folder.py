@@ -33,8 +33,9 @@ from fer_hpc.run.lease import STATUS, holder_of
 IDENTITY_RUN = "identity"  # folder, within a GAN's run, of its judge of persons
 
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
+ROW = {"images_seen": int, "epoch": (int, None), "images_per_s": (float, None)}
 CONFIG = {"science": {}, "data": {"path": str, "fingerprint": str}}
-ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None)}
+ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None), "data": (str, None)}
 
 
 def attempt_numbers(run: Path) -> list[int]:
@@ -164,7 +165,7 @@ def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in complete:
         with contextlib.suppress(ValueError, RecursionError, UserError):
             row = json.loads(line)
-            check_shape(row, {"images_seen": int}, path.name)
+            check_shape(row, ROW, path.name)
             rows.append(row)
     return rows, len(complete) - len(rows)
 
@@ -235,7 +236,7 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 def data_folder(run: Path) -> Path:
     """Where the run's data was at its newest start."""
-    return Path(read_environment(run).get("data", read_run_config(run)["data"]["path"]))
+    return Path(read_environment(run).get("data") or read_run_config(run)["data"]["path"])
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from fer_hpc.study.state import (
     PartState,
     error_line,
     jobs_of,
+    read_part,
     record_part,
     states_of_parts,
     trials_of,
@@ -119,8 +120,8 @@ class Driver:
         more = {"scheduler": "local", "cluster": Local().cluster(), "name": "fer-study"}
         record_job(self.plan.out, job, ["study", str(self.plan.out)], [], **more)
         for part in self.parts:  # the same command tries again what has failed
-            stored = self.plan.out / "parts" / f"{part.name.replace('/', '.')}.json"
-            if (read_json(stored) or {}).get("failed"):
+            stored = read_part(self.plan, part)
+            if stored and stored["failed"]:
                 record_part(self.plan, part)
         self._adopt()
         looked = -LOOK_S

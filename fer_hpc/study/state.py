@@ -265,7 +265,7 @@ def progress(plan: Plan, part: Part) -> tuple[float, str]:
             return 0.0, ""
         stored = find_run_config(part.folder) or {"science": {}}
         rows, epochs = read_rows(part.folder), stored["science"].get("epochs") or part.epochs
-        epoch = rows[-1]["epoch"] if rows else 0
+        epoch = rows[-1].get("epoch") or 0 if rows else 0
         return epoch / max(epochs, 1), f"epoch {epoch} of {epochs}"
     if part.kind == "grid":
         trials = [path.parent for path in part.folder.glob("trials/*/config.json")]

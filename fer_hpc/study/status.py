@@ -61,7 +61,8 @@ def _detail(part: Part, state: PartState) -> str:
     if state.state == "blocked":
         text += f" ({state.why})"
     if state.state == "finished" and part.kind == "train":
-        best = max((row["val_accuracy"] for row in read_rows(part.folder)), default=None)
+        found = [row.get("val_accuracy") for row in read_rows(part.folder)]
+        best = max((value for value in found if isinstance(value, float)), default=None)
         text = f"{seed}: val {best:.3f}" if best is not None else text
     return text
 

@@ -26,7 +26,8 @@ from fer_hpc.config import (
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.data.manifest import find_manifest
-from fer_hpc.files import read_json, read_stored, remove_leftovers, write_json
+from fer_hpc.evaluation.metrics import METRICS
+from fer_hpc.files import REMEDIES, read_record, read_stored, remove_leftovers, write_json
 from fer_hpc.run.folder import HALTED_REASON, read_status
 from fer_hpc.sweep.fields import parse_grid
 
@@ -105,6 +106,41 @@ def format_value(value: Any) -> str:
 # ---- sweep.json ----------------------------------------------------------------------------------
 
 
+SWEEP = {
+    "preset": str,
+    "metric": str,
+    "data": str,
+    "fingerprint": str,
+    "science": {"threads": int},
+    "runtime": ({"init_from": (str, None)}, None),  # not in sweeps of older versions
+    "trials": {str: {"batch_size": int, "lr": float, "seed": int}},
+}
+
+
+def read_sweep(out: Path) -> dict[str, Any] | None:
+    """The content of OUT/sweep.json, or None where it is missing; a UserError where it is damaged.
+
+    A trial's name is that of a folder in OUT/trials, and all trials have the same fields.
+    """
+    stored = read_stored(out / "sweep.json", SWEEP)
+    if stored is None:
+        return None
+    trials = stored["trials"]
+    fields = {tuple(sorted(swept)) for swept in trials.values()}
+    plain = (str, int, float, bool)
+    prefix = stored["metric"].partition("_")[0]
+    if (
+        len(fields) != 1
+        or prefix not in ("train", "val")
+        or stored["metric"].removeprefix(f"{prefix}_") not in METRICS
+        or not all(re.fullmatch(r"\w[\w.+=-]{0,250}", name) for name in trials)
+        or not all(isinstance(v, plain) for swept in trials.values() for v in swept.values())
+    ):
+        why = "its trials or its metric are impossible"
+        raise UserError(f"{out / 'sweep.json'} is damaged ({why}); {REMEDIES['sweep.json']}")
+    return dict(stored)
+
+
 def swept_fields(stored: dict[str, Any]) -> list[str]:
     """The fields that a stored sweep varies, without the seed."""
     return [field for field in next(iter(stored["trials"].values())) if field != "seed"]
@@ -130,7 +166,7 @@ def _shared(sweep: SweepConfig, trials: list[Trial]) -> dict[str, Any]:
 
 def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
     """A UserError where --out holds something else than this sweep."""
-    stored = read_stored(sweep.out / "sweep.json")
+    stored = read_sweep(sweep.out)
     if stored is None:
         jobs_and_logs = ("jobs", "logs")
         if sweep.out.is_dir() and any(p.name not in jobs_and_logs for p in sweep.out.iterdir()):
@@ -168,7 +204,7 @@ def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tupl
         (field, science.get(field, defaults[field]), value)
         for field, value in shared["science"].items()
     ]
-    if "runtime" in stored:
+    if stored.get("runtime"):
         weights = (stored["runtime"]["init_from"], shared["runtime"]["init_from"])
         pairs.append(("init_from", *weights))
     return [(field, then, value) for field, then, value in pairs if then != value]
@@ -177,7 +213,7 @@ def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tupl
 def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
     """Write sweep.json, or add trials to it; a UserError where it holds another sweep."""
     check_sweep(sweep, trials)
-    before = (read_stored(sweep.out / "sweep.json") or {}).get("trials", {})
+    before = (read_sweep(sweep.out) or {}).get("trials", {})
     sweep.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(sweep.out)
     stored = {"preset": preset, **_shared(sweep, trials), "data": str(sweep.data.absolute())}
@@ -195,10 +231,16 @@ def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:
 
 def record_failure(out: Path, name: str, reason: str) -> None:
     """Keep why a trial's process died, where the trial itself could not; "" removes the entry."""
-    failures = read_json(out / "failures.json") or {}
+    failures = _failures(out)
     if failures.get(name, "") != reason:
         failures = {k: v for k, v in {**failures, name: reason}.items() if v}
         write_json(out / "failures.json", failures)
+
+
+def _failures(out: Path) -> dict[str, str]:
+    """Why processes of trials died, by trial; a damaged file counts as none."""
+    wanted: dict[Any, Any] = {str: str}
+    return read_record(out / "failures.json", wanted) or {}
 
 
 def trial_states(out: Path, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -206,7 +248,7 @@ def trial_states(out: Path, names: Iterable[str]) -> list[tuple[str, str]]:
 
     A halted trial has reached a rung of successive halving, and may or may not be promoted.
     """
-    failures = read_json(out / "failures.json") or {}
+    failures = _failures(out)
     return [_trial_state(out, name, failures.get(name)) for name in names]
 
 

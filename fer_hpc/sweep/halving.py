@@ -30,7 +30,11 @@ def values_at_rungs(run: Path, metric: str, epochs: list[int]) -> list[float]:
     Larger is better: the sign of a loss is changed. A run that finished early (--early-stop) has
     reached every rung.
     """
-    rows = read_rows(run)
+    rows = [
+        row
+        for row in read_rows(run)
+        if isinstance(row.get("epoch"), int) and isinstance(row.get(metric), int | float)
+    ]  # a damaged one counts as not trained
     if not rows:
         return []
     finished = rows[-1]["epoch"] < epochs[-1] and read_status(run)["state"] == "finished"

@@ -158,7 +158,8 @@ class _TrialQueue(Searcher):
         reached_rung = self.halving.ended(trial, failed=state == "failed")
         self.stopped |= not reached_rung and state != "failed"
         rows = read_rows(trial.config.run)
-        best = max((row["val_accuracy"] for row in rows), default=float("nan"))
+        found = [row.get("val_accuracy") for row in rows]
+        best = max((v for v in found if isinstance(v, float)), default=float("nan"))
         outcome = f"{state} ({reason})" if reason else state
         print(
             f"{trial.name}: {outcome}, epoch {len(rows)}, best val accuracy {best:.4f}", flush=True

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from fer_hpc.config import UserError
+from fer_hpc.config import TrainConfig, UserError
+from fer_hpc.config.aliases import current_science
 from fer_hpc.evaluation.intervals import clip_interval, mean_interval
 from fer_hpc.evaluation.metrics import (
     MIN_SEEDS,
@@ -18,11 +19,18 @@ from fer_hpc.evaluation.metrics import (
     higher_is_better,
     seeds_interval,
 )
-from fer_hpc.files import read_stored, write_bytes, write_json
+from fer_hpc.files import REMEDIES, check_shape, read_stored, write_bytes, write_json
 from fer_hpc.run.folder import read_history, read_rows
-from fer_hpc.sweep.grid import format_value, swept_fields, trial_states
+from fer_hpc.sweep.grid import format_value, read_sweep, swept_fields, trial_states
 
+FILLED_IN = ("init_hash", "plugin_hash")  # by the training itself
 MAX_HEAT_MAP_ROWS = 24
+NUMBERS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+BEST = {
+    "data": str,
+    "science": {},
+    "runtime": ({"init_from": (str, None), "plugin": ([str, ...], None)}, None),
+}
 TITLES = {"batch_size": "batch size", "lr": "learning rate"}
 
 
@@ -36,7 +44,7 @@ def collect(out: Path) -> str:
 
     Ranked by their mean are the configurations of which every seed of the sweep is finished.
     """
-    sweep = read_stored(out / "sweep.json")
+    sweep = read_sweep(out)
     if sweep is None:
         raise UserError(
             f"{out} has no sweep.json; give the folder that --out named in fer_hpc.tune"
@@ -89,10 +97,14 @@ def _row(
     """A trial's line of results.csv; its numbers are those of its best epoch."""
     run = out / "trials" / name
     (rows, damage), times = read_history(run), read_rows(run, "timing.jsonl")
+    try:
+        check_shape(rows, [{"epoch": int, metric: float, **dict.fromkeys(NUMBERS, float)}, ...], "")
+        check_shape(times, [{"train_s": float, "val_s": float}, ...], "")
+    except UserError as error:
+        rows, times, state, reason = [], [], "damaged", f"{run}: its metrics or times{error}"
     for line in damage:
         print(f"warning: {line}", file=sys.stderr)
     best = max(rows, key=lambda row: sign(metric) * row[metric], default=None)
-    numbers = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
     return {
         "trial": name,
         **swept,
@@ -100,7 +112,7 @@ def _row(
         "why": reason.replace("\n", " "),
         "epochs_trained" if "epochs" in swept else "epochs": rows[-1]["epoch"] if rows else 0,
         "best_epoch": best["epoch"] if best else None,
-        **{key: best[key] if best else None for key in numbers},
+        **{key: best[key] if best else None for key in NUMBERS},
         "seconds": round(sum(row["train_s"] + row["val_s"] for row in times), 1),
     }
 
@@ -155,13 +167,20 @@ def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> di
 
 def best_of(folder: Path) -> dict[str, Any]:
     """The content of a sweep's best.json; a UserError where there is no best configuration."""
-    best = read_stored(folder / "best.json")
+    best = read_stored(folder / "best.json", BEST)
     if best is None:
         reason = "it has no sweep.json"
         if (folder / "sweep.json").exists():
             reason = "no configuration has all its seeds finished yet"
         raise UserError(f"--from-sweep {folder}: {reason}; give the --out of a sweep")
-    return dict(best)
+    science = {k: v for k, v in current_science(best["science"]).items() if k not in FILLED_IN}
+    try:
+        TrainConfig(data=Path(best["data"]), run=Path("run"), **science)
+    except (UserError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'best.json'} is damaged ({error}); {REMEDIES['best.json']}"
+        ) from None
+    return {**best, "science": science, "runtime": best.get("runtime") or {}}
 
 
 # ---- the plot ------------------------------------------------------------------------------------

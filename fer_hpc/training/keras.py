@@ -91,7 +91,7 @@ def read_graph(path: Path) -> KerasGraph:
                 layer["config"]["name"]: inbound_layers(layer.get("inbound_nodes"), set(names))
                 for layer in layers
             }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+    except Exception:  # HDF5 has errors of many kinds for bytes that are not as written
         raise UserError(
             f"--init-from {path}: not a Keras model file; "
             "wanted the .h5 of model.save(), with its architecture"
@@ -100,12 +100,19 @@ def read_graph(path: Path) -> KerasGraph:
 
 
 def keras_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    """A Keras file's arrays under the names of `model`.
-
-    Convolutions and dense layers are matched by shape in the order of the graph, batch norms by the
-    layer that they follow.
-    """
+    """A Keras file's arrays under the names of `model`; UserError where they do not fit."""
     graph = read_graph(path)
+    try:
+        return _matched(model, graph, path)
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:  # of arrays' shapes
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"--init-from {path}: its arrays cannot be used: {reason}") from None
+
+
+def _matched(model: nn.Module, graph: KerasGraph, path: Path) -> dict[str, torch.Tensor]:
+    """Convolutions and dense layers are matched by shape in the order of the graph, batch norms by
+    the layer that they follow.
+    """
     kernels = [name for name in graph.in_order() if graph.has(name, "kernel")]
     found: dict[str, torch.Tensor] = {}
     matched_layer: dict[str, str] = {}  # our layer -> theirs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fer_hpc.config import unknown_name_error
-from fer_hpc.config.plugins import Origin, check_name_free, origin_of_caller
+from fer_hpc.config.plugins import Origin, check_name, check_name_free, origin_of_caller
 from fer_hpc.data.store import Batch
 
 DEFAULT = "cross_entropy"  # see objective.py: smoothing, class weights, mixup
@@ -57,6 +57,8 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
     scalar: the sum over the batch divided by `norm.weight_sum`.
     Raises UserError where the name is taken by something else.
     """
+
+    check_name("loss", name)
 
     def register(loss: Loss) -> Loss:
         spec = LossSpec(name, loss, origin_of_caller())
