@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import describe, error_line
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import Rows, Source
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.manifest import SHARD, find_manifest
-from fer_hpc.data.sources import SourceSpec
+from fer_hpc.data.sources import SourceSpec, error_of_plugin
 from fer_hpc.data.tables import read_columns
 from fer_hpc.files import read_json, read_record, sha256
 
@@ -140,16 +139,8 @@ def _rows_of_plugin(
     """The checked rows and classes of a source that others wrote."""
     try:
         return _checked(spec, source.rows(), tuple(source.classes), stated)
-    except (UserError, OSError):
-        raise
     except Exception as error:
-        if spec.origin is None:
-            raise
-        line = error_line(error, spec.origin.path)
-        raise UserError(
-            f"--source {spec.name}: {spec.origin.path}: {line}its rows() or classes cannot be "
-            f"used: {describe(error)}"
-        ) from error
+        raise error_of_plugin(spec, error) from error
 
 
 def _checked(

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import Origin, check_name, check_name_free, origin_of_caller
+from fer_hpc.config.plugins import (
+    Origin,
+    check_name,
+    check_name_free,
+    describe,
+    error_line,
+    origin_of_caller,
+)
 
 if TYPE_CHECKING:
     from fer_hpc.data.annotations import Source
@@ -72,12 +79,23 @@ def source_spec(name: str) -> SourceSpec:
     return SOURCES[name]
 
 
+def error_of_plugin(spec: SourceSpec, error: Exception) -> Exception:
+    """A UserError with the place in the plugin where an error of its code arose; else `error`."""
+    if spec.origin is None or isinstance(error, UserError | OSError):
+        return error
+    line = error_line(error, spec.origin.path)
+    return UserError(f"--source {spec.name}: {spec.origin.path}: {line}{describe(error)}")
+
+
 @contextlib.contextmanager
 def open_source(spec: SourceSpec, config: PreprocessConfig) -> Iterator[Source]:
     """Open the reader of a form, and close it at the end."""
     if spec.needs_input and config.input is None:
         raise UserError(f"--source {spec.name} needs --input PATH ({spec.help})")
-    opened = spec.open(config)
+    try:
+        opened = spec.open(config)
+    except Exception as error:
+        raise error_of_plugin(spec, error) from error
     if not (hasattr(opened, "rows") and hasattr(opened, "face")):
         if not hasattr(opened, "__enter__"):
             raise UserError(
