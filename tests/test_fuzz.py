@@ -16,12 +16,18 @@ from tests.fuzz.inputs import mutated
 from tests.fuzz.targets import TARGETS
 
 FEW, MANY = 100, 2000
+COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 40}  # a page and two command lines an input
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_no_input_breaks(tmp_path: Path, name: str, count: int) -> None:
-    fuzz(TARGETS[name], tmp_path, count)
+def test_no_input_breaks(tmp_path: Path, name: str) -> None:
+    fuzz(TARGETS[name], tmp_path, COSTLY.get(name, FEW))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TARGETS)
+def test_none_of_many_inputs_breaks(tmp_path: Path, name: str) -> None:
+    fuzz(TARGETS[name], tmp_path, MANY)
 
 
 def traceback(box: Path, data: bytes) -> None:

@@ -110,13 +110,14 @@ def _ours(path: Path) -> tuple[Tensors, list[str] | None]:
         saved = checkpoint.load(path)
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"--init-from: {error}; give another file, or a run folder") from None
-    weights = saved.get("model")
-    if not isinstance(weights, dict):
+    weights, data = saved.get("model"), saved.get("data")
+    tensors = weights.values() if isinstance(weights, dict) else [None]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise UserError(
-            f"--init-from {path}: holds no model; "
+            f"--init-from {path}: holds no weights of a model; "
             "give best.pt or final.pt of a run, or the run folder"
         )
-    return weights, saved.get("data", {}).get("classes")
+    return weights, data.get("classes") if isinstance(data, dict) else None
 
 
 def _plain(path: Path) -> Tensors:
