@@ -110,7 +110,7 @@ def _missing_extras(config: EvaluateConfig, name: str, scores: dict[str, Any]) -
     files = extra_files(config.run, name)
     about = scores["data"], scores["weights"]
     missing = [extra for extra in wanted_extras(config) if not is_current(files[extra], *about)]
-    for extra in set(wanted_extras(config)) - set(missing):
+    for extra in [each for each in wanted_extras(config) if each not in missing]:
         try:
             text.format_extra(config, name, extra)
             card = read_json(files[extra]) if extra == ROBUSTNESS and config.robust_faces else None

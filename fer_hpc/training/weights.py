@@ -111,8 +111,7 @@ def _ours(path: Path) -> tuple[Tensors, list[str] | None]:
     except checkpoint.DamagedCheckpoint as error:
         raise UserError(f"--init-from: {error}; give another file, or a run folder") from None
     weights, data = saved.get("model"), saved.get("data")
-    tensors = weights.values() if isinstance(weights, dict) else [None]
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise UserError(
             f"--init-from {path}: holds no weights of a model; "
             "give best.pt or final.pt of a run, or the run folder"
