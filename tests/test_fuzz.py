@@ -16,7 +16,7 @@ from tests.fuzz.inputs import mutated
 from tests.fuzz.targets import TARGETS
 
 FEW, MANY = 100, 2000
-COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 40}  # a page and two command lines an input
+COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 30}  # a page and two command lines an input
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -44,7 +44,7 @@ from fer_hpc.report.report import report
 from fer_hpc.run.folder import attempt_path, damage_of, list_checkpoints
 from fer_hpc.run.lease import holder_of
 from fer_hpc.sweep.grid import check_sweep, grid, prepare
-from fer_hpc.sweep.tables import collect
+from fer_hpc.sweep.tables import best_of, collect
 from tests.fuzz.guard import Fuzz, target
 from tests.fuzz.inputs import json_file, jsonl_file, mutated
 
@@ -69,10 +69,10 @@ def finished() -> Path:
     preprocess(
         PreprocessConfig(source="synthetic", count=60, size=32, out=folder / "shards", workers=1)
     )
-    api.train("cnn_baseline", data=folder / "shards", run=folder / "run", **SETTINGS)
+    api.train("resnet_baseline", data=folder / "shards", run=folder / "run", **SETTINGS)
     api.evaluate(folder / "run", "val", robust=True, robust_faces=8, gallery=True)
     record_opening(folder / "run", ["scores"], "0" * 16, "0" * 12, "0" * 64)
-    job = ["train", "cnn_baseline"]
+    job = ["train", "resnet_baseline"]
     record_job(folder / "run", "local-1_2", job, ["x.out"], scheduler="local", starts=[{}])
     return folder
 
@@ -97,7 +97,9 @@ class Commands:
             report(ReportConfig(runs=(self.run,), out=self.box / "page"))
 
     def train(self) -> None:
-        is_finished(api.preset("cnn_baseline", data=self.box / "shards", run=self.run, **SETTINGS))
+        is_finished(
+            api.preset("resnet_baseline", data=self.box / "shards", run=self.run, **SETTINGS)
+        )
         damage_of(self.run)
         list_checkpoints(self.run)
         holder_of(self.run, attempt_path(self.run, 1), read_only=True)
@@ -292,9 +294,9 @@ def a_sweep(box: Path) -> tuple[SweepConfig, Path]:
     shards = finished() / "shards"
     sweep = SweepConfig(data=shards, out=box / "sweep", batch_sizes=(16,), lrs=(0.01, 0.02))
     sweep = dataclasses.replace(sweep, seeds=(0,), grid=("epochs=2",))
-    base = api.preset("cnn_baseline", data=shards, run=box / "x", **SETTINGS)
+    base = api.preset("resnet_baseline", data=shards, run=box / "x", **SETTINGS)
     trials = grid(sweep, base)
-    prepare(sweep, "cnn_baseline", trials)
+    prepare(sweep, "resnet_baseline", trials)
     shutil.copytree(finished() / "run", trials[0].config.run)
     write_json(sweep.out / "failures.json", {trials[1].name: "killed"})
     return sweep, sweep.out
@@ -321,7 +323,7 @@ def _call(command: Callable[[Path], object], out: Path, _: bytes) -> None:
 @target
 def sweep_json(box: Path) -> Fuzz:
     sweep, _ = a_sweep(box / "again")
-    base = api.preset("cnn_baseline", data=sweep.data, run=box / "x", **SETTINGS)
+    base = api.preset("resnet_baseline", data=sweep.data, run=box / "x", **SETTINGS)
     trials = grid(sweep, base)
 
     def tune(out: Path) -> None:
@@ -337,12 +339,7 @@ def failures_json(box: Path) -> Fuzz:
 
 @target
 def best_json(box: Path) -> Fuzz:
-    def train(out: Path) -> None:
-        from fer_hpc.cli.parse import configure
-
-        configure("train", ["--from-sweep", str(out), "--run", str(out / "r")])
-
-    return of_sweep(box, "best.json", train)
+    return of_sweep(box, "best.json", best_of)
 
 
 @target

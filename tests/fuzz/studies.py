@@ -38,7 +38,7 @@ def a_study(box: Path) -> Path:
     write_plan(plan)
     (out / "shards").mkdir()
     (out / "shards/32x32x1").symlink_to(finished() / "shards")
-    shutil.copytree(finished() / "run", out / "runs/cnn_baseline-seed0")
+    shutil.copytree(finished() / "run", out / "runs/resnet_baseline-seed0")
     _, sweep = a_sweep(box)
     collect(sweep)
     sweep.rename(out / "grid")
@@ -128,7 +128,7 @@ def study_toml(box: Path) -> Fuzz:
 
 @target
 def study_part(box: Path) -> Fuzz:
-    return of_study(box, "parts/train.cnn_baseline-seed0.json", as_json, look)
+    return of_study(box, "parts/train.resnet_baseline-seed0.json", as_json, look)
 
 
 @target
@@ -150,7 +150,7 @@ def study_grid(box: Path) -> Fuzz:
 def study_metrics(box: Path) -> Fuzz:
     from tests.fuzz.runs import as_jsonl
 
-    return of_study(box, "runs/cnn_baseline-seed0/attempts/0001/metrics.jsonl", as_jsonl, look)
+    return of_study(box, "runs/resnet_baseline-seed0/attempts/0001/metrics.jsonl", as_jsonl, look)
 
 
 @target
