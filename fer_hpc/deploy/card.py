@@ -261,7 +261,7 @@ def _scores_of(path: Path, about: About) -> dict[str, Any] | None:
         return None
     scores = {**found, "name": path.stem.removeprefix("eval-")}
     try:
-        _performance([scores])
+        _performance([scores], path.parent)
         _calibration([scores], about)
     except DAMAGE:
         return None
