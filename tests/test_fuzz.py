@@ -17,9 +17,10 @@ from tests.fuzz.targets import TARGETS
 
 FEW, MANY = 100, 2000
 COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 30}  # a page and two command lines an input
+ONLY_LONG = {"study_driver", "results_csv"}  # a study's page an input
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name in TARGETS if name not in ONLY_LONG])
 def test_no_input_breaks(tmp_path: Path, name: str) -> None:
     fuzz(TARGETS[name], tmp_path, COSTLY.get(name, FEW))
 
