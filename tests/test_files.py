@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fer_hpc.config import UserError, preset
 from fer_hpc.config.commands import ReportConfig, SweepConfig
 from fer_hpc.data.manifest import read_manifest, write_manifest
 from fer_hpc.evaluation.results import read_scores
-from fer_hpc.files import read_json, read_stored
+from fer_hpc.files import read_json, read_stored, write_bytes
 from fer_hpc.report.read import collect as collect_for_report
 from fer_hpc.report.report import report
 from fer_hpc.run.folder import read_run_config
@@ -136,3 +137,15 @@ def test_a_report_inside_a_run_folder_is_refused(tmp_path: Path, out: str) -> No
     with pytest.raises(UserError, match="is inside the run folder"):
         report(ReportConfig(runs=(tmp_path / "run",), out=tmp_path / "run" / out))
     assert not (tmp_path / "run" / "results.csv").exists()
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    """As root, a rename over /dev/null would put a file in its place."""
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder):
+        with pytest.raises(UserError, match="not a regular file"):
+            write_bytes(path, b"x")
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "pipe"]
