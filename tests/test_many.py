@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from fer_hpc.cluster import sge, slurm
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import read_record, write_json
 from fer_hpc.run.folder import find_runs
 from fer_hpc.sweep import grid
 
@@ -39,11 +39,11 @@ def test_the_failures_of_a_sweep_are_read_once_for_all_its_trials(
     write_json(tmp_path / "failures.json", dict.fromkeys(names[:20], "out of memory"))
     read: list[Path] = []
 
-    def counted(path: Path) -> object:
+    def counted(path: Path, shape: object) -> object:
         read.append(path)
-        return read_json(path)
+        return read_record(path, shape)
 
-    monkeypatch.setattr(grid, "read_json", counted)
+    monkeypatch.setattr(grid, "read_record", counted)
     states = grid.trial_states(tmp_path, names)
     assert states == [("failed", "out of memory")] * 20 + [("new", "")] * 30
     assert len(read) == 1

@@ -156,8 +156,7 @@ class DrillConfig:
     qsub: tuple[str, ...] = option((), "any other option of qsub", repeat=True, commas=False)
     breaker: Path | None = option(
         None,
-        "program that breaks a cluster of your own: PROGRAM lose|restore|cut|join|"
-        "stop-daemon|start-daemon NODE, stop-controller, start-controller",
+        "program that breaks a cluster of your own, called as PROGRAM lose NODE: docs/drill.md",
         file=True,
     )
 

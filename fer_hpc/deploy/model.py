@@ -106,7 +106,10 @@ class OnnxModel:
         except Exception as error:  # its own errors have no common class
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be read by onnxruntime: {reason}") from None
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        try:
+            metadata = self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: its metadata are not text; export the run again") from None
         if METADATA not in metadata:
             raise UserError(
                 f"{path} was not written by fer-hpc export: its metadata lack the classes"
@@ -118,8 +121,8 @@ class OnnxModel:
 
     def __call__(self, faces: NDArray[np.uint8]) -> Outputs:
         given = faces if self.about.input == "uint8" else faces.astype(np.float32) / 255
-        names = [each.name for each in self._session.get_outputs()]
         try:
+            names = [each.name for each in self._session.get_outputs()]
             found = dict(zip(names, self._session.run(None, {"faces": given}), strict=True))
         except Exception as error:  # its own errors have no common class
             reason = str(error).splitlines()[0]
