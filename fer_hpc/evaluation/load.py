@@ -24,7 +24,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
 from fer_hpc.evaluation.calibration import calibration_file, stored_temperature
 from fer_hpc.evaluation.metrics import log_softmax
-from fer_hpc.files import sha256
+from fer_hpc.files import check_shape, sha256
 from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
@@ -37,6 +37,11 @@ MIN_SIDE = 8  # pixels of a face that is worth enlarging
 
 
 # ---- a stored run as a network --------------------------------------------------------------
+
+NETWORK = {  # what a network is rebuilt from
+    "science": {"model": str, "precision": str},
+    "data": {"classes": [str, ...], "image_shape": [int, int, int]},
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def load_network(
     stored = read_run_config(run)
     if stored.get("kind", "classifier") != "classifier":
         raise UserError(f"{run} holds a {stored['kind']}; wanted the run of a classifier")
+    check_shape(stored, NETWORK, str(run / "config.json"))
     science, data = stored["science"], stored["data"]
     _load_plugins_of(run, stored, plugins)
     path, saved = _find_weights(run)

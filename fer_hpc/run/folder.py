@@ -34,7 +34,13 @@ IDENTITY_RUN = "identity"  # folder, within a GAN's run, of its judge of persons
 
 HALTED_REASON = "halted, as the sweep asked"  # `why` in status.json, compared by sweeps
 ROW = {"images_seen": int, "epoch": (int, None), "images_per_s": (float, None)}
-CONFIG = {"science": {}, "data": {"path": str, "fingerprint": str}}
+CONFIG = {
+    "science": {},
+    "data": {
+        "path": str, "fingerprint": str, "image_shape": ([int, int, int], None),
+        "classes": ([str, ...], None),
+    },
+}  # fmt: skip
 ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None), "data": (str, None)}
 
 
@@ -57,6 +63,12 @@ def find_run_config(run: Path) -> dict[str, Any] | None:
     if stored is None:
         return None
     check_shape(stored, CONFIG, str(run / "config.json"))
+    height, width, channels = stored["data"].get("image_shape") or (1, 1, 1)
+    if height != width or height < 1 or channels not in (1, 3):
+        raise UserError(
+            f"{run / 'config.json'}: image_shape is {[height, width, channels]}; "
+            "wanted side, side, 1 or 3"
+        )
     return {**stored, "science": current_science(stored["science"])}
 
 
