@@ -113,14 +113,13 @@ def _meeting_place(world: World, timeout: datetime.timedelta) -> Any:
 @contextlib.contextmanager
 def detect_lost_peers(world: World) -> Iterator[None]:
     """Turn what torch raises when a connection breaks into PeerLost."""
-    broken = r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe"
+    broken = r"[Cc]onnection (closed|reset|refused)( by peer)?|Broken pipe|gloo|NCCL"
     try:
         yield
     except RuntimeError as error:
-        if world.size > 1 and re.search(broken, str(error)):
-            raise PeerLost(
-                f"rank {world.rank} lost another rank: {str(error).splitlines()[0][-160:]}"
-            ) from None
+        found = re.search(broken, str(error))
+        if world.size > 1 and found:  # the rest is torch's advice to its developers
+            raise PeerLost(f"rank {world.rank} lost another rank ({found[0]})") from None
         raise
 
 
