@@ -36,9 +36,13 @@ RECORDED = {
 NO_EFFECT = ("epochs",)  # that alone makes a run longer, not other
 WEIGHTS = ("final.pt", "best.pt")
 CHAIN = {
-    "images_seen": int, "since": int, "order": str, "sums": str, "weights": str,
+    "images_seen": int,
+    "since": int,
+    "order": str,
+    "sums": str,
+    "weights": str,
     "stops": [[int, str, str], ...],
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -37,10 +37,12 @@ ROW = {"images_seen": int, "epoch": (int, None), "images_per_s": (float, None)}
 CONFIG = {
     "science": {},
     "data": {
-        "path": str, "fingerprint": str, "image_shape": ([int, int, int], None),
+        "path": str,
+        "fingerprint": str,
+        "image_shape": ([int, int, int], None),
         "classes": ([str, ...], None),
     },
-}  # fmt: skip
+}
 ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None), "data": (str, None)}
 
 
