@@ -206,8 +206,8 @@ def make_arrays(folder: Path, count: int) -> None:
     """Labels of `count` faces, and as many empty pictures of 8x8 in a sparse file."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "y_train.npy", np.arange(count) * 7 % 4)
-    shape, mode = (count, 8, 8), "w+"
-    np.lib.format.open_memmap(folder / "X_train.npy", mode, np.dtype(np.uint8), shape).flush()  # type: ignore[arg-type]
+    shape = (count, 8, 8)
+    np.lib.format.open_memmap(folder / "X_train.npy", "w+", np.uint8, shape).flush()
 
 
 def plan_of(source: str, file: str) -> Callable[[Path, int], Callable[[], Any]]:

@@ -8,6 +8,7 @@ Both count what each rank sends. Root's own network is not changed but for one b
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import fcntl
 import heapq
@@ -74,7 +75,7 @@ def _run(*args: object) -> str:
     return done.stdout
 
 
-class _Spaces:
+class _Spaces(abc.ABC):
     """A network namespace for each rank."""
 
     def __init__(self, ranks: int) -> None:
@@ -96,11 +97,13 @@ class _Spaces:
             self.close()
             raise
 
+    @abc.abstractmethod
     def connect(self, rank: int, name: str) -> None:
-        raise NotImplementedError
+        """Give the namespace a device that leads to the others."""
 
+    @abc.abstractmethod
     def interface(self, rank: int) -> str:
-        raise NotImplementedError
+        """The name of that device."""
 
     def command(self, rank: int) -> list[str]:
         return ["ip", "netns", "exec", self.names[rank]]

@@ -8,6 +8,7 @@ Each request and each answer is a line of JSON.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import itertools
 import json
@@ -22,6 +23,7 @@ import scaling_table
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fer_hpc.config import preset
 from fer_hpc.data.shards import read_manifest
@@ -39,7 +41,7 @@ DEVICE = torch.device("cpu")
 BLOCK = 64  # steps whose inputs are made beforehand
 
 
-class Rank:
+class Rank(abc.ABC):
     """What both kinds have: a network in DDP, and its measurements."""
 
     def __init__(self, world: World, net: nn.Module) -> None:
@@ -57,9 +59,9 @@ class Rank:
 
         return note
 
+    @abc.abstractmethod
     def work(self) -> None:
         """Forward and backward pass, and the update; sets `forward_end`."""
-        raise NotImplementedError
 
     def one_step(self) -> float:
         start = time.perf_counter()
@@ -75,7 +77,8 @@ class Rank:
     def local(self, count: int) -> dict[str, Any]:
         """Steps without exchange: forward, backward, all else, and when each gradient is ready."""
         parts, shares = [], [0.0] * len(self.parameters)
-        quiet = self.net.no_sync() if self.world.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
+        is_ddp = isinstance(self.net, DistributedDataParallel)
+        quiet = self.net.no_sync() if is_ddp else contextlib.nullcontext()
         barrier(self.world)
         with quiet:
             for _ in range(count):

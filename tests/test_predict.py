@@ -231,6 +231,8 @@ def test_the_model_card_says_what_is_known_and_what_is_not(exported: Path, shard
         (lambda p: dict(run=p / "text.onnx"), "cannot be read by onnxruntime"),
         (lambda p: dict(photos=[]), "PHOTOS are missing"),
         (lambda p: dict(photos=[p / "empty"]), "no picture there"),
+        (lambda p: dict(photos=[p / "gone.jpg", p / "*.gif"]), "gone.jpg.*: no such file; give"),
+        (lambda p: dict(photos=[p], out=p / "empty/.."), "is the folder of the photos"),
         (lambda p: dict(boxes=p / "gone.csv"), "no such file"),
         (lambda p: dict(boxes=p / "gone.csv", crop="none"), "give one of them"),
     ],
@@ -240,6 +242,7 @@ def test_mistakes_are_one_message(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.onnx").write_text("no network")
+    (tmp_path / "a.jpg").write_bytes(b"")
     given: dict[str, Any] = {"run": finished_run, "photos": [tmp_path / "a.jpg"]}
     with pytest.raises(UserError, match=message):
         predict(**(given | make(tmp_path)))
@@ -252,6 +255,9 @@ def test_photos_are_listed_once_and_in_natural_order(tmp_path: Path) -> None:
     listed = list_photos([tmp_path, tmp_path / "a.png", tmp_path / "b/*.jpg"])
     assert [task.path.name for task in listed.photos] == ["a.png", "9.JPG", "10.jpg"]
     assert listed.ignored.total == 1
+    listed = list_photos([tmp_path], tmp_path / "b")
+    assert [task.path.name for task in listed.photos] == ["a.png"]
+    assert listed.ignored.total == 3, "the notes, and two files of an earlier call"
 
 
 def test_a_configuration_is_checked() -> None:

@@ -43,26 +43,30 @@ class Tasks:
 
 
 def list_tasks(config: PredictConfig) -> Tasks:
-    """The photos of a command; UserError where there is none."""
+    """The photos of a command; UserError where there is none, or where --out holds them."""
+    out = config.out.resolve() if config.out else None
+    if out in [path.resolve() for path in config.photos]:
+        raise UserError(f"--out {config.out} is the folder of the photos; give another one")
     if config.boxes:
         return list_boxes(config.boxes, config.photos)
-    tasks = list_photos(config.photos)
-    if not tasks.photos:
+    tasks = list_photos(config.photos, out)
+    if all(task.problem for task in tasks.photos):
         shown = ", ".join(map(str, config.photos[:3]))
-        raise UserError(f"{shown}: no picture there (JPEG, PNG, ...); give photos or their folder")
+        why = tasks.photos[0].problem if tasks.photos else "no picture there (JPEG, PNG, ...)"
+        raise UserError(f"{shown}: {why}; give photos or their folder")
     return tasks
 
 
-def list_photos(paths: Sequence[Path]) -> Tasks:
+def list_photos(paths: Sequence[Path], out: Path | None = None) -> Tasks:
     """The photos that files, folders and patterns name, each once.
 
-    Of a folder, all pictures in it and below, in natural order; its other files are counted.
-    A path that leads nowhere is a photo with a problem.
+    Of a folder, all pictures in it and below, in natural order, but for those in `out`; its other
+    files are counted. A path that leads nowhere is a photo with a problem.
     """
     tasks: dict[Path, Task] = {}
     ignored = Tally()
     for path in paths:
-        for each in _files_of(path, ignored):
+        for each in _files_of(path, ignored, out):
             tasks.setdefault(each, Task(each))
         if path.is_dir() or path in tasks:
             continue
@@ -81,12 +85,16 @@ def _matches(path: Path) -> list[Path]:
     return [Path(each) for each in sorted(found, key=natural_sort_key)]
 
 
-def _files_of(path: Path, ignored: Tally) -> Iterable[Path]:
+def _files_of(path: Path, ignored: Tally, out: Path | None) -> Iterable[Path]:
     for match in _matches(path):
         if not match.is_dir():
             yield match
             continue
         for folder, folders, names in os.walk(match):
+            if out and Path(folder).resolve() == out:
+                ignored.add("files in --out", printable(folder), len(names))
+                folders.clear()
+                continue
             folders.sort(key=natural_sort_key)
             for name in sorted(names, key=natural_sort_key):
                 each = Path(folder, name)

@@ -202,6 +202,6 @@ class JobCase(Case):
         super().end()
 
     def do(self, *args: str) -> None:
-        """Call the program that breaks the cluster, and mends it."""
+        """Call the program that breaks the cluster, and repairs it."""
         assert self.breaker
         call(self.breaker, *args)

@@ -150,7 +150,7 @@ def daemon_killed(case: JobCase) -> None:
     _apart(case, "stop-daemon", "start-daemon", "the daemon of a node is killed")
 
 
-def _apart(case: JobCase, harm: str, mend: str, what: str) -> None:
+def _apart(case: JobCase, harm: str, repair: str, what: str) -> None:
     """The scheduler loses sight of a node whose processes run on; released at once, or later."""
     at_once = case.random.random() < 0.5
     case.detail = what + (", released at once" if at_once else ", released when it was replaced")
@@ -166,7 +166,7 @@ def _apart(case: JobCase, harm: str, mend: str, what: str) -> None:
                 lambda: len(attempt_numbers(case.run())) > 1 or not case.is_running(), NOTICED_S
             )
     finally:
-        case.do(mend, node)
+        case.do(repair, node)
         _release(case)
 
 
