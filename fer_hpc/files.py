@@ -61,9 +61,9 @@ def replacement(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `path` in one step when the body ends without an error.
 
     Readers see the old content or the new one. An OSError names `path`: write, fsync and HDF5
-    name no file. Raises UserError where `path` is a device, a pipe or a folder.
+    name no file; a folder in its place is one. Raises UserError where `path` is a device or a pipe.
     """
-    if path.exists() and not path.is_file():  # as root, a rename would put an end to /dev/null
+    if path.exists() and not path.is_file() and not path.is_dir():  # root could replace /dev/null
         raise UserError(f"{path} is not a regular file: give another name for the output")
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:

@@ -144,8 +144,9 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
     pipe, folder = tmp_path / "pipe", tmp_path / "folder"
     os.mkfifo(pipe)
     folder.mkdir()
-    for path in (pipe, folder):
-        with pytest.raises(UserError, match="not a regular file"):
-            write_bytes(path, b"x")
+    with pytest.raises(UserError, match="not a regular file"):
+        write_bytes(pipe, b"x")
+    with pytest.raises(IsADirectoryError):
+        write_bytes(folder, b"x")
     assert pipe.is_fifo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "pipe"]
