@@ -62,7 +62,11 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(_: object = step) -> None:  # keeps the tensors that the graph reads
+        graph.replay()
+
+    return replay
 
 
 def rate(step: Callable[[], None], device: torch.device, batch: int, seconds: float) -> float:

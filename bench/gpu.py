@@ -1,13 +1,13 @@
 """What one GPU gives: training rates beside bare loops, bits, price of determinism, start, sharing.
 
-    python bench/gpu.py [--only rates bits ...] [--presets ...] [--out gpu.json]
+    python bench/gpu.py [--only rates bits ...] [--presets ...] [--batch N] [--out gpu.json]
     python bench/gpu.py --device cpu --rehearse      (the same code at tiny sizes, without a GPU)
 
 Needs a checkout and torch, no network. Each figure is a line of JSON in --out; a table is printed.
 "ours" is `train()`: loader, augmentation, sums, logs, checks of every step, in epochs after the
-first, without validation. "bare" is the plainest loop of the same network, optimiser and precision:
-gather rows of a resident set, mirror half, forward, cross-entropy, backward, update, count; called
-directly, as a CUDA graph, and compiled and captured. All of a preset runs in one process.
+first, without validation. "bare" is the plainest loop of the same network, optimiser and precision
+(bench/bare_loop.py), called directly, as a CUDA graph, and compiled and captured. All of a preset
+runs in one process. After --limit-s nothing new begins, and a line says what is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from train_step import CLASSES, make_shards
 from fer_hpc.config import PRESETS, GanConfig, TrainConfig, preset
 from fer_hpc.gan.loop import train_gan
 from fer_hpc.parallel.device import configure_torch
+from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_rows
 from fer_hpc.run.saver import Saver
@@ -56,6 +58,13 @@ class Bench:
         self.small = make_shards(folder / "small", small, 48, 1)
         self.large = make_shards(folder / "large", large, 64 if tiny else 224, 3)
         self.runs = 0
+        self.until = math.inf  # of time.monotonic()
+
+    def late(self, what: str) -> bool:
+        """Whether the time is over; then `what` is left out."""
+        if late := time.monotonic() > self.until:
+            print(f"left out, the time is over: {what}", flush=True)
+        return late
 
     def note(self, **figures: Any) -> None:
         line = json.dumps({"device": self.name, **figures})
@@ -122,9 +131,11 @@ def empty_cache(device: torch.device) -> None:
 def rates(bench: Bench, options: argparse.Namespace) -> None:
     """Images/s of every preset at its own batch size, and at a large one, beside the bare loops."""
     for name in options.presets:
-        own = bench.config(name).batch_size
+        own = options.batch or bench.config(name).batch_size
         large = [] if options.quick or bench.tiny else [EXTRA_BATCH.get(name, 1024)]
         for batch in (own, *large):
+            if bench.late(f"{name} at {batch}"):
+                continue
             compiled = not options.no_compile and batch == own
             configure_torch(os.cpu_count() or 1, False, bench.device)
             figures: dict[str, float] = {}
@@ -146,6 +157,8 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
             whole = {}
             for mode, fields in modes.items():
                 given = {"epochs": epochs, "batch_size": batch, **fields}
+                if bench.late(f"{name} at {batch}, {mode}"):
+                    continue
                 try:
                     found = rate(bench, name, **given)
                 except Exception as error:
@@ -154,11 +167,11 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
                 figures[mode] = found["train"]
                 whole[mode + ", with validation"] = found["epoch"]
                 empty_cache(bench.device)
-            ours = max(value for mode, value in figures.items() if mode.startswith("ours"))
+            ours = max((v for mode, v in figures.items() if mode.startswith("ours")), default=0)
             rounded = {key: round(value) for key, value in (figures | whole).items()}
             ratio = {
-                "ratio": round(ours / best, 2),
-                "plain ratio": round(figures["ours"] / figures["bare graph"], 2),
+                "ratio": round(ours / max(best, 1), 2),
+                "plain ratio": round(figures.get("ours", 0) / max(figures["bare graph"], 1), 2),
             }
             bench.note(section="rates", preset=name, batch=batch, **rounded, **ratio)
 
@@ -270,17 +283,32 @@ def peer(bench: Bench, _: argparse.Namespace) -> None:
 
 
 def sharing(bench: Bench, options: argparse.Namespace) -> None:
-    """Images/s of several trainings on one GPU together."""
-    for count in (1, 2) if bench.tiny else (1, 4) if options.quick else (1, 2, 4, 8):
-        config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 16)
-        processes = []
-        for k in range(count):
-            own = dataclasses.replace(config, run=config.run.with_name(f"{config.run.name}-{k}"))
-            processes.append(start_process("share", own, bench))
-        figures = [json.loads(p.communicate()[0].splitlines()[-1]) for p in processes]
-        bench.note(
-            section="sharing", processes=count, together=round(sum(f["rate"] for f in figures))
-        )
+    """Images/s of several trainings on one GPU together, in turns and with CUDA's MPS."""
+    config = bench.config("cnn_baseline", epochs=2 if bench.tiny else 10)
+    counts = (1, 2) if bench.tiny else (1, 4) if options.quick else (1, 2, 4, 8)
+    alone: Path | None = None
+    for service in (False, True):
+        for count in counts:
+            runs = [config.run.with_name(f"mps{service}-{count}-{k}") for k in range(count)]
+            with contextlib.ExitStack() as closing:
+                if service:
+                    folder = closing.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
+                    running = closing.enter_context(multi_process_service(Path(folder)))
+                    if not running:
+                        return
+                started = [
+                    start_process("share", dataclasses.replace(config, run=run), bench)
+                    for run in runs
+                ]
+                figures = [json.loads(p.communicate()[0].splitlines()[-1]) for p in started]
+            alone = alone or runs[0]
+            bench.note(
+                section="sharing",
+                mps=service,
+                processes=count,
+                together=round(sum(f["rate"] for f in figures)),
+                equal_bytes=all(same(run, alone) for run in runs),
+            )
 
 
 # ---- processes of their own ----------------------------------------------------------------------
@@ -322,11 +350,17 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
+    parser.add_argument("--batch", type=int, help="in place of the presets' own batch sizes")
+    parser.add_argument("--limit-s", type=float, default=330)
     args = parser.parse_args()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fer-bench-gpu-") as folder:
         bench = Bench(Path(folder), args.device, args.rehearse, args.out)
         for section in args.only:
             begin = time.monotonic()
+            bench.until = started + args.limit_s
+            if bench.late(section):
+                continue
             SECTIONS[section](bench, args)
             print(f"-- {section}: {time.monotonic() - begin:.0f} s", flush=True)
 

@@ -274,13 +274,13 @@ def memcpy_rate(pixels: np.ndarray, images: ImageStore, seconds: float) -> tuple
     Timed in turn, batch by batch: the bandwidth that other programs leave changes by the second.
     """
     source = torch.from_numpy(pixels)
-    target = torch.empty((BATCH, *pixels.shape[1:]), dtype=torch.uint8)
+    target, delivered = torch.empty((2, BATCH, *pixels.shape[1:]), dtype=torch.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
     spent, batches, until = [0.0, 0.0], 0, time.perf_counter() + seconds
     while time.perf_counter() < until:
         for first in range(0, len(pixels) - BATCH, BATCH):
             began = time.perf_counter()
-            images.select(order[first : first + BATCH])
+            images.read_pixels(order[first : first + BATCH], delivered)
             between = time.perf_counter()
             target.copy_(source[first : first + BATCH])
             spent = [spent[0] + between - began, spent[1] + time.perf_counter() - between]

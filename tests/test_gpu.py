@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from fer_hpc.config import GanConfig, TrainConfig, UserError, preset
 from fer_hpc.data.store import ImageStore
 from fer_hpc.gan.loop import train_gan
+from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_status
 from fer_hpc.training.loop import train
@@ -75,6 +77,32 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     again = processes.run(*call("train", name, run=tmp_path / "killed", **fields))
     assert again.returncode == 0, again.stderr
     assert_same_outcome(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_trainings_that_share_the_gpu_end_with_the_same_bytes_though_one_is_killed(
+    gpu_shards: Path, tmp_path: Path
+) -> None:
+    fields = {**USUAL, "data": gpu_shards, "epochs": 60, "flip": True}
+
+    def start(name: str) -> processes.Started:
+        return processes.Started(*call("train", "fer2013", run=tmp_path / name, **fields))
+
+    alone = start("alone")
+    assert alone.wait(400) == 0
+    names = ("first", "second", "third")
+    with (
+        tempfile.TemporaryDirectory(prefix="fer-mps-", dir="/tmp") as folder,
+        multi_process_service(Path(folder)) as running,
+    ):
+        if not running:
+            pytest.skip("CUDA's MPS does not start here")
+        together = [start(name) for name in names]
+        until_training(tmp_path / "first", 1, images_seen=300)
+        together[0].kill()
+        assert [process.wait(400) for process in together[1:]] == [0, 0]
+        assert start("first").wait(400) == 0
+    for name in names:
+        assert_same_outcome(tmp_path / name, tmp_path / "alone")
 
 
 def test_pixels_that_do_not_fit_are_streamed_with_the_same_bytes(

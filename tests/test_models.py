@@ -75,7 +75,10 @@ def test_dropout_treats_every_position_alike() -> None:
 
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "channels"),
-    [(3, 2, 1, 8), (3, 2, 0, 5), (1, 2, 0, 8), (1, 1, 0, 3), (2, 2, 1, 1), (3, 1, 1, 1)],
+    [
+        *[(3, 2, 1, 8), (3, 2, 0, 5), (1, 2, 0, 8), (1, 1, 0, 3), (2, 2, 1, 1), (3, 1, 1, 1)],
+        *[(3, 2, 1, 16), (3, 1, 1, 12), (1, 2, 0, 32)],
+    ],
 )
 @pytest.mark.parametrize("side", [12, 13])
 def test_quick_forms_of_convolutions_are_the_same_sums(

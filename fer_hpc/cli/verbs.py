@@ -182,9 +182,10 @@ def tune(sweep: tuple[SweepConfig, str, TrainConfig]) -> int:
         return EXIT_FINISHED
     node = current_step_node()
     if node and node.index:
-        from fer_hpc.sweep.ray_nodes import serve
+        from fer_hpc.sweep.ray_nodes import serve, shared_gpus
 
-        return serve(node)
+        with shared_gpus(config):
+            return serve(node)
     check_sweep(config, grid(config, base))  # raises the error before ray is loaded
     from fer_hpc.sweep.ray_tune import tune
 

@@ -105,6 +105,11 @@ class SweepConfig:
         low=0,
         high=1,
     )
+    mps: Literal["auto", "on", "off"] = option(
+        "auto",
+        "CUDA's service with which trials on one GPU compute at the same time; "
+        "auto: where it starts; off: they take turns",
+    )
     scheduler: Literal["fifo", "asha"] = option(
         "fifo", "fifo: train all to the end; asha: stop the worse configurations early"
     )

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-FEW = 16  # channels; with more, cuDNN's kernels take about as long with determinism
+FEW, FEW_1X1 = 8, 32  # channels of an image up to which a matrix product is the quickest
+SOME = 16  # up to which cuDNN's kernel for WIDE is; above, that for the channels as they are
+WIDE = (32, 64)  # channels of the images and of the gradients
 
 
 class _QuickConv2d(nn.Conv2d):
@@ -37,8 +39,8 @@ def use_quick_convolutions(network: nn.Module) -> nn.Module:
 def _has_quick_form(conv: nn.Conv2d) -> bool:
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     padded = not isinstance(conv.padding, str)
-    small = conv.in_channels <= FEW and max(conv.kernel_size) <= 3
-    return plain and padded and small
+    small = conv.in_channels <= (FEW_1X1 if max(conv.kernel_size) == 1 else SOME)
+    return plain and padded and small and max(conv.kernel_size) <= 3
 
 
 def convolve(conv: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
@@ -88,10 +90,40 @@ def weight_gradient(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> torch.Tensor:
-    """The gradient [K, C, h, w] for `weight`, from that of the outputs [N, K, H, W].
+    """The gradient [K, C, h, w] for `weight`, from that of the outputs [N, K, H, W]."""
+    channels, size = weight.shape[1], max(weight.shape[2:])
+    form = _product if channels <= FEW or size == 1 else _widened
+    return form(images, gradient, weight, stride, padding)
 
-    A product for each image of its patches [C h w, H W] and the gradient [H W, K], then a sum.
-    """
+
+def _widened(
+    images: torch.Tensor,
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> torch.Tensor:
+    """The convolution's own kernel, for channels of zeros beside those that there are."""
+    outputs, channels, height, width = weight.shape
+    more = [max(0, wide - n) for wide, n in zip(WIDE, (channels, outputs), strict=True)]
+    images = pad(images, (0, 0, 0, 0, 0, more[0]))
+    gradient = pad(gradient, (0, 0, 0, 0, 0, more[1]))
+    like = weight.new_empty(outputs + more[1], channels + more[0], height, width)
+    found: torch.Tensor = torch.ops.aten.convolution_backward(
+        gradient, images, like.contiguous(memory_format=torch.channels_last), None, stride, padding,
+        (1, 1), False, (0, 0), 1, (False, True, False),
+    )[1]  # fmt: skip
+    return found[:outputs, :channels].contiguous(memory_format=torch.channels_last)
+
+
+def _product(
+    images: torch.Tensor,
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> torch.Tensor:
+    """For each image its patches [C h w, H W] times the gradient [H W, K], then a sum."""
     (_, channels, height, width), (rows, columns) = weight.shape, gradient.shape[2:]
     images = pad(images, (padding[1], padding[1], padding[0], padding[0]))
     form = torch.channels_last if channels % 8 == 0 else torch.contiguous_format

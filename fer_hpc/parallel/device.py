@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import socket
 import threading
@@ -41,10 +40,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def load_early(device: torch.device) -> None:
-    """Load what the first step on a GPU would wait for, several things at a time.
+    """Load beside other work what the first step on a GPU would wait for.
 
-    The libraries of convolutions and matrix products load when they are first used; torch's
-    optimisers import its compiler.
+    The libraries of convolutions and matrix products load when they are first used.
     """
     if device.type != "cuda":
         return
@@ -58,7 +56,6 @@ def load_early(device: torch.device) -> None:
     # read when the library of matrix products starts; without determinism it changes nothing
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threading.Thread(target=use_libraries, daemon=True).start()
-    importlib.import_module("torch._dynamo")  # here: not safe in a thread
 
 
 def card_of(device: torch.device) -> tuple[str, str]:

@@ -20,13 +20,13 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
 
 
-def end_with_parent(parent_pid: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies, so that no orphan is left (Linux).
+def end_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this process when its parent dies, so that no orphan is left (Linux).
 
     `parent_pid` is needed where multiprocessing did not start this process.
     """
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # PR_SET_PDEATHSIG
     if parent_pid is None and (parent := parent_process()):
         parent_pid = parent.pid
     if parent_pid and parent_pid != os.getppid():  # the parent died before that call

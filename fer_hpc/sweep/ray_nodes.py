@@ -29,6 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
+from fer_hpc.config.commands import SweepConfig
+from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.parallel.world import StepNode
 
 START_S = 120.0  # within which all nodes must have joined
@@ -51,7 +53,7 @@ ENVIRONMENT = {
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A folder for Ray's sockets, whose paths must be short, and logs; it ends with the block.
+    """A folder for sockets, whose paths must be short, and logs; it ends with the block.
 
     A killed sweep leaves its folder: the next one on the host removes those of this user that no
     living process has locked.
@@ -70,6 +72,22 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def shared_gpus(sweep: SweepConfig) -> Iterator[None]:
+    """Where trials share GPUs: CUDA's MPS for the Ray processes that this block starts."""
+    share = sweep.gpus_per_worker
+    if not share or share == 1 or sweep.mps == "off":
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        where = "the nodes of the Ray at RAY_ADDRESS, which this command did not start"
+        print(f"trials that share a GPU take turns unless CUDA's MPS runs on {where}", flush=True)
+        yield
+        return
+    with temporary_folder("mps-") as folder, multi_process_service(folder, sweep.mps == "on"):
+        yield
 
 
 @contextlib.contextmanager

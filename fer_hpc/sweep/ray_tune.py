@@ -40,6 +40,7 @@ from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.ray_cluster import Room, cluster, room_for_trials
+from fer_hpc.sweep.ray_nodes import shared_gpus
 from fer_hpc.sweep.ray_trials import distributed_trial, single_process_trial
 from fer_hpc.sweep.tables import collect
 
@@ -55,7 +56,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
         return EXIT_FINISHED
     _check_new_trials(sweep, trials)
-    with cluster():
+    with shared_gpus(sweep), cluster():
         room = room_for_trials(sweep, base, ray.nodes())
         prepare(sweep, preset, trials)
         finished = _states(sweep, trials).count("finished")
