@@ -98,10 +98,15 @@ def test_quick_forms_of_convolutions_are_the_same_sums(
 
 def test_only_plain_convolutions_of_few_channels_change_their_form() -> None:
     network = nn.Sequential(
-        nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, groups=2), nn.Conv2d(64, 8, 3)
+        nn.Conv2d(4, 8, 3, 2, 1),
+        nn.Conv2d(32, 32, 3),
+        nn.Conv2d(32, 64, 1),
+        nn.Conv2d(4, 8, 3, 2, groups=2),
+        nn.Conv2d(64, 8, 3),
+        nn.Conv2d(32, 64, 3),
     )
     before = [type(module) for module in network]
     state = list(network.state_dict())
     changed = [type(module) for module in use_quick_convolutions(network)]
-    assert [a is b for a, b in zip(before, changed, strict=True)] == [False, True, True]
+    assert [a is b for a, b in zip(before, changed, strict=True)] == 3 * [False] + 3 * [True]
     assert list(network.state_dict()) == state
