@@ -20,7 +20,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import bare_loop
 import torch
+from gpu_child import child_json, start_child
 from lightning_loop import lightning_rate
 from train_step import CLASSES, make_shards
 
@@ -120,11 +120,6 @@ def bare_rate(bench: Bench, name: str, batch: int, kind: str) -> float:
     return bare_loop.rate(step, bench.device, config.batch_size, 0.1 if bench.tiny else 0.8)
 
 
-def empty_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 # ---- the sections --------------------------------------------------------------------------------
 
 
@@ -143,7 +138,7 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
                 figures[f"bare {kind}"] = bare_loop.or_zero(
                     f"bare {kind}, {name}", partial(bare_rate, bench, name, batch, kind)
                 )
-                empty_cache(bench.device)
+                torch.cuda.empty_cache()
             best = max(figures.values())
             n = (bench.tiny and 32) or (2_560 if name == BIG else 14_336)
             epochs = 2 if bench.tiny else max(3, min(40, round(0.7 * best / n) + 2))
@@ -166,7 +161,7 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
                     continue
                 figures[mode] = found["train"]
                 whole[mode + ", with validation"] = found["epoch"]
-                empty_cache(bench.device)
+                torch.cuda.empty_cache()
             ours = max((v for mode, v in figures.items() if mode.startswith("ours")), default=0)
             rounded = {key: round(value) for key, value in (figures | whole).items()}
             ratio = {
@@ -215,7 +210,7 @@ def start(bench: Bench, _: argparse.Namespace) -> None:
     """Seconds from process start to the end of the first step, and of the first replay."""
     for graph in ("off", "auto"):
         config = bench.config("cnn_baseline", epochs=1, graph=graph)
-        times = subprocess_json("first-step", config, bench)
+        times = child_json("first-step", config)
         bench.note(section="start", graph=graph, **times)
 
 
@@ -297,8 +292,7 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
                     if not running:
                         return
                 started = [
-                    start_process("share", dataclasses.replace(config, run=run), bench)
-                    for run in runs
+                    start_child("share", dataclasses.replace(config, run=run)) for run in runs
                 ]
                 figures = [json.loads(p.communicate()[0].splitlines()[-1]) for p in started]
             alone = alone or runs[0]
@@ -309,23 +303,6 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
                 together=round(sum(f["rate"] for f in figures)),
                 equal_bytes=all(same(run, alone) for run in runs),
             )
-
-
-# ---- processes of their own ----------------------------------------------------------------------
-
-
-def start_process(what: str, config: TrainConfig, bench: Bench) -> subprocess.Popen[str]:
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    text = json.dumps(fields, default=str)
-    script = str(Path(__file__).with_name("gpu_child.py"))
-    command = [sys.executable, script, what, text, str(time.time())]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-def subprocess_json(what: str, config: TrainConfig, bench: Bench) -> dict[str, Any]:
-    output = start_process(what, config, bench).communicate()[0]
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
 
 
 SECTIONS = {

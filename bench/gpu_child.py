@@ -5,8 +5,10 @@ python bench/gpu_child.py first-step|share FIELDS BEGAN
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,19 @@ from fer_hpc.run.folder import read_rows
 from fer_hpc.training import loop
 
 STEPS = ("first_step_s", "second_step_s", "third_step_s")
+
+
+def start_child(what: str, config: TrainConfig) -> subprocess.Popen[str]:
+    """This file as a process; its last line is JSON."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    command = [sys.executable, __file__, what, json.dumps(fields, default=str), str(time.time())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def child_json(what: str, config: TrainConfig) -> dict[str, Any]:
+    output = start_child(what, config).communicate()[0]
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def main() -> None:

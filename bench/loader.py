@@ -28,7 +28,9 @@ from PIL import Image
 from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest, write_shard
+from fer_hpc.data.step_inputs import Block, BlocksAhead
 from fer_hpc.data.store import ImageStore
+from fer_hpc.data.stream import PixelStream
 
 BATCH, WORKERS = 256, 2
 Passes = Callable[[], Iterator[int]]  # a fresh pass over the data, giving batch sizes
@@ -61,12 +63,15 @@ def make_shards(folder: Path, pixels: np.ndarray) -> None:
 
 def ours(folder: Path) -> Passes:
     split = open_split(read_manifest(folder), "train")
-    loader = TrainLoader(split, BATCH, 0, Augmentation(flip=True), torch.device("cpu"))
-    seen = [0]
+    device = torch.device("cpu")
+    loader = TrainLoader(split, BATCH, 0, Augmentation(flip=True), device)
+    blocks = BlocksAhead(lambda *a: Block(loader.block(*a)), device, 0, BATCH, 10**12)
+    seen, pixels = [0], PixelStream(loader.images)
 
     def run() -> Iterator[int]:
         for _ in range(len(split) // BATCH):
-            batch = loader.batch(seen[0])
+            block, k = blocks.at(seen[0])
+            batch = loader.make(block.inputs(k) | pixels.at(block, k))
             seen[0] += len(batch.labels)
             yield len(batch.labels)
 
@@ -337,10 +342,8 @@ def main() -> None:
     )
     for name, value in rates.items():
         print(f"  {name:<22}{value:>12,.0f}   ours is {rates['ours'] / value:6.2f} times that")
-    print(
-        f"  uint8 delivery        {delivered:>12,.0f}   "
-        f"{delivered / copied:.2f} of memcpy ({copied:,.0f})"
-    )
+    share = f"{delivered / copied:.2f} of memcpy ({copied:,.0f})"
+    print(f"  uint8 delivery        {delivered:>12,.0f}   {share}")
 
 
 if __name__ == "__main__":
