@@ -26,6 +26,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -288,9 +289,10 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
             with contextlib.ExitStack() as closing:
                 if service:
                     folder = closing.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
-                    running = closing.enter_context(multi_process_service(Path(folder)))
-                    if not running:
+                    variables = closing.enter_context(multi_process_service(Path(folder)))
+                    if not variables:
                         return
+                    closing.enter_context(mock.patch.dict(os.environ, variables))
                 started = [
                     start_child("share", dataclasses.replace(config, run=run)) for run in runs
                 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,23 +85,24 @@ def test_trainings_that_share_the_gpu_end_with_the_same_bytes_though_one_is_kill
 ) -> None:
     fields = {**USUAL, "data": gpu_shards, "epochs": 60, "flip": True}
 
-    def start(name: str) -> processes.Started:
-        return processes.Started(*call("train", "fer2013", run=tmp_path / name, **fields))
+    def start(name: str, service: dict[str, str]) -> processes.Started:
+        run = call("train", "fer2013", run=tmp_path / name, **fields)
+        return processes.Started(*run, env=os.environ | service)
 
-    alone = start("alone")
+    alone = start("alone", {})
     assert alone.wait(400) == 0
     names = ("first", "second", "third")
     with (
         tempfile.TemporaryDirectory(prefix="fer-mps-", dir="/tmp") as folder,
-        multi_process_service(Path(folder)) as running,
+        multi_process_service(Path(folder)) as service,
     ):
-        if not running:
+        if not service:
             pytest.skip("CUDA's MPS does not start here")
-        together = [start(name) for name in names]
+        together = [start(name, service) for name in names]
         until_training(tmp_path / "first", 1, images_seen=300)
         together[0].kill()
         assert [process.wait(400) for process in together[1:]] == [0, 0]
-        assert start("first").wait(400) == 0
+        assert start("first", service).wait(400) == 0
     for name in names:
         assert_same_outcome(tmp_path / name, tmp_path / "alone")
 

@@ -50,14 +50,12 @@ def test_it_lives_as_long_as_the_block(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     folder = tmp_path / "service"
-    with mps.multi_process_service(folder) as running:
-        assert running
-        assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(folder)
+    with mps.multi_process_service(folder) as variables:
+        assert variables == {"CUDA_MPS_PIPE_DIRECTORY": str(folder)}
         pid, visible = (folder / "seen").read_text().split()
         assert visible == "visible:", "Ray's numbers of GPUs count all of the node"
         os.kill(int(pid), 0)
     assert (tmp_path / "said").read_text() == "quit\n"
-    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 
@@ -67,8 +65,8 @@ def test_a_service_that_runs_already_is_used(
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     (tmp_path / "control").touch()
-    with mps.multi_process_service(tmp_path / "service") as running:
-        assert running
+    with mps.multi_process_service(tmp_path / "service") as variables:
+        assert variables == {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
     assert not (tmp_path / "service").exists()
 
 
@@ -87,9 +85,8 @@ def test_where_none_starts_a_line_says_so(
     if text:
         program.write_text(text)
         program.chmod(0o755)
-    with mps.multi_process_service(tmp_path / "service") as running:
-        assert not running
-        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    with mps.multi_process_service(tmp_path / "service") as variables:
+        assert variables == {}
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("processes that share a GPU take turns: ") and why in line
     with (
@@ -140,6 +137,7 @@ def test_a_sweep_starts_it_where_trials_share_gpus(
     sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
     with shared_gpus(sweep):
         assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == starts
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with shared_gpus(sweep):

@@ -390,10 +390,23 @@ def test_small_trainings_share_a_machine_and_large_ones_do_not(tmp_path: Path) -
     assert room.place(large) == {}
     assert room.place(small[0]) is None
 
-    gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0, "1": 80.0})
+    gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0, "1": 80.0}, shared={"MPS": "x"})
     assert gpus.place(large) == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert [gpus.place(part) for part in small] == [{"CUDA_VISIBLE_DEVICES": "1"}] * 3
+    assert [gpus.place(part) for part in small] == [{"CUDA_VISIBLE_DEVICES": "1", "MPS": "x"}] * 3
     assert gpus.place(grid) is None, "it takes the whole machine"
+
+
+def test_parts_on_one_gpu_use_the_service_that_a_driver_starts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fer_hpc.parallel.mps.PLACES", ())
+    monkeypatch.setenv("PATH", "")
+    with Room(cores=2).open() as room:
+        assert room.shared == {}
+    assert capfd.readouterr().err == ""
+    with Room(cores=2, gpus={"0": 80.0}).open() as room:
+        assert room.shared == {}
+    assert "take turns: this node has no" in capfd.readouterr().err
 
 
 # ---- on a scheduler ------------------------------------------------------------------------------

@@ -22,44 +22,38 @@ from fer_hpc.parallel.process import end_with_parent
 
 PROGRAM = "nvidia-cuda-mps-control"
 PLACES = ("/usr/bin", "/usr/local/nvidia/bin")  # the driver's, where PATH has not got them
+VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
 USUAL_FOLDER = "/tmp/nvidia-mps"  # where a service is that the site or the user has started
 START_S, END_S = 20.0, 10.0
 
 
 @contextlib.contextmanager
-def multi_process_service(folder: Path, required: bool = False) -> Iterator[bool]:
-    """A service for the processes that are started in this block; gives whether there is one.
+def multi_process_service(folder: Path, required: bool = False) -> Iterator[dict[str, str]]:
+    """A service as long as the block; gives the environment with which processes use it.
 
     `folder` is for its sockets, whose paths must be short, and its logs. A service that runs
-    already is used as it is. Where none starts, a line says why; with `required`, a UserError.
+    already is used as it is. Where none starts, the environment is empty and a line says why; with
+    `required`, a UserError.
     """
-    given = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", USUAL_FOLDER)
+    given = os.environ.get(VARIABLE, USUAL_FOLDER)
     if Path(given, "control").exists():
-        yield True
+        yield {VARIABLE: given}
         return
     process, why = _start(folder)
     if process is None:
         if required:
             raise UserError(f"--mps on: {why}; use --mps auto, and processes take turns")
         print(f"processes that share a GPU take turns: {why}", file=sys.stderr, flush=True)
-        yield False
+        yield {}
         return
-    before = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
-    os.environ["CUDA_MPS_PIPE_DIRECTORY"] = str(folder)
     try:
-        yield True
+        yield {VARIABLE: str(folder)}
     finally:
-        del os.environ["CUDA_MPS_PIPE_DIRECTORY"]
-        if before is not None:
-            os.environ["CUDA_MPS_PIPE_DIRECTORY"] = before
         _end(process, folder)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    environment = os.environ | {
-        "CUDA_MPS_PIPE_DIRECTORY": str(folder),
-        "CUDA_MPS_LOG_DIRECTORY": str(folder),
-    }
+    environment = os.environ | {VARIABLE: str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
     # With numbers here the service would count the visible GPUs anew, and the numbers that Ray
     # gives to the trials would name others.
     environment.pop("CUDA_VISIBLE_DEVICES", None)

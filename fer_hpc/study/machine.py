@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fer_hpc.cluster.programs import output_of
+from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.study.graph import Part
+from fer_hpc.sweep.ray_nodes import temporary_folder
 
 PER_GPU = 4  # small trainings on one GPU: one alone waits for the host
 SMALL_GPU_GB, SMALL_MEMORY_GB = 6.0, 2.0  # of a small training at most, on a GPU and in memory
@@ -21,6 +25,7 @@ class Room:
     gpus: dict[str, float] = field(default_factory=dict)  # as CUDA_VISIBLE_DEVICES -> GB
     memory_gb: float = 0.0
     taken: dict[str, tuple[int, str, bool]] = field(default_factory=dict)  # cores, GPU, alone
+    shared: dict[str, str] = field(default_factory=dict)  # environment of parts that share a GPU
 
     def place(self, part: Part) -> dict[str, str] | None:
         """Take the room for a part: what its environment gets, or None where it does not fit."""
@@ -47,8 +52,17 @@ class Room:
             if any(here) or len(here) >= (1 if part.alone else room):
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
-            return {"CUDA_VISIBLE_DEVICES": gpu}
+            return {"CUDA_VISIBLE_DEVICES": gpu} | ({} if part.alone else self.shared)
         return None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Room]:
+        """The room, while the service runs with which parts on one GPU compute at the same time."""
+        if not self.gpus:
+            yield self
+            return
+        with temporary_folder("mps-") as folder, multi_process_service(folder) as self.shared:
+            yield self
 
     def occupy(self, part: Part) -> None:
         """Count a part that runs already, whether it fits or not."""

@@ -50,7 +50,7 @@ def study(
             for line in submit_study(plan, parts, job, config.tasks, configure):
                 print(line, flush=True)
         return EXIT_FINISHED
-    with only_driver(plan.out):
+    with only_driver(plan.out), room.open():
         print(f"{plan.out}: {len(parts)} parts, {room.cores} core(s), {len(room.gpus)} GPU(s)")
         return Driver(plan, parts, job, room).run()
 

@@ -86,8 +86,16 @@ def shared_gpus(sweep: SweepConfig) -> Iterator[None]:
         print(f"trials that share a GPU take turns unless CUDA's MPS runs on {where}", flush=True)
         yield
         return
-    with temporary_folder("mps-") as folder, multi_process_service(folder, sweep.mps == "on"):
-        yield
+    required = sweep.mps == "on"
+    with temporary_folder("mps-") as folder, multi_process_service(folder, required) as variables:
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ |= variables
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                os.environ |= {} if value is None else {name: value}
 
 
 @contextlib.contextmanager
