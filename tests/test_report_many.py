@@ -21,7 +21,8 @@ def test_a_table_of_2000_runs_is_built_in_seconds(tmp_path: Path) -> None:
             looked.append(1)
             return super().__getitem__(name)
 
-    rows = [Row(None, Counted(scores), DataSet("ab", "d")) for _ in range(200)]  # type: ignore[arg-type]
+    run: Any = None
+    rows = [Row(run, Counted(scores), DataSet("ab", "d")) for _ in range(200)]
     table = ResultTable("val", DataSet("ab", "d"), [(None, rows)])
     for _ in table.rows:
         assert table.classes == ["a"]

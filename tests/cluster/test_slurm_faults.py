@@ -79,6 +79,10 @@ def test_processes_follow_what_was_asked_for(cluster: Cluster, site: Path, shard
     assert "image" in log(site, jobs[site / "cpus"]), "the summary"
 
 
+def until_said(text: str, site: Path, job: str) -> None:
+    until(lambda: text in log(site, job), 120, lambda: log(site, job))
+
+
 def test_starts_that_gain_nothing_end_with_the_reason_of_the_first(
     cluster: Cluster, site: Path, shards: Path
 ) -> None:
@@ -97,11 +101,7 @@ def test_starts_that_gain_nothing_end_with_the_reason_of_the_first(
         )
     ]
     for job in jobs:
-        until(
-            lambda job=job: "starts in a row gained nothing" in log(site, job),  # type: ignore[misc]
-            120,
-            lambda job=job: log(site, job),  # type: ignore[misc]
-        )
+        until_said("starts in a row gained nothing", site, job)
         assert cluster.wait(job) == "FAILED"
         assert starts(cluster, job) == 3
         assert "libcudart.so.12: cannot open" in log(site, job).partition("The first of them")[2]
