@@ -259,6 +259,16 @@ def test_affectnets_pair_of_tables_is_one_set(tmp_path: Path) -> None:
     }
     assert all(label == CLASSES[value // 10] for _, label, value in found.values())
     assert ignored(plan) == {"pictures without a row in the table": 1}
+    table = tmp_path / "validation.csv"
+    for name, other, own in (
+        ("facial_landmarks", "points", "no column"),
+        ("face_x", "person", "person"),
+    ):
+        kept = table.read_text()
+        table.write_text(kept.replace(name, other, 1))
+        with pytest.raises(UserError, match=f"validation.csv: {own} where .*training.csv has"):
+            read(tmp_path, tmp_path, image_root=images)
+        table.write_text(kept)
 
 
 def test_expw_has_several_faces_a_picture(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ ALIASES = {
 # Words of a header above the labels in a CSV file of classes.
 _HEADER = re.compile(r"label|number|name|key|^id$|index|code|folder|value|class|expression|emotion")
 _SHOWN = 8  # labels in a message
+_LONGEST_FLAG = 600  # characters that one may want to copy
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def _unknown_labels(labels: Mapping[str, int], place: str, which: list[str], why
     names = [c for k in labels if not _is_number(k) and (c := _candidates(k)[-1] or k)]
     wanted = [f"NAME_OF_{k}" for k in numbers] + sorted(dict.fromkeys(names))
     flag = f"--classes {shlex.quote(','.join(wanted))}"
-    if len(wanted) > 40:
+    if len(flag) > _LONGEST_FLAG:
         flag = "--classes FILE.csv (label in the data,class name)"
     shown = ", ".join(repr(k[:30]) for k in which[:_SHOWN])
     more = f" and {len(which) - _SHOWN} more" if len(which) > _SHOWN else ""

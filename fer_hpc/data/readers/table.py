@@ -27,6 +27,7 @@ from fer_hpc.data.tree import Tree
 from fer_hpc.files import sha256
 
 BOX = ("x_min", "y_min", "x_max", "y_max")
+POINTS = ("facial_landmarks", "landmarks")
 GROUPS = ("group", "person", "subject", "identity", "subject_id", "person_id")
 SPLITS = ("split", "usage", "set", "subset", "partition")
 FEW = 50  # faces of which none is neutral, by accident
@@ -55,11 +56,17 @@ class PictureTable:
         self._path, self._label, self._numbering = path, label, numbering
         self.classes = self._fixed = classes
         names = self.table.names
-        self._points = first_of(names, ("facial_landmarks", "landmarks"))
-        self._has_box = not self._points and set(BOX) <= set(names)
-        self._split, self._group = first_of(names, SPLITS), first_of(names, GROUPS)
+        meant = _meant(names)
+        self._points, self._split, self._group = meant["points"], meant["split"], meant["group"]
+        self._has_box = bool(meant["box"])
         for table, _ in tables:
             table.require(path, label, *(BOX if self._has_box else ()))
+            for known, own in zip(meant.values(), _meant(table.names).values(), strict=True):
+                if own != known:
+                    raise UserError(
+                        f"--input {table.shown}: {own or 'no column'} where {self.shown} has "
+                        f"{known or 'no column'}; give both tables the same columns"
+                    )
         some = [name for name in BOX if name in names]
         if some and not self._has_box and not self._points:
             raise UserError(f"--input {self.shown}: {', '.join(some)} without the rest of a box")
@@ -206,6 +213,17 @@ class AffectNetCsv(PictureTable):
                 "AffectNet's Neutral, so they may be another data set's; state whose they are: "
                 "--classes affectnet, --classes rafdb, or --classes FILE.csv (number,class name)"
             )
+
+
+def _meant(names: Sequence[str]) -> dict[str, str]:
+    """The columns that decide how rows are read, by their meaning; "" where there is none."""
+    points = first_of(names, POINTS)
+    return {
+        "points": points,
+        "box": "" if points or not set(BOX) <= set(names) else ", ".join(BOX),
+        "split": first_of(names, SPLITS),
+        "group": first_of(names, GROUPS),
+    }
 
 
 def generic_table(
