@@ -159,3 +159,10 @@ def test_own_classes_from_folders_to_a_report(fer: Fer, tmp_path: Path) -> None:
     assert gan.returncode == 2
     assert "Neutral" in gan.stderr
     assert "Traceback" not in gan.stderr
+
+
+def test_a_message_about_long_labels_stays_short() -> None:
+    labels = {"7 " * 2000 + str(k): 1 for k in range(3)}
+    with pytest.raises(UserError, match="--classes FILE") as error:
+        map_classes(labels, StatedClasses(), "--input t.csv")
+    assert len(str(error.value)) < 600
