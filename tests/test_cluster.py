@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fer_hpc.cli.parse import configure
+from fer_hpc.cluster.code import keep_code
 from fer_hpc.cluster.launch import should_requeue
 from fer_hpc.cluster.starts import exit_in_words, give_up_message, may_start_again
 from fer_hpc.config import TrainConfig
@@ -33,6 +34,26 @@ def run_job(script: str, *args: object, **env: str) -> subprocess.CompletedProce
     return subprocess.run(
         call, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, **env}
     )
+
+
+def test_the_copy_of_the_code_for_jobs_makes_the_page_that_the_package_makes(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    copy = keep_code(tmp_path / "code")
+    for place in (ROOT, copy):
+        done = subprocess.run(
+            [sys.executable, "-m", "fer_hpc", "report", finished_run, "--out", place.name],
+            env=os.environ | {"PYTHONPATH": str(place)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr
+    pages = [(tmp_path / place.name / "index.html").read_text() for place in (ROOT, copy)]
+    assert pages[0].count("</section>") == pages[1].count("</section>") > 1
 
 
 def test_dry_run_shows_the_whole_script_and_quotes_what_was_given(

@@ -15,7 +15,6 @@ from fer_hpc.files import write_json
 from fer_hpc.run.version import COPY_VERSION, code_version
 
 PACKAGE = Path(__file__).parents[1]
-SUFFIXES = {".py", ".j2", ".css"}
 
 
 def code_root(results: Path) -> Path:
@@ -49,7 +48,9 @@ def keep_code(root: Path) -> Path:
 
 
 def _sources(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file()]
+    """All files but what Python and editors leave beside them."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "__pycache__")
+    return [p for p in files if not p.name.startswith(".") and not p.name.endswith("~")]
 
 
 def pointer(root: Path, scheduler: str, job: str) -> Path:
