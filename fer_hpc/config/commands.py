@@ -107,8 +107,7 @@ class SweepConfig:
     )
     mps: Literal["auto", "on", "off"] = option(
         "auto",
-        "CUDA's service with which trials on one GPU compute at the same time; "
-        "auto: where it starts; off: they take turns",
+        "trials on one GPU at the same time, by CUDA's MPS; auto: where it starts; off: in turns",
     )
     scheduler: Literal["fifo", "asha"] = option(
         "fifo", "fifo: train all to the end; asha: stop the worse configurations early"
