@@ -55,7 +55,7 @@ def content_of(state: TrainState, **other: Any) -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with good checkpoints at 10 and 20 images."""
-    folder = tmp_path / "run"
+    folder = tmp_path / "trials" / "run"  # as in a sweep
     attempt = claim_attempt(folder)
     data = {"path": "d", "fingerprint": "ab"}
     write_json(folder / "config.json", {"science": SCIENCE, "data": data})

@@ -103,9 +103,10 @@ def collect(paths: tuple[Path, ...]) -> Collection:
     for path in find_runs(paths):
         if path not in paths and is_identity_judge(path):
             continue  # its classes are persons; the GAN's table has what it says
-        sweep = path.absolute().parent.parent  # a trial lies in SWEEP/trials
-        if path not in paths and (sweep / "sweep.json").exists():
-            sweeps[sweep] = None
+        trials = path.absolute().parent
+        is_trial = trials.name == "trials" and (trials.parent / "sweep.json").exists()
+        if path not in paths and is_trial:
+            sweeps[trials.parent] = None
         else:
             singles.setdefault(path.resolve(), path)
     for resolved, label in unique_labels(list(singles)).items():
