@@ -97,7 +97,8 @@ def fer() -> Fer:
         if verb == "preprocess" and "--workers" not in args:
             args = (*args, "--workers", 1)  # each costs a second of CPU to start
         if verb in processes.VERBS:
-            return processes.run(verb, *args, timeout=timeout)
+            here = {**os.environ, processes.FOLDER: str(Path.cwd())}
+            return processes.run(verb, *args, env=here, timeout=timeout)
         return subprocess.run(
             command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False
         )

@@ -26,6 +26,8 @@ def run(line: str, folder: Path) -> str:
     """The output of one command of the page."""
     program, *args = shlex.split(line)
     environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[1])}
+    if args[0] == "preprocess":
+        args += ["--workers", "1"]  # each costs a second of CPU to start
     if program == "fer-hpc" and args[0] in processes.VERBS:
         done = processes.run(*args, env={**environment, processes.FOLDER: str(folder)}, timeout=500)
     else:
@@ -59,7 +61,11 @@ def test_the_page_and_its_blocks_are_short() -> None:
     assert all(code.count("\n") < 30 for _, code in BLOCKS)
 
 
-def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sweeps", [False, pytest.param(True, marks=pytest.mark.long)], ids=["without its sweep", "all"]
+)
+def test_the_page_runs_as_it_stands(tmp_path: Path, sweeps: bool) -> None:
+    """A sweep of a plugin's network, and a run from it, are in test_tune.py as well."""
     pytest.importorskip("timm")
     draw_pictures(tmp_path)
     outputs = []
@@ -70,9 +76,9 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
             continue
         assert language == "bash"
         lines = code.replace("\\\n", " ").splitlines()
-        outputs += [run(line, tmp_path) for line in lines]
+        outputs += [run(line, tmp_path) for line in lines if sweeps or "sweep" not in line]
     assert "(4, 8)" in outputs[-1]
     assert "two_convs" in (tmp_path / "report" / "index.html").read_text()
-    for name in ("mine", "best", "focal", "named", "three", "timm", "linear"):
+    for name in ("mine", "focal", "named", "three", "timm", "linear", *["best"] * sweeps):
         assert (tmp_path / "runs" / name / "best.pt").exists(), name
     assert (tmp_path / "runs" / "three" / "eval-test.json").exists()

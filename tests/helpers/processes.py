@@ -18,7 +18,9 @@ from fer_hpc.config import PRESETS
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
 # slow to import
-VERBS = tuple("train train_gan evaluate predict export generate transfer report".split())
+VERBS = tuple(
+    "train train_gan evaluate predict export generate transfer report preprocess doctor".split()
+)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -26,6 +28,8 @@ FORKS.set_forkserver_preload(
         "fer_hpc.gan.loop",
         "fer_hpc.evaluation.score",
         "fer_hpc.report.report",
+        "fer_hpc.data.preprocess",
+        "fer_hpc.data.doctor",
         "torch._dynamo",
         "scipy.optimize",
         "torch.utils.tensorboard",
@@ -63,13 +67,15 @@ _enter_target = _enter  # a test may put a function with another set-up in its p
 class Started:
     """`fer-hpc ARGS` in a process of its own; the part of subprocess.Popen that the tests use."""
 
-    def __init__(self, *args: object, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, *args: object, env: Mapping[str, str] = os.environ, daemon: bool = True
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="fer-output")
         self.out, self.err = (str(Path(self.folder.name, name)) for name in ("out", "err"))
         self.process = FORKS.Process(
             target=_enter_target,
             args=([str(a) for a in args], dict(env), self.out, self.err),
-            daemon=True,
+            daemon=daemon,
         )
         self.process.start()
         assert self.process.pid
@@ -100,8 +106,8 @@ class Started:
 def run(
     *args: object, env: Mapping[str, str] = os.environ, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
-    """`fer-hpc ARGS` to its end."""
-    started = Started(*args, env=env)
+    """`fer-hpc ARGS` to its end. No daemon, which may have no workers."""
+    started = Started(*args, env=env, daemon=False)
     try:
         out, err = started.communicate(timeout)
     finally:
