@@ -214,55 +214,6 @@ def test_arguments_of_positional_and_repeated_fields_come_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "word"),
-    [
-        (["train", "cnn_improved", "--learning-rate", "0.1"], "--lr?"),
-        (["train", "cnn_improved", "--lr-rate=0.1"], "--lr?"),
-        (["train", "vgg", "--epoch", "3"], "--epochs?"),
-        (["train", "vgg", "--batch", "3"], "--batch-size?"),
-        (["train", "vgg", "--label-smoothin", "3"], "--label-smoothing?"),
-        (["train", "vgg", "--no-flp"], "--no-flip"),
-        (["tune", "--learning-rate", "0.1"], "--lrs?"),
-        (["tune", "--lr", "0.1"], "--lrs"),
-        (["tune", "--gpus", "1"], "--gpus-per-worker"),
-        (["train_gan", "--learning-rate", "0.1"], "--lr?"),
-        (["preprocess", "--num-workers", "2"], "--workers?"),
-        (["doctor", "--jsn"], "--json?"),
-        (["sheet", "vgg", "--dat", "d"], "--data?"),
-        (["synthetic", "--output", "o"], "--out?"),
-        (["evaluate", "--dataset", "o"], "--data?"),
-        (["transfer", "--output", "o"], "--out"),
-        (["generate", "--dataset", "o"], "--data?"),
-        (["report", "--output", "o"], "--out?"),
-        (["status", "--jason"], "--json?"),
-        (["logs", "--folow"], "--follow?"),
-        (["cancel", "--frce"], "unknown flag --frce"),
-        (["trian"], "'train'"),
-        (["train", "cnn_improve"], "'cnn_improved'"),
-        (["tune", "cnn_improve"], "'cnn_improved'"),
-        (["train", "vgg", "fer2013"], "vgg already"),
-        (["train"], "which preset"),
-        (["train", "vgg", "--data", "d"], "--run"),
-        (["evaluate"], "RUN"),
-        (["evaluate", "a", "b"], "'b'"),
-        (["transfer", "a.png", "b.png"], "--run, --out"),
-        (["preprocess", "--source", "fer213", "--input", "x", "--out", "o"], "'fer2013'"),
-        (["train", "vgg", "--optimizer", "adam"], "adamw"),
-        (["train", "vgg", "--lr", "x", "--data", "d", "--run", "r"], "--lr"),
-        (["train", "vgg", "--lr", "-1", "--data", "d", "--run", "r"], "at least 0"),
-        (["train", "vgg", "--data", "d", "--run", "a\nb"], "control character"),
-    ],
-)
-def test_a_mistake_is_one_message_that_names_what_is_meant(
-    capsys: pytest.CaptureFixture[str], args: list[str], word: str
-) -> None:
-    code, text = output(capsys, *args)
-    assert code == EXIT_USER_ERROR
-    assert word in text
-    assert "Traceback" not in text
-
-
-@pytest.mark.parametrize(
     ("script", "verb", "args", "word"),
     [
         ("train", "train", ["vgg", "--time", "60"], "--time-min?"),

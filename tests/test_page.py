@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from fer_hpc.evaluation import plots_many
 from fer_hpc.report import figures
 from fer_hpc.report.book import TableBook
 from fer_hpc.report.extras import gaps_of, read_extras
 from fer_hpc.report.report import with_contents
+from tests.helpers.browser import chromium, set_screen
+
+RESOURCES = Path(figures.__file__).parent
 
 ROWS = """
 <tr><th>run</th><th data-best="max">accuracy</th><th class="plot-cell">bar</th>
@@ -175,3 +180,45 @@ def test_a_large_picture_is_linked_and_a_small_one_is_in_the_page(
     large = figures.copied(source, "a/b c", tmp_path, "x")
     assert large.uri == large.file == "a/b%20c-gallery-val.png"
     assert (tmp_path / "a" / "b c-gallery-val.png").stat().st_size == 11
+
+
+WIDE = f"""<!doctype html><meta name="viewport" content="width=device-width">
+<style>{(RESOURCES / "style.css").read_text()}</style>
+<main class="wrap"><div class="card"><div class="scroll"><table><tbody><tr>
+{"<td>0.1234567</td>" * 20}</tr></tbody></table></div></div></main>"""
+
+
+def test_a_table_that_is_cut_off_shows_it_at_the_edge(tmp_path: Path) -> None:
+    (tmp_path / "wide.html").write_text(WIDE)
+    with chromium() as page:
+        set_screen(page, 390, 300)
+        page.get(f"file://{tmp_path}/wide.html")
+
+        def contrast() -> int:
+            """Largest difference between the right edge of the table and the card around it."""
+            box = page.execute_script(
+                "const r = document.querySelector('.scroll').getBoundingClientRect();"
+                "return [r.right, r.top, r.bottom]"
+            )
+            right, top, bottom = map(round, box)
+            shown = Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("L")
+            pixels = np.asarray(shown).astype(int)
+            return int(
+                abs(pixels[top + 3 : bottom - 8, right - 3] - pixels[top + 3, right + 6]).max()
+            )
+
+        def media(**values: str) -> None:
+            features = [{"name": "prefers-color-scheme", "value": values.get("scheme", "light")}]
+            emulated = {"media": values.get("media", "screen"), "features": features}
+            page.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+
+        page.execute_script("document.querySelectorAll('td').forEach(c => c.style.color = '#0000')")
+        for scheme in ("light", "dark"):
+            media(scheme=scheme)
+            page.execute_script("document.querySelector('.scroll').scrollLeft = 0")
+            assert contrast() >= 15, scheme
+            page.execute_script("document.querySelector('.scroll').scrollLeft = 1e6")
+            assert contrast() <= 2, scheme
+        media(media="print")
+        style = "return getComputedStyle(document.querySelector('.scroll')).backgroundImage"
+        assert page.execute_script(style) == "none"

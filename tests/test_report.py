@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import shutil
 from pathlib import Path
@@ -348,6 +349,19 @@ def test_names_with_odd_characters_are_drawn_and_written(scored: Path, tmp_path:
     assert line.startswith("'="), "a spreadsheet takes it for text, not a formula"
 
 
+def test_the_commands_on_the_page_can_be_pasted(scored: Path, tmp_path: Path) -> None:
+    """The audit's named DATA instead of the folder, and no path was quoted."""
+    one = another(scored, tmp_path / "runs" / "one")
+    for file in one.glob("attempts/*/environment.json"):
+        edit_json(file, data="/no/my faces")
+    unscored = another(scored, tmp_path / "runs" / "a second", science__lr=0.25)
+    for file in unscored.glob("eval-*.json"):
+        file.unlink()
+    page = html.unescape(page_of(tmp_path / "runs", out=tmp_path / "out"))
+    assert "fer-hpc doctor '/no/my faces' --out '/no/my faces/doctor.json'" in page
+    assert f"fer-hpc evaluate '{unscored}' --split val" in page
+
+
 def test_the_page_is_for_every_reader(scored: Path, tmp_path: Path) -> None:
     """No screen is narrower than the page; text has contrast, tables and pictures have names."""
     long_name = "resnet_improved-with-a-long-name-" + "x" * 60
@@ -364,6 +378,8 @@ def test_the_page_is_for_every_reader(scored: Path, tmp_path: Path) -> None:
             assert page.execute_script("return document.documentElement.scrollWidth") <= width
             for scheme in ("light", "dark"):
                 assert faults(page, scheme) == []
+            lines = "return [...document.querySelectorAll('.legend')].map(e => e.getClientRects())"
+            assert [len(each) for each in page.execute_script(lines)] == [1, 1, 1], "not broken"
         first = "return document.querySelector('#table-runs tbody th').textContent"
         page.execute_script("document.querySelectorAll('#table-runs thead button')[0].click()")
         assert page.execute_script(first) == long_name

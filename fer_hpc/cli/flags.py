@@ -6,15 +6,19 @@ stands on the command line; a preset, a sweep or the fields' defaults fill the r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import operator
+import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fer_hpc.cli.suggest import check_flags
+from fer_hpc.cli.values import check_values_follow, choices_of, element_type, value_of
 from fer_hpc.config import (
     PRESETS,
     UserError,
@@ -28,6 +32,7 @@ from fer_hpc.config.fields import value_type
 
 Config = TypeVar("Config")
 METAVARS = {Path: "PATH", str: "TEXT", int: "INT", float: "FLOAT"}
+BOX = re.compile(r"[\u2500-\u257f\s]+")  # the frame that tyro draws around its errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def parse(
     presets: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Given:
-    """The values in `args`. Help exits with 0 and a value of a wrong type with 2, as tyro does.
+    """The values in `args`. Help exits with 0; every mistake is a UserError of one line.
 
     command: as the user types it, for messages; about: what it does, for the help; presets: whether
     a PRESET may stand among the arguments; notes: see `check_flags`
@@ -112,23 +117,32 @@ def parse(
             raise UserError(f"the argument {arg!r} is not UTF-8: rename the file or folder")
     args = current_arguments(args)
     fields = {f.name: f for part in parts for _, f in part.fields()}
-    flags = {flag_name(f.name) for f in fields.values() if not f.metadata.get("positional")}
-    flags |= {flag_name(f"no_{f.name}") for f in fields.values() if value_type(f) is bool}
-    check_flags(args, flags, notes or {}, f"{command} --help")
-    _check_paths(args, {flag_name(f.name) for f in fields.values() if _element(f) is Path})
-    found, unknown = tyro.cli(
-        _arguments_type(parts, presets),
-        prog=command,
-        description=about,
-        args=args,
-        return_unknown_args=True,
-        # The help stands in the fields; looking for it in the sources costs a quarter of a second.
-        config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.HelptextFromCommentsOff),
-    )
+    flags = {flag_name(f.name): f for f in fields.values() if not f.metadata.get("positional")}
+    flags |= {flag_name(f"no_{f.name}"): f for f in fields.values() if value_type(f) is bool}
+    check_flags(args, set(flags), notes or {}, f"{command} --help")
+    check_values_follow(args, flags)
+    _check_paths(args, {flag_name(f.name) for f in fields.values() if element_type(f) is Path})
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            found, unknown = tyro.cli(
+                _arguments_type(parts, presets),
+                prog=command,
+                description=about,
+                args=args,
+                return_unknown_args=True,
+                # The help stands in the fields; to look for it in the sources costs 0.25 s.
+                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as end:
+        if end.code:  # a mistake that the checks above do not know
+            raise UserError(BOX.sub(" ", written.getvalue()).strip()) from None
+        raise
     chosen = found.pop("PRESET", None)
     preset = type(chosen).__name__ if chosen else None
     if unknown:
-        raise _unknown_argument(unknown[0], preset, presets)
+        names = [_title(f) for f in fields.values() if f.metadata.get("positional")]
+        raise _unknown_argument(unknown[0], preset, presets, names)
     values: dict[str, Any] = {}
     for key, value in found.items():
         values |= value if isinstance(value, dict) else {key: value}
@@ -154,19 +168,16 @@ def _check_paths(args: list[str], path_flags: set[str]) -> None:
             raise UserError("one of the arguments is empty ('')")
 
 
-def _element(field: dataclasses.Field[Any]) -> Any:
-    """The type of a field's value, or of one of its values."""
-    wanted = value_type(field)
-    return typing.get_args(wanted)[0] if typing.get_origin(wanted) is tuple else wanted
-
-
-def _unknown_argument(argument: str, preset: str | None, presets: bool) -> UserError:
-    """The error for an argument that is no flag and has no place."""
+def _unknown_argument(
+    argument: str, preset: str | None, presets: bool, names: list[str]
+) -> UserError:
+    """The error for an argument that is no flag and has no place; names: of those that have one."""
     if argument.startswith("--"):
         flag = argument.partition("=")[0]
         return UserError(f"{flag} is given before and after {preset}; give it once")
     if not presets:
-        return UserError(f"unexpected argument {argument!r}")
+        wanted = f"only {', '.join(names)}" if names else "flags only"
+        return UserError(f"unexpected argument {argument!r}; wanted {wanted}")
     if preset is None:
         return unknown_name_error("preset", argument, list(PRESETS))
     return UserError(f"unexpected argument {argument!r}: the preset is {preset} already")
@@ -215,8 +226,9 @@ def _argument(field: dataclasses.Field[Any], default: Any) -> Any:
     """The annotated type of one argument."""
     import tyro
 
-    wanted, element = value_type(field), _element(field)
-    metavar = METAVARS.get(element)
+    wanted, element = value_type(field), element_type(field)
+    choices = ",".join(map(str, choices_of(element)))
+    metavar = f"{{{choices}}}" if choices else METAVARS.get(element, "")
     several = element is not wanted
     about: Any = functools.partial(
         tyro.conf.arg,
@@ -231,23 +243,30 @@ def _argument(field: dataclasses.Field[Any], default: Any) -> Any:
     if field.metadata.get("positional"):
         name = f"{field.name.upper()}{' ...' if several else ''}"
         return Annotated[wanted, tyro.conf.Positional, about(metavar=name)]
-    if several:
-        return Annotated[wanted, _separated(element, f"{metavar} ..."), about()]
-    return Annotated[wanted, about(metavar=metavar)]
+    if element is bool:
+        return Annotated[wanted, about()]
+    return Annotated[wanted, _values(field, f"{metavar} ..." if several else metavar), about()]
 
 
-def _separated(element: Callable[[str], Any], metavar: str) -> Any:
-    """Values of one flag, separated by spaces or commas."""
+def _values(field: dataclasses.Field[Any], metavar: str) -> Any:
+    """How the value of one flag is read; several are separated by spaces or commas."""
     from tyro.constructors import PrimitiveConstructorSpec
 
-    def from_text(texts: list[str]) -> tuple[Any, ...]:
-        return tuple(element(part) for text in texts for part in text.split(",") if part)
+    flag, element = flag_name(field.name), element_type(field)
+    several = element is not value_type(field)
+
+    def from_text(texts: list[str]) -> Any:
+        parts = [part for text in texts for part in text.split(",") if part] if several else texts
+        if not parts:
+            raise UserError(f"{flag}: wanted one value or more")
+        values = tuple(value_of(flag, element, part) for part in parts)
+        return values if several else values[0]
 
     return PrimitiveConstructorSpec(
-        nargs="*",
+        nargs="*" if several else 1,
         metavar=metavar,
         instance_from_str=from_text,
-        is_instance=lambda value: isinstance(value, tuple),
+        is_instance=lambda value: True,
         str_from_instance=lambda value: [str(each) for each in value],
     )
 

@@ -90,13 +90,24 @@ def check_flags(args: list[str], known: set[str], notes: Mapping[str, str], help
         if arg == "--":
             return  # no flags follow
         flag = arg.partition("=")[0].replace("_", "-")
-        if not arg.startswith("--") or flag in known or flag == "--help":
+        if not is_flag(arg) or flag in known or arg in ("--help", "-h"):
             continue
+        if flag in ("--help", "-h"):
+            raise UserError(f"{arg}: {flag} takes no value")
         if flag in notes:
             raise UserError(f"{flag} {notes[flag]}")
-        meant = " or ".join(near_flags(flag, known))
+        meant = " or ".join(near_flags(f"--{flag.lstrip('-')}", known))
         hint = f"; did you mean {meant}?" if meant else ""
         raise UserError(f"unknown flag {flag}{hint} ({help} lists all)")
+
+
+def is_flag(text: str) -> bool:
+    """Whether an argument is a flag by its look; a negative number is none."""
+    try:
+        float(text)
+    except ValueError:
+        return text.startswith("--") or (text.startswith("-") and text[1:2].isalpha())
+    return False
 
 
 def near_flags(flag: str, known: set[str]) -> list[str]:
@@ -106,6 +117,6 @@ def near_flags(flag: str, known: set[str]) -> list[str]:
     candidates = (
         [f"--{synonym}" for synonym in SYNONYMS.get(name, ()) if f"--{synonym}" in known],
         [each for each in same if name in each.split("-") or each.startswith(flag)],
-        difflib.get_close_matches(flag, same, n=2),
+        difflib.get_close_matches(flag, same, n=2) if len(name) > 1 else [],
     )
     return next((flags[:3] for flags in candidates if flags), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 
 # Exit codes of every command.
 EXIT_FINISHED = 0
@@ -35,3 +36,14 @@ def unknown_name_error(what: str, got: str, valid: list[str]) -> UserError:
     near = difflib.get_close_matches(got, valid, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {what} {got!r}{hint} (known: {', '.join(valid)})")
+
+
+def choice_error(flag: str, got: object, choices: list[str]) -> UserError:
+    """The error for a value of a flag that is not one of `choices`; suggests the one meant."""
+    text = str(got).lower()
+    near = difflib.get_close_matches(text, choices, n=1) or [
+        c for c in choices if text and (text.startswith(c) or c.startswith(text))
+    ]
+    hint = f"; did you mean {near[0]}?" if len(near) == 1 else ""
+    given = shlex.quote(str(got))
+    return UserError(f"{flag} {given}: wanted one of {', '.join(choices)}{hint}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fer_hpc.config.aliases import current_science, current_value
-from fer_hpc.config.errors import UserError, flag_name, unknown_name_error
+from fer_hpc.config.errors import UserError, choice_error, flag_name
 
 Config = TypeVar("Config", bound=Any)
 SCHEMA = 1  # raise it when the meaning of a science field changes
@@ -108,7 +108,7 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
     if typing.get_origin(wanted) is typing.Literal:
         choices = typing.get_args(wanted)
         if value not in choices:
-            raise unknown_name_error(f"value of {flag}", str(value), [str(c) for c in choices])
+            raise choice_error(flag, value, [str(c) for c in choices])
     elif wanted in (int, float):
         if not isinstance(value, numbers.Integral if wanted is int else numbers.Real):
             kind = "whole number" if wanted is int else "number"

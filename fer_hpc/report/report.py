@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,8 @@ def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet])
         for row in t.rows
         for column, gap in gaps_of(row.scores)
     ]
+    classes = class_tables(_data_folders(found))
+    folders = {run.trained_on: run.data_folder for run in [*found.runs, *found.gans]}
     return {
         "found": found,
         "known": known,
@@ -97,7 +100,8 @@ def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet])
         "sweeps": [(sweep, heat_map(sweep.path, out)) for sweep in found.sweeps],
         "figures": draw_figures(found.runs, out, in_study) | gan_figures(found.gans, out),
         "max_drawn_runs": MAX_DRAWN_RUNS,
-        "class_tables": class_tables(_data_folders(found)),
+        "class_tables": classes,
+        "folders": folders | {table["fingerprint"]: table["folder"] for table in classes},
         "study": study,
         "when": time.strftime("%Y-%m-%d %H:%M"),
     }
@@ -152,6 +156,7 @@ def _environment() -> jinja2.Environment:
         interval=format_interval,
         pair_name=pair_name,
         settings=_settings,
+        shell=lambda path: shlex.quote(str(path)),
     )
     return environment
 

@@ -272,6 +272,7 @@ def class_tables(folders: Iterable[Path]) -> list[dict[str, Any]]:
         lines = zip([*manifest.classes, "all"], *([*c, sum(c)] for c in columns), strict=True)
         tables[manifest.fingerprint] = {
             "name": manifest.folder.name,
+            "folder": manifest.folder,
             "fingerprint": manifest.fingerprint,
             "about": f"{kind}, {'×'.join(map(str, manifest.image_shape))}, splits: {rule}",
             "lines": list(lines),
