@@ -352,9 +352,9 @@ def test_names_with_odd_characters_are_drawn_and_written(scored: Path, tmp_path:
 def test_the_commands_on_the_page_can_be_pasted(scored: Path, tmp_path: Path) -> None:
     """The audit's named DATA instead of the folder, and no path was quoted."""
     one = another(scored, tmp_path / "runs" / "one")
-    for file in one.glob("attempts/*/environment.json"):
-        edit_json(file, data="/no/my faces")
     unscored = another(scored, tmp_path / "runs" / "a second", science__lr=0.25)
+    for file in one.parent.glob("*/attempts/*/environment.json"):
+        edit_json(file, data="/no/my faces")
     for file in unscored.glob("eval-*.json"):
         file.unlink()
     page = html.unescape(page_of(tmp_path / "runs", out=tmp_path / "out"))
