@@ -98,6 +98,7 @@ def face_workers(
     slots = Slots.make(config)
     name = slots.memory.name if slots else ""
     arguments = (packed, config, origin, name)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # rejects say what was wrong
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
     try:
         for _ in range(0 if (config.out / "manifest.json").exists() else workers):
@@ -130,7 +131,6 @@ def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: 
     end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     load_plugins(config.plugin)
     global _source, _config, _plugin, _slots
     _slots = Slots(config, SharedMemory(memory)) if memory else None
