@@ -21,6 +21,7 @@ import pytest
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
 from tests.conftest import Fer, command
+from tests.helpers import processes
 from tests.helpers.browser import page_text, tensorboard
 from tests.helpers.runs import assert_same_outcome
 
@@ -237,7 +238,8 @@ def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Pat
 
 
 def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path) -> None:
-    ended = done(sweep(shards, tmp_path / "out", "--batch-sizes", 500))
+    call = ("tune", *SHORT, "--data", shards, "--out", tmp_path / "out")
+    ended = processes.run(*call, "--batch-sizes", 500)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "--batch-size 500 is larger than the training split; use at most 168" in ended.stderr

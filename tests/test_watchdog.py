@@ -63,7 +63,7 @@ def test_it_stops_before_its_job_ends_and_goes_on_bit_identical(
     shards: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    flags = ("--batch-size", "36", "--epochs", "8", "--data", str(shards), *COMMON)
+    flags = ("--batch-size", "36", "--epochs", "4", "--data", str(shards), *COMMON)
     began = time.monotonic()
     assert finish(start_ranks(1, "train", "cnn_baseline", *flags, "--run", whole)) == [0]
     took = time.monotonic() - began
