@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fer_hpc.run.attempts import Attempt
 from fer_hpc.run.log import STEP_POINTS, RunLog
 from fer_hpc.training.projector import COMPONENTS, reduced
+from tests.helpers.browser import tensorboard
 
 EPOCHS, EPOCH_IMAGES, BATCH = 100, 6400, 64
 CLASSES = [f"class {k}" for k in range(8)]
@@ -74,6 +80,35 @@ def test_step_wise_scalars_are_means_since_the_last_point(log: RunLog, tmp_path:
     log.close()
     points = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("loss/train, steps")
     assert [(point.step, point.value) for point in points] == [(1600, 2.0), (3200, 5.0)]
+
+
+@pytest.mark.long
+def test_tensorboard_shows_each_of_100_runs(log: RunLog, tmp_path: Path) -> None:
+    epochs, names = 3, {f"run{k:02}/tb" for k in range(100)}
+    for epoch in range(1, epochs + 1):
+        seen = epoch * EPOCH_IMAGES
+        row = {"epoch": epoch, "images_seen": seen, "best": False, "val_loss": 0.5}
+        log.epoch(row, {"images_per_s": 1.0}, {"images_seen": seen}, "line")
+    log.close()
+    for name in names:
+        shutil.copytree(tmp_path / "tb", tmp_path / "runs" / name)
+
+    with tensorboard(tmp_path / "runs", strict=True) as address:
+
+        def get(path: str) -> Any:
+            with urllib.request.urlopen(f"{address}/data/{path}", timeout=400) as answer:
+                return json.load(answer)
+
+        def points(run: str) -> int:
+            query = urllib.parse.urlencode({"run": run, "tag": "loss/val"})
+            return len(get(f"plugin/scalars/scalars?{query}"))
+
+        deadline, found = time.monotonic() + 400, {}
+        while set(found) != names and time.monotonic() < deadline:
+            time.sleep(1)
+            found = get("plugin/scalars/tags")
+        assert set(found) == names == set(get("runs"))
+        assert {points(run) for run in names} == {epochs}
 
 
 def test_faces_of_the_projector_are_few_bytes_and_keep_their_distances() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -23,8 +24,11 @@ return text(document.body)"""
 
 
 @contextlib.contextmanager
-def tensorboard(logdir: Path) -> Iterator[str]:
-    """A server of `logdir` on this machine; gives its address."""
+def tensorboard(logdir: Path, strict: bool = False) -> Iterator[str]:
+    """A server of `logdir` on this machine; gives its address.
+
+    strict: it may write no error; not with a browser, which may close before it is answered
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -40,13 +44,21 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         port,
     ]
     server = subprocess.Popen([*map(str, call)], stderr=subprocess.PIPE, text=True)
+    seen: list[str] = []
     try:
         assert server.stderr
-        assert any("Press CTRL+C" in line for line in server.stderr)
+        for line in server.stderr:
+            seen.append(line)
+            if "Press CTRL+C" in line:
+                break
+        assert "Press CTRL+C" in "".join(seen)
         yield f"http://localhost:{port}"
     finally:
         server.terminate()
-        server.communicate()
+        seen.append(server.communicate()[1])
+    if strict:
+        text = "".join(seen)
+        assert not re.search("error|traceback|corrupt", text, re.IGNORECASE), text
 
 
 @contextlib.contextmanager
