@@ -16,7 +16,8 @@ from tests.fuzz.inputs import mutated
 from tests.fuzz.targets import TARGETS
 
 FEW, MANY = 100, 2000
-COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 30}  # a page and two command lines an input
+# A page, two command lines, and a network that is loaded, an input.
+COSTLY = {"page_of_a_run": 20, "flags_of_jobs": 30, "config_json": 50}
 ONLY_LONG = {"study_driver", "results_csv"}  # a study's page an input
 
 

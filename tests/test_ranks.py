@@ -63,7 +63,7 @@ def kill_and_finish(
     ],
 )
 def test_killed_ranks_end_bit_identical(shards: Path, tmp_path: Path, size: int, case: str) -> None:
-    kill_and_finish(size, case, shards, tmp_path, kills=3, rng=random.Random(size))
+    kill_and_finish(size, case, shards, tmp_path, kills=2, rng=random.Random(size))
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Fer, Once
 from tests.helpers import gridengine
 from tests.helpers.gridengine import Cell
 from tests.helpers.slurm import Cluster, lacking
@@ -29,6 +30,13 @@ def cell() -> Iterator[Cell]:
         pytest.skip(f"no Grid Engine here: {why}")
     with Cell() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, short: tuple[object, ...], fer: Fer, once: Once) -> Path:
+    """A run of `short` without a scheduler, made once for the tests of both."""
+    call = ("train", "cnn_baseline", "--data", shards, *short, "--run")
+    return once("runs/whole", lambda run: fer(*call, run))
 
 
 @pytest.fixture

@@ -113,12 +113,11 @@ def test_the_scripts_from_raw_faces_to_scores(cell: Cell, place: Path) -> None:
 
 
 def test_a_suspension_a_rescheduling_and_a_killed_process(
-    cell: Cell, place: Path, shards: Path, short: tuple[object, ...]
+    cell: Cell, place: Path, shards: Path, short: tuple[object, ...], whole: Path
 ) -> None:
     """USR1, KILL and USR2: the job starts again by itself and ends as the undisturbed run."""
     call = ("cnn_baseline", "--data", shards, *short)
-    whole, run = place / "whole", place / "runs" / "lost"
-    undisturbed = start_ranks(1, "train", *call, "--run", whole)
+    run = place / "runs" / "lost"
     job = qsub(cell, place, "sge/train_cnn.sh", *call, "--run", run)
     until_saved(run)
     cell.ask("qmod", "-sj", job)
@@ -129,7 +128,6 @@ def test_a_suspension_a_rescheduling_and_a_killed_process(
     kill_rank(run)
     until_saved(run, attempt=3)
     cell.ask("qmod", "-rj", job)
-    assert finish(undisturbed) == [0]
     cell.wait(job, seconds=120)
     assert ends(cell, job)[-1] == 0, logs(place)
     assert len(attempt_numbers(run)) == 4

@@ -44,17 +44,6 @@ def short(finished_run: Path) -> tuple[object, ...]:
     return lasting(finished_run, 8)
 
 
-@pytest.fixture(scope="module")
-def whole(
-    shards: Path, short: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run of `short` without Slurm."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    call = ("train", "cnn_baseline", "--data", shards, "--run", run, *short)
-    assert finish(start_ranks(1, *call)) == [0]
-    return run
-
-
 def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
     """Wait until start number `attempt` of a run has saved a checkpoint beyond `images`."""
     until(
