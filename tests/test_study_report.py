@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.config.study import StudyConfig
 from fer_hpc.data.manifest import Manifest
-from fer_hpc.report import paper
+from fer_hpc.report import paper, report
 from fer_hpc.report.study import class_table
 from fer_hpc.report.study_models import Score, difference_in_words, objective_of
 from fer_hpc.study.graph import parts_of
@@ -37,7 +38,7 @@ def test_the_numbers_of_the_source_report_agree_with_each_other() -> None:
         (0.76, (0.74, 0.78), "+0.9 points on test: not distinguishable"),
         (0.80, (0.79, 0.81), "+4.9 points on test: above their single run"),
         (0.70, (0.69, 0.71), "-5.1 points on test: below their single run"),
-        (0.70, None, "1 seed(s), too few"),
+        (0.70, None, "1 seed, too few"),
     ],
 )
 def test_the_difference_is_put_into_words(
@@ -84,6 +85,17 @@ def test_the_smoothed_loss_comes_from_the_stored_predictions(tmp_path: Path) -> 
     expected = -(0.9 * np.log(0.7) + 0.1 * np.log([0.7, 0.2, 0.1]).mean())
     assert objective_of(tmp_path, "test", 0.1) == pytest.approx(expected)
     assert np.isnan(objective_of(tmp_path, "val", 0.1))
+
+
+def test_a_score_of_fewer_seeds_than_were_trained_says_so() -> None:
+    macro = "{% endmacro %}"
+    source = (Path(report.__file__).parent / "study.html.j2").read_text().partition(macro)[0]
+    shown = report._environment().from_string(source + macro + "{{ score(m, 'test', 'loss') }}")
+    for runs in (2, 3):
+        scores = {"test": {"loss": Score(0.5, None, 2)}}
+        model = SimpleNamespace(runs=range(runs), scores=scores)
+        text = shown.render(m=model, plural=lambda count, word: f"{count} {word}s")
+        assert ("of 2 seeds" in text) == (runs > 2)
 
 
 def test_the_page_of_a_study_shows_what_failed_and_what_is_there(

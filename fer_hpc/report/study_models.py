@@ -21,6 +21,10 @@ TITLES = {"vgg": "VGG", "winner": "grid's winner", **{k: m.title for k, m in pap
 SCORED = ("loss", "objective", "accuracy", "balanced_accuracy")
 
 
+def seeds_text(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Score:
     """One metric over the seeds of a model."""
@@ -152,7 +156,7 @@ def difference_in_words(
     points = 100 * (score.mean - theirs.test_accuracy)
     text = f"{points:+.1f} points on test"
     if score.interval is None:
-        return f"{text}; {score.seeds} seed(s), too few to call it a difference"
+        return f"{text}; {seeds_text(score.seeds)}, too few to call it a difference"
     low, high = score.interval
     if low <= theirs.test_accuracy <= high:
         return f"{text}: not distinguishable, their number is within our interval"
@@ -187,13 +191,13 @@ def study_figures(
             peers = None
             if model.theirs and is_affectnet:
                 peers = {"accuracy": model.theirs.val_accuracy, "loss": model.theirs.val_loss}
-            plots.seed_curves(rows, f"{model.title}, {len(rows)} seed(s)", path, peers)
+            plots.seed_curves(rows, f"{model.title}, {seeds_text(len(rows))}", path, peers)
             drawn.append(picture(path, out, "Accuracy and loss per epoch, a line for each seed"))
         scored = [run.scores[model.split] for run in model.runs if model.split in run.scores]
         if scored:
             path = folder / f"{model.name}-confusion.png"
             counts = np.sum([np.array(scores["confusion"]) for scores in scored], axis=0)
-            title = f"{model.title}, {model.split}, {len(scored)} seed(s)"
+            title = f"{model.title}, {model.split}, {seeds_text(len(scored))}"
             plots.confusion(counts, list(scored[0]["classes"]), title, path)
             caption = f"Confusion on {model.split}, rows sum to 1, seeds together"
             drawn.append(picture(path, out, caption))
