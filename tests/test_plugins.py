@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fer_hpc.cli.main import main, run_command
 from fer_hpc.config import UserError
 from fer_hpc.config.plugins import load_plugin, load_plugins
 from fer_hpc.models.registry import MODELS, check_network, model_spec
@@ -259,3 +260,32 @@ def test_mistakes_with_plugins_are_one_message_and_leave_no_run(
     assert all(word in done.stderr for word in words), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("a", "exit()"), ("b", "raise SystemExit"), ("c", "import sys; sys.exit(0)")]
+)
+def test_a_plugin_that_calls_exit_is_no_success(
+    name: str, call: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        tmp_path / "leaves.py",
+        "from fer_hpc import register_source\n"
+        "class Leaves:\n"
+        "    classes = ('a', 'b')\n"
+        "    def rows(self):\n"
+        f"        {call}\n"
+        "    def face(self, locator): ...\n"
+        "    def close(self): ...\n"
+        f"register_source('leaves-{name}')(lambda config: Leaves())\n",
+    )
+    where = ["--input", tmp_path, "--out", tmp_path / "out", "--plugin", tmp_path / "leaves.py"]
+    assert main(["preprocess", "--source", f"leaves-{name}", *map(str, where)]) == 2
+    assert "leaves.py: line 5: SystemExit" in capsys.readouterr().err
+
+
+def test_an_exit_in_the_midst_of_a_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("train", lambda: sys.exit(0)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fer-hpc train: error:") and line.endswith("it calls exit()")
+    assert __file__ in line

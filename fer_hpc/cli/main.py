@@ -124,6 +124,10 @@ def run_command(name: str, command: Callable[[], int]) -> int:
             f"{what}; ulimit -v allows {limit / 1e9:.1f} GB of addresses, and libraries map more "
             "than they use: ulimit -v unlimited lifts it",
         )
+    except SystemExit as end:  # no code of ours ends so: 0 would look like success
+        frames = traceback.extract_tb(end.__traceback__)
+        frame = [f for f in frames if "_sitebuiltins" not in f.filename][-1]
+        return _refuse(name, f"{frame.filename}, line {frame.lineno}: it calls exit()")
     except KeyboardInterrupt:
         print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
         return EXIT_RUN_AGAIN

@@ -24,6 +24,8 @@ from fer_hpc.config.errors import UserError
 
 GROUP = "fer_hpc.plugins"
 VARIABLE = "FER_PLUGINS"
+MISTAKES = (Exception, SystemExit)  # of a plugin's code, which may call exit()
+LONGEST = 500  # characters of an error's message
 MAX_NAME = 100  # characters of what a plugin registers
 
 
@@ -60,7 +62,7 @@ def load_plugin(path: Path, flag: str = "--plugin") -> Origin:
     _loaded[str(path)] = origin  # before it runs: its register_… calls ask for their origin
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except MISTAKES as error:
         del _loaded[str(path)], sys.modules[name]
         if isinstance(error, UserError):
             raise UserError(f"{flag} {path}: {error_line(error, str(path))}{error}") from error
@@ -86,7 +88,7 @@ def _load_entry_point(point: importlib.metadata.EntryPoint) -> Origin | None:
     try:
         module = importlib.import_module(point.module)
         point.load()
-    except Exception as error:
+    except MISTAKES as error:
         package = point.dist.name if point.dist else point.value
         raise UserError(
             f"the installed plugin {package} ({point.value}) cannot be imported: "
@@ -150,8 +152,10 @@ def origin_of_caller() -> Origin | None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as its class and message."""
+    """An exception as its class and message, which other people's code may make a whole page."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
+    if len(message) > LONGEST:
+        message = f"{message[:LONGEST]}..."
     return f"{type(error).__name__}: {message}"
 
 

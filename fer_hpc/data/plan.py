@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.plugins import MISTAKES
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import Rows, Source
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
@@ -139,7 +140,7 @@ def _rows_of_plugin(
     """The checked rows and classes of a source that others wrote."""
     try:
         return _checked(spec, source.rows(), tuple(source.classes), stated)
-    except Exception as error:
+    except MISTAKES as error:
         raise error_of_plugin(spec, error) from error
 
 

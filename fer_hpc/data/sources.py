@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import (
+    MISTAKES,
     Origin,
     check_name,
     check_name_free,
@@ -79,7 +80,7 @@ def source_spec(name: str) -> SourceSpec:
     return SOURCES[name]
 
 
-def error_of_plugin(spec: SourceSpec, error: Exception) -> Exception:
+def error_of_plugin(spec: SourceSpec, error: BaseException) -> BaseException:
     """A UserError with the place in the plugin where an error of its code arose; else `error`."""
     if spec.origin is None or isinstance(error, UserError | OSError):
         return error
@@ -94,7 +95,7 @@ def open_source(spec: SourceSpec, config: PreprocessConfig) -> Iterator[Source]:
         raise UserError(f"--source {spec.name} needs --input PATH ({spec.help})")
     try:
         opened = spec.open(config)
-    except Exception as error:
+    except MISTAKES as error:
         raise error_of_plugin(spec, error) from error
     if not (hasattr(opened, "rows") and hasattr(opened, "face")):
         if not hasattr(opened, "__enter__"):

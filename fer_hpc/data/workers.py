@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import describe, error_line, load_plugins
+from fer_hpc.config.plugins import MISTAKES, describe, error_line, load_plugins
 from fer_hpc.data import faces, shards
 from fer_hpc.data.annotations import Face, Source
 from fer_hpc.data.finder import training_box
@@ -196,7 +196,7 @@ def _face(locator: Any) -> Face:
         return _source.face(locator)
     except (faces.Reject, UserError):
         raise
-    except Exception as error:
+    except MISTAKES as error:
         if not _plugin:
             raise
         line = error_line(error, _plugin)

@@ -10,6 +10,7 @@ from torch import nn
 
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.plugins import (
+    MISTAKES,
     check_name,
     check_name_free,
     describe,
@@ -129,7 +130,7 @@ def check_network(science: dict[str, Any], classes: int, image_shape: tuple[int,
             result = model(torch.zeros(2, channels, side, side))
     except UserError:
         raise
-    except Exception as error:
+    except MISTAKES as error:
         line = error_line(error, spec.origin.path) if spec.origin else ""
         where = f"{spec.origin.path}, {line}" if spec.origin and line else ""
         raise UserError(

@@ -26,7 +26,7 @@ def describe(error: BaseException) -> str:
     """An error with its place in the package and the input that led to it."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/fer_hpc/" in frame.filename] or frames
-    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "no place"
     notes = " ".join(" ".join(getattr(error, "__notes__", [])).split())
     return f"\n    {place} {type(error).__name__}: {str(error)[:300]}\n        {notes[:400]}"
 
