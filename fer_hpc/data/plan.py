@@ -164,7 +164,7 @@ def _checked(
     if not all(isinstance(text, str) for text in (*rows.source_id, *rows.split, *classes)):
         raise refuse("ids, splits and classes must be texts")
     if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise refuse(f"wanted two classes or more, each once; it has {classes}")
+        raise refuse(f"wanted two classes or more, each once; it has {str(classes)[:200]}")
     labels = np.asarray(rows.label)
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
         raise refuse(f"labels must be whole numbers from 0 to {len(classes) - 1} ({classes})")
