@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
@@ -127,6 +128,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except SystemExit as end:  # no code of ours ends so: 0 would look like success
         frames = traceback.extract_tb(end.__traceback__)
         frame = [f for f in frames if "_sitebuiltins" not in f.filename][-1]
+        if "tyro" in Path(frame.filename).parts:  # it has shown the help
+            raise
         return _refuse(name, f"{frame.filename}, line {frame.lineno}: it calls exit()")
     except KeyboardInterrupt:
         print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
