@@ -13,6 +13,7 @@ import pytest
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.config.study import StudyConfig
 from fer_hpc.data.manifest import Manifest
+from fer_hpc.evaluation.openings import openings_file, record_opening
 from fer_hpc.report import paper, report
 from fer_hpc.report.study import class_table
 from fer_hpc.report.study_models import Score, difference_in_words, objective_of
@@ -114,9 +115,17 @@ def test_the_page_of_a_study_shows_what_failed_and_what_is_there(
     record_part(plan, parts["train/cnn_baseline-seed0"], started=True)
     record_part(plan, parts["grid/grid"], failed="3 of 27 trials failed")
     assert fer("evaluate", run, "--split", "val").returncode == 0
-    done = fer("report", out, "--out", out / "report")
-    assert done.returncode == 0, done.stderr
-    page = (out / "report" / "index.html").read_text()
+    data = json.loads((run / "config.json").read_text())["data"]["fingerprint"]
+    openings_file(run).unlink(missing_ok=True)
+    pages = []
+    for _ in range(2):
+        record_opening(run, ["scores"], data, "0" * 12, "0" * 64)
+        done = fer("report", out, "--out", out / "report")
+        assert done.returncode == 0, done.stderr
+        pages.append((out / "report" / "index.html").read_text())
+    page = pages[1]
+    assert "test was scored once, after that." in pages[0]
+    assert "test was scored after that, more than once for 1 run (column" in page
     accuracy = json.loads((run / "eval-val.json").read_text())["accuracy"]
     for text in (
         "grid/grid: 3 of 27 trials failed",

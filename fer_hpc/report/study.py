@@ -54,6 +54,7 @@ class StudySection:
     figures: list[tuple[str, list[Figure]]]
     lines: list[Line]
     starts: int
+    reopened: int  # runs whose test split was opened more than once
     is_affectnet: bool
     our_majority: float | None  # of the test split, else of val
     faces: dict[str, int]
@@ -80,6 +81,9 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
     gans = [runs[p.folder.resolve()] for p in parts if p.kind == "gan" and _is_in(p, runs)]
     manifest = next(filter(None, (find_manifest(_shards(plan, p)) for p in plan.products)), None)
     table, words = class_table(manifest, is_affectnet)
+    mine = [
+        runs[p.folder.resolve()] for p in parts if p.kind in ("train", "gan") and _is_in(p, runs)
+    ]
     starts = read_json(plan.out / "parts" / "driver.json")
     return StudySection(
         plan=plan,
@@ -99,10 +103,15 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
         figures=study_figures(models, gans, out, is_affectnet),
         lines=_lines(plan, parts, states, runs),
         starts=len(starts) if isinstance(starts, list) else 0,
+        reopened=sum(_openings(run) > 1 for run in mine),
         is_affectnet=is_affectnet,
         our_majority=_majority(manifest),
         faces={s: manifest.n(s) for s in SPLITS} if manifest else {},
     )
+
+
+def _openings(run: Run) -> int:
+    return sum(line["data"] == run.trained_on for line in run.openings)
 
 
 def _majority(manifest: Manifest | None) -> float | None:
