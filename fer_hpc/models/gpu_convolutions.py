@@ -27,7 +27,7 @@ WIDE = 64  # channels, of the images and of the gradients
 
 
 class _QuickConv2d(nn.Conv2d):
-    """A convolution whose weight gradient, on a GPU with determinism, is a matrix product."""
+    """A convolution whose weight gradient, on a GPU with determinism, has a quick form."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if input.device.type != "cuda" or not torch.is_grad_enabled():
@@ -59,7 +59,7 @@ def _is_wide(conv: nn.Conv2d) -> bool:
 
 
 def convolve(conv: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
-    """`conv(images)`, with the weight gradient as a matrix product."""
+    """`conv(images)`, with the weight gradient in its quick form."""
     weight, bias = conv.weight, conv.bias
     kind = images.device.type
     if torch.is_autocast_enabled(kind):
@@ -94,21 +94,10 @@ class _Convolution(torch.autograd.Function):
         )  # fmt: skip
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(images, gradient, weight, ctx.stride, ctx.padding)
+            few = weight.shape[1] <= FEW or max(weight.shape[2:]) == 1
+            form = _product if few else _widened
+            of_weight = form(images, gradient, weight, ctx.stride, ctx.padding)
         return of_images, of_weight, of_bias, None, None
-
-
-def weight_gradient(
-    images: torch.Tensor,
-    gradient: torch.Tensor,
-    weight: torch.Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> torch.Tensor:
-    """The gradient [K, C, h, w] for `weight`, from that of the outputs [N, K, H, W]."""
-    channels, size = weight.shape[1], max(weight.shape[2:])
-    form = _product if channels <= FEW or size == 1 else _widened
-    return form(images, gradient, weight, stride, padding)
 
 
 def _widened(
@@ -118,16 +107,21 @@ def _widened(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> torch.Tensor:
-    """The convolution's own kernel, for channels of zeros beside those that there are."""
+    """The gradient [K, C, h, w] for `weight` from that of the outputs [N, K, H, W].
+
+    By the convolution's own kernel, for channels of zeros beside those that there are.
+    """
     outputs, channels, height, width = weight.shape
     more = [max(0, WIDE - n) for n in (channels, outputs)]
     images = pad(images, (0, 0, 0, 0, 0, more[0]))
     gradient = pad(gradient, (0, 0, 0, 0, 0, more[1]))
-    like = weight.new_empty(outputs + more[1], channels + more[0], height, width)
-    found: torch.Tensor = torch.ops.aten.convolution_backward(
-        gradient, images, like.contiguous(memory_format=torch.channels_last), None, stride, padding,
-        (1, 1), False, (0, 0), 1, (False, True, False),
-    )[1]  # fmt: skip
+    shape = (outputs + more[1], channels + more[0], height, width)
+    like = weight.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    dilation, transposed, output_padding, groups = (1, 1), False, (0, 0), 1
+    how = (stride, padding, dilation, transposed, output_padding, groups)
+    only_weight = (False, True, False)
+    backward = torch.ops.aten.convolution_backward
+    found: torch.Tensor = backward(gradient, images, like, None, *how, only_weight)[1]
     return found[:outputs, :channels].contiguous(memory_format=torch.channels_last)
 
 
@@ -138,7 +132,7 @@ def _product(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> torch.Tensor:
-    """For each image its patches [C h w, H W] times the gradient [H W, K], then a sum."""
+    """The same: for each image its patches [C h w, H W] times [H W, K], then a sum."""
     (_, channels, height, width), (rows, columns) = weight.shape, gradient.shape[2:]
     images = pad(images, (padding[1], padding[1], padding[0], padding[0]))
     form = torch.channels_last if channels % 8 == 0 else torch.contiguous_format

@@ -68,6 +68,10 @@ class Run:
         """Fingerprint of its data."""
         return str(self.config["data"]["fingerprint"])
 
+    def times_opened(self, data: str) -> int:
+        """How often the test split of the data with this fingerprint was opened for this run."""
+        return sum(line["data"] == data for line in self.openings)
+
     @property
     def seed(self) -> int:
         return int(self.config["science"]["seed"])

@@ -103,15 +103,11 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
         figures=study_figures(models, gans, out, is_affectnet),
         lines=_lines(plan, parts, states, runs),
         starts=len(starts) if isinstance(starts, list) else 0,
-        reopened=sum(_openings(run) > 1 for run in mine),
+        reopened=sum(run.times_opened(run.trained_on) > 1 for run in mine),
         is_affectnet=is_affectnet,
         our_majority=_majority(manifest),
         faces={s: manifest.n(s) for s in SPLITS} if manifest else {},
     )
-
-
-def _openings(run: Run) -> int:
-    return sum(line["data"] == run.trained_on for line in run.openings)
 
 
 def _majority(manifest: Manifest | None) -> float | None:

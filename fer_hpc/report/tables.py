@@ -63,7 +63,7 @@ class Row:
     @property
     def openings(self) -> int:
         """How often the test split of this result's data was opened for this run."""
-        return sum(line["data"] == self.scores["data"] for line in self.run.openings)
+        return self.run.times_opened(self.scores["data"])
 
 
 @dataclass(frozen=True)
