@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.parallel import mps
+from fer_hpc.sweep import ray_nodes
 from fer_hpc.sweep.ray_nodes import shared_gpus
 
 # -f: says what it sees, opens its "control", ends when it is asked; without flags: asks it to end
@@ -135,11 +137,47 @@ def test_a_sweep_starts_it_where_trials_share_gpus(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
-    with shared_gpus(sweep):
+    with shared_gpus(sweep) as share:
         assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == starts
+        assert share == fields.get("gpus_per_worker")
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with shared_gpus(sweep):
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert ("take turns unless" in capsys.readouterr().out) == starts
+
+
+@pytest.mark.parametrize(
+    ("side", "memory_gb", "fields", "wanted"),
+    [
+        (48, 80.0, {}, 0.25),
+        (48, 12.9, {}, 0.5),
+        (48, 4.0, {}, 1.0),
+        (96, 80.0, {}, None),
+        (48, 80.0, {"workers_per_trial": 2}, None),
+        (48, 80.0, {"mps": "off"}, None),
+        (48, 0.0, {}, None),
+    ],
+)
+def test_small_faces_share_a_gpu_by_default(
+    side: int,
+    memory_gb: float,
+    fields: dict[str, Any],
+    wanted: float | None,
+    program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus = {"0": memory_gb} if memory_gb else {}
+    monkeypatch.setattr(ray_nodes, "gpus_here", lambda: gpus)
+    manifest = SimpleNamespace(image_shape=(side, side, 1))
+    monkeypatch.setattr(ray_nodes, "read_manifest", lambda data: manifest)
+    sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
+    with shared_gpus(sweep) as share:
+        assert share == wanted
+        assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == (share in (0.25, 0.5))
+    program.unlink()  # nothing starts: one trial on each GPU
+    monkeypatch.setattr(mps, "PLACES", ())
+    with shared_gpus(sweep) as share:
+        assert share in (None, 1.0)

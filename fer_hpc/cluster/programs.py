@@ -1,22 +1,8 @@
-"""Asking a scheduler's programs, and reading what they print."""
+"""Reading what a scheduler's programs print."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-
-PATIENCE_S = 60.0
-
-
-def output_of(*command: str) -> str:
-    """What a program prints; "" where it is missing or does not answer."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def number_of(text: str) -> float:

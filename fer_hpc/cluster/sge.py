@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fer_hpc.cluster.programs import output_of, size_in_bytes
+from fer_hpc.cluster.programs import size_in_bytes
 from fer_hpc.cluster.scheduler import Allocation, ArrayTask, JobState, Request, Usage
 from fer_hpc.cluster.sge_output import (
     accounting,
@@ -33,6 +33,7 @@ from fer_hpc.cluster.sge_output import (
     task_start,
 )
 from fer_hpc.config import UserError
+from fer_hpc.parallel.process import output_of
 
 GPU_NAMES = ("gpus", "gpu", "ngpus")  # what sites call the resource
 PARALLEL_ENVIRONMENT = "omp"  # several cores of one host

@@ -7,9 +7,10 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 
-from fer_hpc.cluster.programs import number_of, output_of
+from fer_hpc.cluster.programs import number_of
 from fer_hpc.cluster.scheduler import JobState
 from fer_hpc.cluster.starts import exit_in_words
+from fer_hpc.parallel.process import output_of
 
 KILLED = {"25": "deleted before its next start", "37": "time or memory limit"}
 MAX_TASKS = 1_000_000  # tasks of an array that are listed

@@ -1,8 +1,7 @@
 """Slurm: its programs, options and states. The only user of submitit.
 
-submitit writes and submits the batch script; the job is slurm/launch.sh, as for
-`sbatch slurm/train_cnn.sh`. That script starts the ranks, forwards signals and requeues the job;
-the function that submitit stores beside it is not called.
+submitit writes and submits the batch script; the job is slurm/launch.sh, which starts the ranks,
+forwards signals and requeues it. The function that submitit stores beside it is not called.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fer_hpc.cluster.programs import number_of, output_of, size_in_bytes
+from fer_hpc.cluster.programs import number_of, size_in_bytes
 from fer_hpc.cluster.scheduler import Allocation, ArrayTask, JobState, Request, Usage
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.parallel.job import expand_hosts
+from fer_hpc.parallel.process import output_of
 
 ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL",

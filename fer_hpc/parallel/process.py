@@ -1,10 +1,13 @@
-"""Settings of a process: its memory, and that it ends with its parent."""
+"""Settings of a process: its memory, and that it ends with its parent; asking other programs."""
 
 import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 from multiprocessing import parent_process
+
+PATIENCE_S = 60.0
 
 
 def keep_freed_memory() -> None:
@@ -31,3 +34,14 @@ def end_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.S
         parent_pid = parent.pid
     if parent_pid and parent_pid != os.getppid():  # the parent died before that call
         os._exit(1)
+
+
+def output_of(*command: str) -> str:
+    """What a program prints; "" where it is missing or does not answer."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout

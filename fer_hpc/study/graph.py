@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fer_hpc.config import TrainConfig, flag_arguments
+from fer_hpc.parallel.gpus import LARGE_SIDE
 from fer_hpc.study.plan import Plan, fields_of_table, shape_of
 from fer_hpc.study.recipes import Table
 
 Kind = Literal["shards", "doctor", "train", "grid", "gan", "val", "test", "report"]
-# Pixels from which a training has the machine, or a GPU, for itself.
-LARGE_SIDE, LARGE_SIDE_OF_GAN = 96, 64
+LARGE_SIDE_OF_GAN = 64  # pixels from which it has the machine, or a GPU, for itself
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from fer_hpc.cluster.programs import output_of
+from fer_hpc.parallel.gpus import gpus_here, small_trainings_on
 from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.study.graph import Part
 from fer_hpc.sweep.ray_nodes import temporary_folder
 
-PER_GPU = 4  # small trainings on one GPU: one alone waits for the host
-SMALL_GPU_GB, SMALL_MEMORY_GB = 6.0, 2.0  # of a small training at most, on a GPU and in memory
+SMALL_MEMORY_GB = 2.0  # of a small training at most, in main memory
 
 
 @dataclass
@@ -48,7 +46,7 @@ class Room:
             return {}
         for gpu, memory_gb in self.gpus.items():
             here = [alone for _, name, alone in self.taken.values() if name == gpu]
-            room = min(PER_GPU, int(memory_gb / SMALL_GPU_GB) or 1)
+            room = small_trainings_on(memory_gb)
             if any(here) or len(here) >= (1 if part.alone else room):
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
@@ -78,21 +76,3 @@ def this_machine() -> Room:
     cores = len(os.sched_getaffinity(0))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Room(cores, gpus_here(), pages / 1e9)
-
-
-def gpus_here() -> dict[str, float]:
-    """Index or UUID of each GPU that processes here may use -> its memory in GB."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and not visible.strip():
-        return {}
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and visible is None:
-        return {}
-    query = ("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
-    found: dict[str, float] = {}
-    for line in output_of("nvidia-smi", *query).splitlines():
-        index, uuid, mebibytes = (part.strip() for part in line.split(",")[:3])
-        wanted = visible.split(",") if visible else [index]
-        name = next((w for w in wanted if w.strip() in (index, uuid)), None)
-        if name is not None and mebibytes.isdigit():
-            found[name.strip()] = int(mebibytes) * 1024**2 / 1e9
-    return found

@@ -114,14 +114,17 @@ class Room:
     processes_per_gpu: int
 
 
-def room_for_trials(sweep: SweepConfig, base: TrainConfig, nodes: list[dict[str, Any]]) -> Room:
+def room_for_trials(
+    sweep: SweepConfig, share: float | None, base: TrainConfig, nodes: list[dict[str, Any]]
+) -> Room:
     """The room for trials on these nodes of Ray; a UserError where not even one fits.
 
-    Every worker takes the same share of a node, so workers fit wherever there is room for one.
+    `share`: GPUs of each worker, None for one where there are GPUs. Every worker takes the same
+    share of a node, so workers fit wherever there is room for one.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = sum(node.get("GPU", 0) for node in alive)
-    share = sweep.gpus_per_worker if sweep.gpus_per_worker is not None else float(gpus > 0)
+    share = float(gpus > 0) if share is None else share
     if share and sweep.workers_per_trial > 1:
         share = 1.0
     worker = {"CPU": float(base.threads)} | ({"GPU": share} if share else {})

@@ -30,6 +30,8 @@ from pathlib import Path
 
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.data.shards import read_manifest
+from fer_hpc.parallel.gpus import LARGE_SIDE, gpus_here, small_trainings_on
 from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.parallel.world import StepNode
 
@@ -75,27 +77,43 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def shared_gpus(sweep: SweepConfig) -> Iterator[None]:
-    """Where trials share GPUs: CUDA's MPS for the Ray processes that this block starts."""
+def shared_gpus(sweep: SweepConfig) -> Iterator[float | None]:
+    """Where trials share GPUs: CUDA's MPS for the Ray processes that this block starts.
+
+    Gives the GPUs per process. Without --gpus-per-worker small faces share a GPU where MPS runs,
+    else it is None: one where there are GPUs.
+    """
     share = sweep.gpus_per_worker
+    usual = share is None
+    if share is None and sweep.mps != "off":
+        share = _usual_share(sweep)
     if not share or share == 1 or sweep.mps == "off":
-        yield
+        yield share
         return
     if os.environ.get("RAY_ADDRESS"):
         where = "the nodes of the Ray at RAY_ADDRESS, which this command did not start"
         print(f"trials that share a GPU take turns unless CUDA's MPS runs on {where}", flush=True)
-        yield
+        yield share
         return
     required = sweep.mps == "on"
     with temporary_folder("mps-") as folder, multi_process_service(folder, required) as variables:
         before = {name: os.environ.get(name) for name in variables}
         os.environ |= variables
         try:
-            yield
+            yield None if usual and not variables else share
         finally:
             for name, value in before.items():
                 os.environ.pop(name)
                 os.environ |= {} if value is None else {name: value}
+
+
+def _usual_share(sweep: SweepConfig) -> float | None:
+    if sweep.workers_per_trial > 1 or os.environ.get("RAY_ADDRESS"):
+        return None
+    gpus = gpus_here()
+    if not gpus or read_manifest(sweep.data).image_shape[0] >= LARGE_SIDE:
+        return None
+    return 1 / small_trainings_on(min(gpus.values()))
 
 
 @contextlib.contextmanager
