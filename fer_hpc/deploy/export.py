@@ -153,7 +153,7 @@ def _onnx(model: Exported, about: About, faces: Faces) -> bytes:
             torch.onnx.export(
                 model,
                 (example,),
-                buffer,  # type: ignore[arg-type]
+                buffer,
                 input_names=["faces"],
                 output_names=names,
                 dynamic_axes={name: {0: "n"} for name in ("faces", *names)},
