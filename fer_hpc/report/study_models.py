@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Score:
 
     def mean_text(self, percent: bool) -> str:
         """The mean, as a table shows it."""
+        if math.isnan(self.mean):  # an objective, and the predictions are gone
+            return "not known"
         return f"{100 * self.mean:.1f}" if percent else f"{self.mean:.3f}"
 
     def interval_text(self, percent: bool) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from fer_hpc.config import PRESETS, UserError
 from fer_hpc.config.jobs import JobConfig
-from fer_hpc.study.graph import Part
+from fer_hpc.study.graph import Part, is_large
 from fer_hpc.study.machine import Room
 from fer_hpc.study.plan import Plan, shape_of
 from fer_hpc.study.rates import (
     FACES_PER_CORE_S,
     PARAMETERS,
     SCORING,
+    SHARED_GPU,
     measured_rates,
     rate_of,
 )
@@ -114,8 +115,11 @@ def _cost(
     trials = trials_of(part) if part.kind == "grid" else 1
     images = faces_in["train"] * part.epochs * trials if known else None
     hours = images / rate.images_per_s / 3600 if images is not None else None
-    if hours and part.kind == "grid" and room and not on_gpu:
-        hours /= max(1, room.cores // max(part.threads, 1))  # trials side by side
+    if hours and part.kind == "grid":  # trials side by side
+        if on_gpu and not is_large(part.product):
+            hours /= SHARED_GPU
+        elif room and not on_gpu:
+            hours /= max(1, room.cores // max(part.threads, 1))
     name = "gan" if part.kind == "gan" else str(PRESETS[part.preset]["model"])
     adam = name == "gan" or PRESETS[part.preset].get("optimizer") == "adamw"
     size_gb = PARAMETERS.get(name, 25.0) * (ADAM_BYTES if adam else SGD_BYTES) / 1e3 * trials

@@ -109,7 +109,8 @@ def _arguments(fields: Table) -> list[str]:
     return [arg for name, value in fields.items() for arg in flag_arguments(name, value)]
 
 
-def _is_large(product: str, limit: int = LARGE_SIDE) -> bool:
+def is_large(product: str, limit: int = LARGE_SIDE) -> bool:
+    """Whether a training of these faces keeps a machine or a GPU busy alone."""
     return shape_of(product)[0] >= limit
 
 
@@ -131,7 +132,7 @@ def _trainings(plan: Plan) -> list[Part]:
                 (f"shards/{product}",),
                 product=product,
                 threads=fields.get("threads", 0),
-                alone=_is_large(product) or not fields.get("threads"),
+                alone=is_large(product) or not fields.get("threads"),
                 epochs=fields.get("epochs", 0),
                 preset=plan.model_preset(name),
                 settings=settings,
@@ -180,7 +181,7 @@ def _winners(plan: Plan) -> list[Part]:
             product=table["data"],
             threads=table.get("threads", 1),
             epochs=table.get("epochs", 0),
-            alone=_is_large(table["data"]),
+            alone=is_large(table["data"]),
             preset=table.get("preset", "cnn_improved"),
         )
         found.append(part)
@@ -204,7 +205,7 @@ def _gans(plan: Plan) -> list[Part]:
             (f"shards/{product}",),
             product=product,
             threads=fields.get("threads", 0),
-            alone=_is_large(product, LARGE_SIDE_OF_GAN) or not fields.get("threads"),
+            alone=is_large(product, LARGE_SIDE_OF_GAN) or not fields.get("threads"),
             epochs=fields.get("epochs", 0),
             settings=settings,
         )

@@ -13,12 +13,12 @@ from fer_hpc.study.plan import shape_of
 # Images/s (GAN: pairs/s) at the preset's batch size, and the side of the faces in pixels.
 # GPU: one NVIDIA H200, bf16, docs/benchmarks.md. CPU: two cores of an AMD EPYC with AVX2, fp32.
 GPU = {
-    "cnn_baseline": (58_512, 48),
+    "cnn_baseline": (57_462, 48),
     "cnn_improved": (82_133, 48),
-    "resnet_baseline": (22_967, 48),
-    "resnet_improved": (2_342, 224),
+    "resnet_baseline": (27_826, 48),
+    "resnet_improved": (2_768, 224),
     "vgg": (10_687, 48),
-    "fer2013": (25_511, 48),
+    "fer2013": (61_492, 48),
     "gan": (787, 64),
 }
 CPU = {
@@ -31,6 +31,7 @@ CPU = {
     "gan": (15, 64),
 }
 CPU_CORES = 2
+SHARED_GPU = 1.6  # four trials of a grid on one GPU, beside one alone
 GPU_FIGURES = "an H200's figures, docs/benchmarks.md"
 CPU_FIGURES = "figures of two EPYC cores"
 MEASURED = "measured in this study"
