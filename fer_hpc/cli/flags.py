@@ -95,6 +95,10 @@ def _title(field: dataclasses.Field[Any]) -> str:
     return field.name.upper() if field.metadata.get("positional") else flag_name(field.name)
 
 
+class HelpShown(Exception):
+    """The help was asked for and is printed: there is nothing more to do."""
+
+
 def parse(
     command: str,
     about: str,
@@ -103,7 +107,7 @@ def parse(
     presets: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> Given:
-    """The values in `args`. Help exits with 0; every mistake is a UserError of one line.
+    """The values in `args`. HelpShown after --help; every mistake is a UserError of one line.
 
     command: as the user types it, for messages; about: what it does, for the help; presets: whether
     a PRESET may stand among the arguments; notes: see `check_flags`
@@ -137,7 +141,7 @@ def parse(
     except SystemExit as end:
         if end.code:  # a mistake that the checks above do not know
             raise UserError(BOX.sub(" ", written.getvalue()).strip()) from None
-        raise
+        raise HelpShown from None
     chosen = found.pop("PRESET", None)
     preset = type(chosen).__name__ if chosen else None
     if unknown:

@@ -16,10 +16,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
+from fer_hpc.cli.flags import HelpShown
 from fer_hpc.cli.parse import configure_job
 from fer_hpc.cli.table import VERBS
 from fer_hpc.config import (
@@ -98,6 +98,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code
+    except HelpShown:
+        return EXIT_FINISHED
     except UserError as error:
         return _refuse(name, str(error))
     except ModuleNotFoundError as error:
@@ -128,8 +130,6 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except SystemExit as end:  # no code of ours ends so: 0 would look like success
         frames = traceback.extract_tb(end.__traceback__)
         frame = [f for f in frames if "_sitebuiltins" not in f.filename][-1]
-        if "tyro" in Path(frame.filename).parts:  # it has shown the help
-            raise
         return _refuse(name, f"{frame.filename}, line {frame.lineno}: it calls exit()")
     except KeyboardInterrupt:
         print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
