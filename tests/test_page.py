@@ -182,6 +182,23 @@ def test_a_large_picture_is_linked_and_a_small_one_is_in_the_page(
     assert (tmp_path / "a" / "b c-gallery-val.png").stat().st_size == 11
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "wide"),
+    [
+        ("x.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\0\x40", True),
+        ("x.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0\0\0\1\0", False),
+        ("x.png", b"cut", False),
+        ("x.svg", b'<svg width="3pt" viewBox="0 0 900.5 300">', True),
+        ("x.svg", b"", False),
+    ],
+)
+def test_a_wide_picture_takes_the_width(
+    name: str, content: bytes, wide: bool, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert figures.picture(tmp_path / name, tmp_path, "x").is_wide == wide
+
+
 WIDE = f"""<!doctype html><meta name="viewport" content="width=device-width">
 <style>{(RESOURCES / "style.css").read_text()}</style>
 <main class="wrap"><div class="card"><div class="scroll"><table><tbody><tr>

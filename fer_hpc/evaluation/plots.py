@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -147,9 +147,7 @@ def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
     curves_of = {
-        "discriminator accuracy (mean of real and generated)": [
-            row["train_d_correct"] for row in rows
-        ],
+        "discriminator accuracy, mean of both": [row["train_d_correct"] for row in rows],
         "generator loss": [row["train_g_loss"] for row in rows],
         "generator + discriminator loss": [
             row["train_g_loss"] + row["train_d_loss"] for row in rows
@@ -161,6 +159,8 @@ def gan_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         _epoch_axis(axes, epochs)
     panels[0].set_ylim(0, 1.02)
     panels[2].set_yscale("log")
+    panels[2].yaxis.set_major_formatter(ScalarFormatter())
+    panels[2].yaxis.set_minor_formatter(ScalarFormatter())
     figure.suptitle(_literal(title))
     _save(figure, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fer_hpc.report.tables import DataSet, group_key, val_accuracy
 MAX_DRAWN_RUNS = 12  # a run's figures take about half a second and 100 kB of the page
 MAX_OVERLAID = 8  # configurations in one picture of curves
 MAX_EMBEDDED = 150_000  # bytes of a picture; a larger one is only linked
+WIDE = 2.0  # times its height
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -31,13 +33,26 @@ class Figure:
     uri: str
     is_plot: bool = True  # drawn on white, so that a dark page may invert it
     file: str = ""  # address of its file, relative to the page
+    is_wide: bool = False  # it takes the width of the page
 
 
 def picture(path: Path, out: Path, caption: str, is_plot: bool = True) -> Figure:
     """The figure of a file below `out`."""
     file = quote(path.relative_to(out).as_posix())
     small = path.stat().st_size <= MAX_EMBEDDED
-    return Figure(caption, data_uri(path) if small else file, is_plot, file)
+    width, height = _size(path)
+    uri = data_uri(path) if small else file
+    return Figure(caption, uri, is_plot, file, width > WIDE * height or not is_plot)
+
+
+def _size(path: Path) -> tuple[float, float]:
+    """Width and height of a PNG, or of an SVG of matplotlib, by its header; 0 where it has none."""
+    with path.open("rb") as file:
+        head = file.read(2000)
+    if path.suffix == ".png":
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    found = re.search(rb'viewBox="0 0 ([\d.]{1,9}) ([\d.]{1,9})"', head)
+    return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
 
 
 def data_uri(path: Path) -> str:

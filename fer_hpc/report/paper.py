@@ -86,7 +86,8 @@ COUNTS = {
 assert tuple(COUNTS) == CLASSES
 MAJORITY = 20162 / 43148  # of its test split
 NOTES = (
-    "Single runs without intervals. Its test split has the classes of training: 46.7 % of its "
-    "faces are happy.",
-    "The discriminator's accuracy is plotted as real + generated, on an axis of 1.9 to 2.0.",
+    "The source report has single runs without intervals. Its test split has the classes of "
+    "training: 46.7 % of its faces are happy.",
+    "The source report's accuracy of the discriminator is plotted as real + generated, on an axis "
+    "of 1.9 to 2.0.",
 )

@@ -17,7 +17,7 @@ from fer_hpc.report import paper
 from fer_hpc.report.figures import Figure
 from fer_hpc.report.read import Collection, Run
 from fer_hpc.report.study_models import Model, order_by_accuracy, study_figures, study_model
-from fer_hpc.run.folder import attempt_numbers
+from fer_hpc.run.folder import attempt_numbers, read_environment
 from fer_hpc.study.graph import Part, parts_of
 from fer_hpc.study.plan import Plan, is_study, read_plan
 from fer_hpc.study.state import PartState, jobs_of, states_of_parts
@@ -179,17 +179,19 @@ def _lines(
             device += f", {threads} thread(s)" if device == "cpu" else ""
             seconds, restarts = run.seconds, max(0, len(attempt_numbers(run.path)) - 1)
         if part.kind == "grid":
-            seconds, restarts = _grid_totals(part.folder)
+            seconds, restarts, device = _grid_totals(part.folder)
         lines.append(Line(part.name, state.state, state.why, seconds, device, restarts))
     return lines
 
 
-def _grid_totals(folder: Path) -> tuple[float | None, int]:
-    """Seconds of all trials together, and how often one was started again."""
+def _grid_totals(folder: Path) -> tuple[float | None, int, str]:
+    """Seconds of all trials together, how often one was started again, and on what they ran."""
     path = folder / "results.csv"
     if not path.exists():
-        return None, 0
+        return None, 0, ""
     with path.open(newline="") as file:
         seconds = sum(float(row["seconds"] or 0) for row in csv.DictReader(file))
     trials = [trial.parent for trial in folder.glob("trials/*/config.json")]
-    return seconds, sum(max(0, len(attempt_numbers(trial)) - 1) for trial in trials)
+    restarts = sum(max(0, len(attempt_numbers(trial)) - 1) for trial in trials)
+    devices = {str(read_environment(trial).get("device", "")) for trial in trials}
+    return seconds, restarts, ", ".join(sorted(devices - {""}))
