@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from fer_hpc.config import UserError
+from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.parallel import mps
 from fer_hpc.sweep import ray_nodes
 from fer_hpc.sweep.ray_nodes import shared_gpus
+
+BASE = TrainConfig(data=Path("d"), run=Path("r"), threads=1)
 
 # -f: says what it sees, opens its "control", ends when it is asked; without flags: asks it to end
 SERVICE = """#!/bin/sh
@@ -137,47 +139,53 @@ def test_a_sweep_starts_it_where_trials_share_gpus(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
-    with shared_gpus(sweep) as share:
+    with shared_gpus(sweep, BASE) as share:
         assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == starts
         assert share == fields.get("gpus_per_worker")
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with shared_gpus(sweep):
+    with shared_gpus(sweep, BASE):
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert ("take turns unless" in capsys.readouterr().out) == starts
 
 
 @pytest.mark.parametrize(
-    ("side", "memory_gb", "fields", "wanted"),
+    ("side", "gpus", "cores", "fields", "wanted"),
     [
-        (48, 80.0, {}, 0.25),
-        (48, 12.9, {}, 0.5),
-        (48, 4.0, {}, 1.0),
-        (96, 80.0, {}, None),
-        (48, 80.0, {"workers_per_trial": 2}, None),
-        (48, 80.0, {"mps": "off"}, None),
-        (48, 0.0, {}, None),
+        (48, {"0": 80.0}, 16, {}, 0.25),
+        (48, {"0": 80.0}, 2, {}, 0.5),
+        (48, {"0": 12.9}, 16, {}, 0.5),
+        (48, {"0": 4.0}, 16, {}, None),
+        (48, {"0": 80.0, "1": 80.0, "2": 80.0, "3": 80.0}, 16, {}, 0.25),
+        (48, {"0": 80.0, "1": 80.0, "2": 80.0, "3": 80.0}, 4, {}, None),  # one on each
+        (48, {"0": 80.0, "1": 80.0}, 16, {"lrs": (0.1,), "batch_sizes": (8,)}, None),  # 3 trials
+        (48, {"0": 80.0}, 16, {"at_once": 2}, 0.5),
+        (96, {"0": 80.0}, 16, {}, None),
+        (48, {"0": 80.0}, 16, {"workers_per_trial": 2}, None),
+        (48, {"0": 80.0}, 16, {"mps": "off"}, None),
+        (48, {}, 16, {}, None),
     ],
 )
 def test_small_faces_share_a_gpu_by_default(
     side: int,
-    memory_gb: float,
+    gpus: dict[str, float],
+    cores: int,
     fields: dict[str, Any],
     wanted: float | None,
     program: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gpus = {"0": memory_gb} if memory_gb else {}
     monkeypatch.setattr(ray_nodes, "gpus_here", lambda: gpus)
+    monkeypatch.setattr("fer_hpc.sweep.grid._fingerprint", lambda data: "0123456789abcdef")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     manifest = SimpleNamespace(image_shape=(side, side, 1))
     monkeypatch.setattr(ray_nodes, "read_manifest", lambda data: manifest)
     sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
-    with shared_gpus(sweep) as share:
+    with shared_gpus(sweep, BASE) as share:
         assert share == wanted
-        assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == (share in (0.25, 0.5))
+        assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == (wanted is not None)
     program.unlink()  # nothing starts: one trial on each GPU
-    monkeypatch.setattr(mps, "PLACES", ())
-    with shared_gpus(sweep) as share:
-        assert share in (None, 1.0)
+    with shared_gpus(sweep, BASE) as share:
+        assert share is None

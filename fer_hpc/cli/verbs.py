@@ -184,7 +184,7 @@ def tune(sweep: tuple[SweepConfig, str, TrainConfig]) -> int:
     if node and node.index:
         from fer_hpc.sweep.ray_nodes import serve, shared_gpus
 
-        with shared_gpus(config):
+        with shared_gpus(config, base):
             return serve(node)
     check_sweep(config, grid(config, base))  # raises the error before ray is loaded
     from fer_hpc.sweep.ray_tune import tune

@@ -28,12 +28,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, UserError
+from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.data.shards import read_manifest
 from fer_hpc.parallel.gpus import LARGE_SIDE, gpus_here, small_trainings_on
 from fer_hpc.parallel.mps import multi_process_service
-from fer_hpc.parallel.world import StepNode
+from fer_hpc.parallel.world import StepNode, current_step_node
+from fer_hpc.sweep.grid import grid, trial_states
 
 START_S = 120.0  # within which all nodes must have joined
 OBJECT_STORE_BYTES = 80 * 2**20  # nearly the least that Ray takes: no data goes through its store
@@ -77,16 +78,16 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def shared_gpus(sweep: SweepConfig) -> Iterator[float | None]:
+def shared_gpus(sweep: SweepConfig, base: TrainConfig) -> Iterator[float | None]:
     """Where trials share GPUs: CUDA's MPS for the Ray processes that this block starts.
 
     Gives the GPUs per process. Without --gpus-per-worker small faces share a GPU where MPS runs,
-    else it is None: one where there are GPUs.
+    else it is None: one where there are GPUs. `base` holds the fields that all trials share.
     """
     share = sweep.gpus_per_worker
     usual = share is None
     if share is None and sweep.mps != "off":
-        share = _usual_share(sweep)
+        share = _usual_share(sweep, base)
     if not share or share == 1 or sweep.mps == "off":
         yield share
         return
@@ -107,13 +108,23 @@ def shared_gpus(sweep: SweepConfig) -> Iterator[float | None]:
                 os.environ |= {} if value is None else {name: value}
 
 
-def _usual_share(sweep: SweepConfig) -> float | None:
+def _usual_share(sweep: SweepConfig, base: TrainConfig) -> float | None:
+    """The GPUs per process of trials on small faces, None for one.
+
+    Ray fills one GPU before the next. So no more trials share one than all GPUs get.
+    """
     if sweep.workers_per_trial > 1 or os.environ.get("RAY_ADDRESS"):
         return None
     gpus = gpus_here()
     if not gpus or read_manifest(sweep.data).image_shape[0] >= LARGE_SIDE:
         return None
-    return 1 / small_trainings_on(min(gpus.values()))
+    names = [trial.name for trial in grid(sweep, base)]
+    unfinished = sum(state != "finished" for state, _ in trial_states(sweep.out, names))
+    node = current_step_node()
+    at_once = min(unfinished, sweep.at_once or unfinished) // (node.count if node else 1)
+    at_once = min(at_once, len(os.sched_getaffinity(0)) // max(base.threads, 1))
+    sharing = min(at_once // len(gpus), small_trainings_on(min(gpus.values())))
+    return 1 / sharing if sharing > 1 else None
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
         return EXIT_FINISHED
     _check_new_trials(sweep, trials)
-    with shared_gpus(sweep) as share, cluster():
+    with shared_gpus(sweep, base) as share, cluster():
         room = room_for_trials(sweep, share, base, ray.nodes())
         prepare(sweep, preset, trials)
         finished = _states(sweep, trials).count("finished")
