@@ -44,10 +44,13 @@ class Room:
                 return None
             self.taken[part.name] = (cores, "", False)
             return {}
-        for gpu, memory_gb in self.gpus.items():
-            here = [alone for _, name, alone in self.taken.values() if name == gpu]
-            room = small_trainings_on(memory_gb)
-            if any(here) or len(here) >= (1 if part.alone else room):
+        on = {
+            gpu: [alone for _, name, alone in self.taken.values() if name == gpu]
+            for gpu in self.gpus
+        }
+        for gpu, here in sorted(on.items(), key=lambda found: len(found[1])):  # the emptiest
+            room = 1 if part.alone else small_trainings_on(self.gpus[gpu])
+            if any(here) or len(here) >= room:
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
             return {"CUDA_VISIBLE_DEVICES": gpu} | ({} if part.alone else self.shared)
