@@ -94,10 +94,12 @@ def fer() -> Fer:
     """
 
     def run(verb: str, *args: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        here = {**os.environ, processes.FOLDER: str(Path.cwd())}
         if verb == "preprocess" and "--workers" not in args:
-            args = (*args, "--workers", 1)  # each costs a second of CPU to start
+            args = (*args, "--workers", 1)
+            if "--plugin" not in args:  # which new interpreters load by themselves
+                here[processes.FORK] = "1"  # a new one costs two seconds of CPU
         if verb in processes.VERBS:
-            here = {**os.environ, processes.FOLDER: str(Path.cwd())}
             return processes.run(verb, *args, env=here, timeout=timeout)
         return subprocess.run(
             command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False

@@ -27,7 +27,8 @@ def run(line: str, folder: Path) -> str:
     program, *args = shlex.split(line)
     environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[1])}
     if args[0] == "preprocess":
-        args += ["--workers", "1"]  # each costs a second of CPU to start
+        args += ["--workers", "1"]
+        environment |= {} if "--plugin" in args else {processes.FORK: "1"}
     if program == "fer-hpc" and args[0] in processes.VERBS:
         done = processes.run(*args, env={**environment, processes.FOLDER: str(folder)}, timeout=500)
     else:

@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 from fer_hpc.run.folder import list_checkpoints, read_rows, read_status
-from tests.conftest import GAN_SPEED, Fer
+from tests.conftest import GAN_SPEED, Fer, Once, Preprocess
 from tests.helpers.processes import Started, finish, start_ranks
 from tests.helpers.runs import until_training
+
+
+@pytest.fixture
+def faces(preprocess: Preprocess, once: Once) -> Path:
+    """64 drawn faces, half of those for the other tests of the GAN."""
+    flags = ("--count", 64, "--size", 32)
+    return once("few/shards", lambda path: preprocess("synthetic", path, *flags))
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_boxes_given_as_width_and_height_stop_at_the_limit(fer: Fer, tmp_path: P
         photo(tmp_path / f"{i}.png", 10 * i)
         lines.append(f"{i}.png,60,60,30,30,{i % 2}")
     source = ("--source", "affectnet_csv", "--input", table(tmp_path, "\n".join(lines)))
-    done = fer("preprocess", *source, "--workers", 1, "--out", tmp_path / "out")
+    done = fer("preprocess", *source, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "20 of 20 faces: box or landmarks outside the picture" in done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
-from tests.conftest import Fer, command
+from tests.conftest import Fer
 from tests.helpers import processes
 from tests.helpers.browser import page_text, tensorboard
 from tests.helpers.runs import assert_same_outcome
@@ -31,15 +32,18 @@ SHORT = ("cnn_baseline", "--epochs", "3", "--batch-sizes", "36", "--checkpoint-e
 MARK = f"sweep-{os.getpid()}"  # in the environment of all that these tests start
 
 
-def sweep(shards: Path, out: Path, *flags: object) -> list[str]:
-    return command("tune", *SHORT, "--data", shards, "--out", out, *flags)
+def sweep(shards: Path, out: Path, *flags: object) -> tuple[object, ...]:
+    return ("tune", *SHORT, "--data", shards, "--out", out, *flags)
 
 
-def done(call: list[str], cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    marked = {**os.environ, "FER_TEST": MARK, **env}
-    return subprocess.run(
-        call, capture_output=True, text=True, timeout=480, check=False, env=marked, cwd=cwd
-    )
+def marked(cwd: Path | None = None, **env: str) -> dict[str, str]:
+    return {**os.environ, "FER_TEST": MARK, processes.FOLDER: str(cwd or Path.cwd()), **env}
+
+
+def done(
+    call: tuple[object, ...], cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return processes.run(*call, env=marked(cwd, **env), timeout=480)
 
 
 def trial(out: Path, start: str) -> Path:
@@ -79,27 +83,69 @@ def tokens_of_ray() -> set[int]:
     return found
 
 
+PLUGIN = """
+from torch import nn
+from fer_hpc import register_model
+
+@register_model("mine", sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    inputs = channels * (side // 4) ** 2
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
+"""
+GRID = "--grid model=cnn_baseline,mine --grid flip=false --plugin mine.py".split()
+
+
+def named(model: str, seed: int, lr: str = "0.01") -> str:
+    return f"b36-lr{lr}-model={model}-flip=false-seed{seed}"
+
+
+@dataclasses.dataclass
+class Killed:
+    """A sweep that has lost a worker and got a signal: what it printed then, and in the end."""
+
+    out: Path
+    first: subprocess.CompletedProcess[str]
+    last: subprocess.CompletedProcess[str]
+    tokens: set[int]
+
+
 @pytest.fixture(scope="module")
-def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A learning rate with two seeds, and one that breaks."""
-    out = tmp_path_factory.mktemp("sweep") / "out"
-    ended = done(sweep(shards, out, "--lrs", 0.01, 1e30, "--seeds", 0, 1))
-    assert ended.returncode == 3, ended.stderr + ended.stdout
-    assert "failed: b36-lr1e+30-seed0" in ended.stdout
-    assert "loss is not a finite number" in ended.stdout
+def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Two networks, one of them a plugin's with a relative path; two seeds, and a learning rate
+    that breaks."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "mine.py").write_text(PLUGIN)
+    out = folder / "out"
+    call = sweep(shards, out, "--lrs", 0.01, 1e38, "--seeds", 0, 1, *GRID)
+    running = processes.Started(*call, env=marked(folder), daemon=False)
+    first = named("cnn_baseline", 0)
+    until(lambda: list(out.glob(f"trials/{first}-*/attempts/0001/0*.pt")))
+    victim = trial(out, first)
+    os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
+    until(lambda: (victim / "attempts/0002/environment.json").exists())
+    tokens = tokens_of_ray()
+    running.send_signal(signal.SIGTERM)  # as Ctrl-C
+    text = "".join(running.communicate(timeout=400))
     until(lambda: not of_ray())  # its last processes end by themselves
-    return out
+    stopped = subprocess.CompletedProcess(call, running.wait(), text)
+    return Killed(out, stopped, done(call, cwd=folder), tokens)
+
+
+@pytest.fixture
+def swept(killed: Killed) -> Path:
+    return killed.out
 
 
 def test_a_broken_trial_stops_nothing_and_is_in_the_table(swept: Path) -> None:
-    table = pd.read_csv(swept / "results.csv").set_index(["lr", "seed"])
-    assert list(table["state"]) == ["finished"] * 2 + ["failed"] * 2
-    assert table.loc[(1e30, 0), "why"].startswith("UserError: loss is not a finite number")
+    table = pd.read_csv(swept / "results.csv").set_index(["lr", "model", "seed"]).sort_index()
+    assert list(table["state"]) == ["finished"] * 4 + ["failed"] * 4
+    why = table.loc[(1e38, "cnn_baseline", 0), "why"]
+    assert why.startswith("UserError: loss is not a finite number")
     summary = json.loads((swept / "summary.json").read_text())
     assert {s["lr"] for s in summary["ranked"]} == {0.01}
     for setting in summary["ranked"]:
         for seed, value in setting["values"].items():
-            run = trial(swept, f"b36-lr{setting['lr']:g}-seed{seed}")
+            run = trial(swept, named(setting["settings"]["model"], seed))
             assert value == max(row["val_accuracy"] for row in read_rows(run))
 
 
@@ -109,7 +155,8 @@ def test_the_winner_comes_out_the_same_outside_ray(fer: Fer, swept: Path, tmp_pa
     )
     assert again.returncode == 0, again.stderr
     best = json.loads((swept / "best.json").read_text())
-    assert_same_outcome(tmp_path / "run", trial(swept, f"b36-lr{best['lr']:g}-seed1"))
+    assert best["lr"] == 0.01
+    assert_same_outcome(tmp_path / "run", trial(swept, named(best["science"]["model"], 1)))
 
 
 def test_the_report_shows_a_sweep_as_one(fer: Fer, swept: Path, tmp_path: Path) -> None:
@@ -130,15 +177,18 @@ def test_more_seeds_run_only_what_is_new_also_in_another_place(
     shards: Path, swept: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(swept, tmp_path / "moved")
-    before = trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns
-    ended = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
+    call = sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2, *GRID)
+    old, new = (trial(moved, named("mine", seed)) for seed in (0, 1)), named("mine", 2)
+    before = {run: (attempt_numbers(run), (run / "final.pt").stat().st_mtime_ns) for run in old}
+    ended = done(call, cwd=swept.parent)
     assert ended.returncode == 0, ended.stderr
-    assert "3 trials in" in ended.stdout
-    assert "2 finished before" in ended.stdout
-    assert attempt_numbers(trial(moved, "b36-lr0.01-seed0")) == [1]
-    assert trial(moved, "b36-lr0.01-seed1").joinpath("final.pt").stat().st_mtime_ns == before
-    assert read_status(trial(moved, "b36-lr0.01-seed2"))["state"] == "finished"
-    again = done(sweep(shards, moved, "--lrs", 0.01, "--seeds", 0, 1, 2))
+    assert "6 trials in" in ended.stdout
+    assert "4 finished before" in ended.stdout
+    for run, (attempts, changed) in before.items():
+        assert attempt_numbers(run) == attempts
+        assert (run / "final.pt").stat().st_mtime_ns == changed
+    assert read_status(trial(moved, new))["state"] == "finished"
+    again = done(call, cwd=swept.parent)
     assert again.returncode == 0
     assert "finished, nothing to do" in again.stdout
 
@@ -153,62 +203,42 @@ def hparams(run: Path) -> set[str]:
     return set(HParamsPluginData.FromString(start).session_start_info.hparams)
 
 
-PLUGIN = """
-from torch import nn
-from fer_hpc import register_model
-
-@register_model("mine", sides=(16, 64), face=(32, 1))
-def build(outputs, channels, side):
-    inputs = channels * (side // 4) ** 2
-    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
-"""
-
-
 def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
-    fer: Fer, shards: Path, swept: Path, tmp_path: Path
+    fer: Fer, killed: Killed, tmp_path: Path
 ) -> None:
-    """Over two networks, one of which is a plugin's: Ray's workers, the report and --from-sweep
-    find it, though its path is relative."""
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    out = tmp_path / "out"
-    grid = ("--grid", "model=cnn_baseline,mine", "--grid", "flip=false", "--plugin", "mine.py")
-    call = sweep(shards, out, "--lrs", 0.01, "--seeds", 0, *grid)
-    marked = {**os.environ, "FER_TEST": MARK}
-    running = subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=marked, cwd=tmp_path
-    )
-    first = "b36-lr0.01-model=cnn_baseline-flip=false-seed0"
-    until(lambda: list(out.glob(f"trials/{first}-*/attempts/0001/0*.pt")))
-    victim = trial(out, first)
-    os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
-    until(lambda: (victim / "attempts/0002/environment.json").exists())
+    victim = trial(killed.out, named("cnn_baseline", 0))
     assert read_json(victim / "attempts/0002/environment.json")["parent"]["images_seen"] > 0
-    assert tokens_of_ray() == {64}, "Ray listens on all networks: its users need a token"
-    running.send_signal(signal.SIGTERM)  # as Ctrl-C
-    text = running.communicate(timeout=400)[0]
-    assert running.returncode == 75, text
+    assert killed.tokens == {64}, "Ray listens on all networks: its users need a token"
+    text = killed.first.stdout
+    assert killed.first.returncode == 75, text
     assert "the same command continues from there" in text
     assert f"{victim.name}: its process died; started again" in text
     assert "Traceback" not in text, "Ray's own, which tells a user nothing"
-    until(lambda: not of_ray())
-    ended = done(call, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = killed.last
+    assert ended.returncode == 3, ended.stdout + ended.stderr
+    assert f"failed: {named('cnn_baseline', 0, '1e+38')}" in ended.stdout
+    assert "loss is not a finite number" in ended.stdout
     assert "model" in ended.stdout
-    assert_same_outcome(victim, trial(swept, "b36-lr0.01-seed0"))
+    recipe = ("--from-sweep", killed.out, "--model", "cnn_baseline", "--lr", 0.01, "--seed", 0)
+    again = fer("train", *recipe, "--run", tmp_path / "run", "--no-tensorboard")
+    assert again.returncode == 0, again.stderr
+    assert_same_outcome(victim, tmp_path / "run")
 
-    mine = trial(out, "b36-lr0.01-model=mine-flip=false-seed0")
+
+def test_a_network_of_a_plugin_is_swept_shown_and_trained(
+    fer: Fer, swept: Path, tmp_path: Path
+) -> None:
+    """Ray's workers, the report and --from-sweep find the plugin."""
+    mine = trial(swept, named("mine", 0))
     stored = json.loads((mine / "config.json").read_text())
     assert stored["science"]["model"] == "mine"
     assert stored["science"]["plugin_hash"]
     assert {"batch_size", "lr", "seed", "model", "flip"} <= hparams(mine), "also at its default"
-    page = fer("report", out, "--out", tmp_path / "report")
-    assert page.returncode == 0, page.stderr
-    assert "<td>mine</td>" in (tmp_path / "report" / "index.html").read_text()
-    best = json.loads((out / "best.json").read_text())
+    best = json.loads((swept / "best.json").read_text())
     best["science"]["model"] = "mine"  # as if it had won
-    (out / "best.json").write_text(json.dumps(best))
+    (tmp_path / "best.json").write_text(json.dumps(best))
     run = ("--run", tmp_path / "run", "--seed", 0, "--no-tensorboard")
-    again = fer("train", "--from-sweep", out, *run)
+    again = fer("train", "--from-sweep", tmp_path, *run)
     assert again.returncode == 0, again.stderr
     assert_same_outcome(tmp_path / "run", mine)
 
@@ -216,23 +246,14 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
 def test_tensorboard_has_one_line_per_trial(fer: Fer, swept: Path, tmp_path: Path) -> None:
     """Seen in a browser; a run that was continued has one line as well."""
     out = shutil.copytree(swept, tmp_path / "out")
-    more = fer(
-        "train",
-        "--from-sweep",
-        out,
-        "--run",
-        trial(out, "b36-lr0.01-seed0"),
-        "--seed",
-        0,
-        "--lr",
-        0.01,
-        "--epochs",
-        4,
-    )
-    assert "attempt 2" in more.stderr
+    mine = trial(out, named("mine", 0))
+    changes = ("--model", "mine", "--lr", 0.01, "--seed", 0, "--epochs", 4)
+    more = fer("train", "--from-sweep", out, "--run", mine, *changes)
+    assert f"attempt {attempt_numbers(mine)[-1]}" in more.stderr
+    assert len(attempt_numbers(mine)) > len(attempt_numbers(trial(swept, named("mine", 0))))
     with tensorboard(out) as address:
-        text = page_text(f"{address}/#hparams", "session groups: 4", tmp_path / "hparams.png")
-    assert "Number of matching session groups: 4" in text
+        text = page_text(f"{address}/#hparams", "session groups: 8", tmp_path / "hparams.png")
+    assert "Number of matching session groups: 8" in text
     for name in (path.name for path in (out / "trials").iterdir()):
         assert text.count(f"trials/{name}/tb") == 1
 

@@ -17,6 +17,7 @@ from fer_hpc.config import PRESETS
 
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
+FORK = "FER_TEST_FORK"  # environment variable: preprocess forks its workers
 # slow to import
 VERBS = tuple(
     "train train_gan evaluate predict export generate transfer report preprocess doctor".split()
@@ -31,7 +32,7 @@ FORKS.set_forkserver_preload(
         "fer_hpc.data.preprocess",
         "fer_hpc.data.doctor",
         "torch._dynamo",
-        "scipy.optimize",
+        "sklearn.model_selection",
         "torch.utils.tensorboard",
         "tyro",
         "tests.helpers.processes",
@@ -43,6 +44,10 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(os.environ.pop(FOLDER, "."))
+    if os.environ.pop(FORK, ""):
+        from fer_hpc.data import workers
+
+        workers.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     from fer_hpc.cli.main import main, run_command
