@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,28 +117,40 @@ def is_large(product: str, limit: int = LARGE_SIDE) -> bool:
 def _trainings(plan: Plan) -> list[Part]:
     found = []
     for name, table in plan.models.items():
-        product, fields = table["data"], fields_of_table("models", table)
+        product, preset = table["data"], plan.model_preset(name)
         settings = {f"models.{name}.{k}": v for k, v in table.items() if k != "seeds"}
+        command = ["train", preset, "--data", str(plan.out / "shards" / product)]
+        fields, needs = fields_of_table("models", table), f"shards/{product}"
         for seed in table["seeds"]:
             folder = plan.out / "runs" / f"{name}-seed{seed}"
-            command = ["train", plan.model_preset(name), "--data"]
-            command += [str(plan.out / "shards" / product), "--run", str(folder)]
-            command += ["--seed", str(seed), *_arguments(fields)]
-            part = Part(
-                f"train/{folder.name}",
-                "train",
-                command,
-                folder,
-                (f"shards/{product}",),
-                product=product,
-                threads=fields.get("threads", 0),
-                alone=is_large(product) or not fields.get("threads"),
-                epochs=fields.get("epochs", 0),
-                preset=plan.model_preset(name),
-                settings=settings,
-            )
-            found.append(part)
+            part = _run(command, folder, seed, product, needs, fields, LARGE_SIDE)
+            found.append(replace(part, preset=preset, settings=settings))
     return found
+
+
+def _run(
+    command: list[str],
+    folder: Path,
+    seed: int,
+    product: str,
+    needs: str,
+    fields: Table,
+    large: int,
+) -> Part:
+    """A training in `folder`; with faces of `large` pixels it has a machine or GPU for itself."""
+    kind: Kind = "gan" if command[0] == "train_gan" else "train"
+    threads = fields.get("threads", 0)
+    return Part(
+        f"{kind}/{folder.name}",
+        kind,
+        [*command, "--run", str(folder), "--seed", str(seed), *_arguments(fields)],
+        folder,
+        (needs,),
+        product=product,
+        threads=threads,
+        alone=is_large(product, large) or not threads,
+        epochs=fields.get("epochs", 0),
+    )
 
 
 def _grid(plan: Plan) -> Part:
@@ -164,52 +176,30 @@ def _grid(plan: Plan) -> Part:
 
 
 def _winners(plan: Plan) -> list[Part]:
-    table = plan.tables["grid"]
+    table, product = plan.tables["grid"], plan.tables["grid"]["data"]
     kinds = {f.name: f.metadata["kind"] for f in dataclasses.fields(TrainConfig)}
     runtime = {k: v for k, v in table.items() if kinds.get(k) == "runtime" and k != "data"}
+    command = ["train", "--from-sweep", str(plan.out / "grid")]
+    preset, epochs = table.get("preset", "cnn_improved"), table.get("epochs", 0)
     found = []
     for seed in plan.tables["winner"]["seeds"]:
         folder = plan.out / "runs" / f"winner-seed{seed}"
-        command = ["train", "--from-sweep", str(plan.out / "grid"), "--run", str(folder)]
-        command += ["--seed", str(seed), *_arguments(runtime)]
-        part = Part(
-            f"train/{folder.name}",
-            "train",
-            command,
-            folder,
-            ("grid/grid",),
-            product=table["data"],
-            threads=table.get("threads", 1),
-            epochs=table.get("epochs", 0),
-            alone=is_large(table["data"]),
-            preset=table.get("preset", "cnn_improved"),
-        )
-        found.append(part)
+        part = _run(command, folder, seed, product, "grid/grid", runtime, LARGE_SIDE)
+        part = replace(part, threads=part.threads or 1, alone=is_large(product))
+        found.append(replace(part, preset=preset, epochs=epochs))
     return found
 
 
 def _gans(plan: Plan) -> list[Part]:
-    table = plan.tables["gan"]
-    product, fields = table["data"], fields_of_table("gan", table)
+    table, product = plan.tables["gan"], plan.tables["gan"]["data"]
     settings = {f"gan.{k}": v for k, v in table.items() if k != "seeds"}
+    command = ["train_gan", "--data", str(plan.out / "shards" / product)]
+    fields, needs = fields_of_table("gan", table), f"shards/{product}"
     found = []
     for seed in table["seeds"]:
         folder = plan.out / "gan" / f"gan-seed{seed}"
-        command = ["train_gan", "--data", str(plan.out / "shards" / product)]
-        command += ["--run", str(folder), "--seed", str(seed), *_arguments(fields)]
-        part = Part(
-            f"gan/{folder.name}",
-            "gan",
-            command,
-            folder,
-            (f"shards/{product}",),
-            product=product,
-            threads=fields.get("threads", 0),
-            alone=is_large(product, LARGE_SIDE_OF_GAN) or not fields.get("threads"),
-            epochs=fields.get("epochs", 0),
-            settings=settings,
-        )
-        found.append(part)
+        part = _run(command, folder, seed, product, needs, fields, LARGE_SIDE_OF_GAN)
+        found.append(replace(part, settings=settings))
     return found
 
 
