@@ -148,7 +148,7 @@ def test_ranks_die_with_the_process_that_started_them(shards: Path, tmp_path: Pa
     [
         (("--device", "cuda"), "--device cuda: torch sees no CUDA device"),
         (("--epochs", "many"), "many"),
-        (("--data", "/nowhere"), "/nowhere"),
+        pytest.param(("--data", "/nowhere"), "/nowhere", marks=pytest.mark.long),
     ],
 )
 def test_a_mistake_is_one_message(
