@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,58 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.split("MODULES")[1].split())
 
 
+# One interpreter that has loaded what every command loads, and a fork of it for each call.
+FORKED = """
+import json, os, runpy, sys, tempfile
+import fer_hpc.cli.main, fer_hpc.cli.parse, tyro
+def printed(module, *args):
+    with tempfile.TemporaryFile() as out:
+        if not os.fork():
+            os.dup2(out.fileno(), 1)
+            sys.argv = [module, *args]
+            try:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            except SystemExit:
+                print("MODULES", *sys.modules, flush=True)
+            finally:
+                os._exit(0)
+        os.wait()
+        out.seek(0)
+        return out.read().decode()
+print(json.dumps([printed(*call) for call in json.loads(sys.argv[1])]))
+"""
+LIGHT = [
+    ["--help"],
+    *([verb, "--help"] for verb in VERBS),
+    ["train", "nonsense"],
+    ["train", "--x"],
+    NO_SOURCE,
+]
+MODULES = {
+    verb: "fer_hpc.data.synthetic" if verb == "synthetic" else f"fer_hpc.{verb}"
+    for verb in VERBS
+    if verb not in ("init", "status", "logs", "cancel")
+}
+Printed = dict[tuple[str, ...], tuple[str, set[str]]]
+
+
+@pytest.fixture(scope="module")
+def printed() -> Printed:
+    """What `python -m MODULE ARGUMENTS` prints, and the modules that it has loaded at its end."""
+    calls = [("fer_hpc", *arguments) for arguments in LIGHT]
+    calls += [(module, "--help") for module in MODULES.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    parts = [text.split("MODULES") for text in json.loads(done.stdout)]
+    return {
+        call: (text, set(loaded.split())) for call, (text, loaded) in zip(calls, parts, strict=True)
+    }
+
+
 def output(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     """Exit code, and what was printed, of `fer-hpc ARGS` in this process."""
     try:
@@ -44,18 +97,9 @@ def output(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     return code, printed.out + printed.err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        *([verb, "--help"] for verb in VERBS),
-        ["train", "nonsense"],
-        ["train", "--x"],
-        NO_SOURCE,
-    ],
-)
-def test_help_and_mistakes_load_nothing_heavy(arguments: list[str]) -> None:
-    assert not modules_after(f"from fer_hpc.cli.main import main; main({arguments!r})") & set(HEAVY)
+@pytest.mark.parametrize("arguments", LIGHT)
+def test_help_and_mistakes_load_nothing_heavy(printed: Printed, arguments: list[str]) -> None:
+    assert not printed["fer_hpc", *arguments][1] & set(HEAVY)
 
 
 @pytest.mark.parametrize("script", ["train", "pipeline", "sweep"])
@@ -68,20 +112,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import fer_hpc") & set(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "verb", [verb for verb in VERBS if verb not in ("init", "status", "logs", "cancel")]
-)
-def test_module_and_console_script_are_the_same_command(verb: str) -> None:
-    module = "data.synthetic" if verb == "synthetic" else verb
-    outputs = [
-        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-        for command in (
-            [sys.executable, "-m", f"fer_hpc.{module}"],
-            [sys.executable, "-m", "fer_hpc", verb],
-        )
-    ]
-    assert outputs[0] == outputs[1]
-    assert "--" in outputs[0]
+@pytest.mark.parametrize("verb", MODULES)
+def test_module_and_console_script_are_the_same_command(printed: Printed, verb: str) -> None:
+    text = printed[MODULES[verb], "--help"][0]
+    assert text == printed["fer_hpc", verb, "--help"][0]
+    assert "--" in text
 
 
 # ---- help ----------------------------------------------------------------------------------------
