@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -40,8 +41,11 @@ DAMAGE = (
     OSError,
     RecursionError,
 )
-MAX_NUMBER = sys.float_info.max
+MAX_NUMBER, MAX_INTEGER = sys.float_info.max, (1 << 63) - 1  # of what arrays can hold
 NAMES = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
+IN_NO_NAME = re.compile(
+    "[\ud800-\udc7f\udd00-\udfff]"
+)  # halves of characters that no file name has
 LEFTOVER_S = 600.0  # a temporary file that has not changed for so long has no living writer
 
 
@@ -85,6 +89,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text as UTF-8; what of a file's name is no UTF-8 becomes \\udcXX."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
 def copy_file(source: Path, path: Path) -> None:
     """Copy a file's content to `path`, in one step; an OSError names the file that it is about."""
     with source.open("rb") as content, replacement(path) as f:
@@ -114,13 +123,25 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, in one step."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def from_json(data: bytes) -> Any:
+    """The value of a JSON text; ValueError or RecursionError where it is none.
+
+    Half a character, which JSON can hold and nothing can write or open, becomes U+FFFD; the bytes
+    of a file's name that are no UTF-8, which Python keeps as such halves, stay.
+    """
+    value = json.loads(data.decode())
+    if b"\\u" in data and IN_NO_NAME.search(text := json.dumps(value, ensure_ascii=False)):
+        return json.loads(IN_NO_NAME.sub("\ufffd", text))
+    return value
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where it is missing or not JSON."""
     try:
-        return json.loads(path.read_text())
+        return from_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
@@ -160,13 +181,18 @@ def damage_reason(error: BaseException) -> str:
 
 
 # ---- the shape of JSON -----------------------------------------------------------------------
-# A type stands for a value of it; float takes integers too, but neither takes NaN or infinity. A
+# A type stands for a value of it; float takes integers too, but neither takes NaN, infinity or what
+# no array holds. A
 # dict stands for its keys, `str` for any key; [x, y] for a list of two; [x, ...] for a list of any
-# length; a tuple for one of its members.
+# length; a tuple for one of its members. A key whose value may be None may be missing, and is then
+# added, so that readers find every key; with NoneType in its place it may not be missing.
 
 
 def check_shape(value: Any, wanted: Any, where: str) -> None:
-    """UserError, with the field in `where`, unless a JSON value has the shape `wanted`."""
+    """UserError, with the field in `where`, unless a JSON value has the shape `wanted`.
+
+    Adds the keys that may be missing, as None.
+    """
     if not _fits(value, wanted):
         name = NAMES.get(wanted, "") if isinstance(wanted, type) else ""
         name = name or ("an object" if isinstance(wanted, dict) else "another form")
@@ -179,7 +205,7 @@ def check_shape(value: Any, wanted: Any, where: str) -> None:
             elif key not in value and not (isinstance(part, tuple) and None in part):
                 raise UserError(f"{where} has no {key!r}")
             else:
-                check_shape(value.get(key), part, f"{where}: {key}")
+                check_shape(value.setdefault(key, None), part, f"{where}: {key}")
     elif isinstance(wanted, list):
         parts = wanted[:1] * len(value) if wanted[-1] is ... else wanted
         for inner, part in zip(value, parts, strict=True):
@@ -200,6 +226,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return value is None if wanted is None else isinstance(value, bool) and wanted is bool
     if wanted is float:
         return isinstance(value, int | float) and -MAX_NUMBER <= value <= MAX_NUMBER
+    if wanted is int and isinstance(value, int):
+        return -MAX_INTEGER <= value <= MAX_INTEGER
     return isinstance(value, wanted)
 
 

@@ -93,6 +93,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "other sums": ({"sums": torch.zeros(9, dtype=torch.int64)}, "number of sums"),
     "another seed": ({"science": {**SCIENCE, "seed": 1}}, "another experiment .--seed 1, not 0"),
     "other data": ({"data": {"fingerprint": "cd"}}, "another experiment .--data cd, not ab"),
+    "a tensor as seed": ({"science": {"seed": torch.zeros(0)}}, "no settings of a run"),
     "no settings": ({"science": 3}, "no settings of a run"),
 }
 
@@ -277,7 +278,8 @@ def test_epochs_of_which_no_line_is_left_are_named(tmp_path: Path) -> None:
 
     assert attempt([1, 2, 3]) == []
     assert "of epoch 2 are lost" in attempt([1, 3])[0]
-    assert "of epoch 1, 2 are lost" in attempt([3, 4])[0]
+    assert "of epoch 1 to 2 are lost" in attempt([3, 4])[0]
+    assert "of epoch 2 to 56281993 are lost" in attempt([1, 56281994])[0]
     assert attempt([1, 2], state="finished", images_seen=20) == []
     assert "of epoch 3 are lost" in attempt([1, 2], state="finished", images_seen=30)[0]
 
@@ -324,7 +326,7 @@ def test_a_damaged_run_is_one_line_of_status_and_the_others_follow(
     lines = {Path(line.split()[0]).name: line for line in done.stdout.splitlines()}
     assert set(lines) >= {"good", "config", "rows", "job"}
     assert "interrupted" in lines["good"]
-    assert "a name \\ud800" in lines["text"]
+    assert "a name \ufffd" in lines["text"]
     assert "damaged" in lines["config"]
     assert "damaged" in lines["rows"]
     assert "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from fer_hpc.config import UserError, preset
 from fer_hpc.config.commands import ReportConfig, SweepConfig
 from fer_hpc.data.manifest import read_manifest, write_manifest
 from fer_hpc.evaluation.results import read_scores
-from fer_hpc.files import read_json, read_stored, write_bytes
+from fer_hpc.files import read_json, read_stored, write_bytes, write_text
 from fer_hpc.report.read import collect as collect_for_report
 from fer_hpc.report.report import report
 from fer_hpc.run.folder import read_run_config
@@ -70,6 +70,21 @@ def test_a_damaged_sweep_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json is damaged"):
         check_sweep(SweepConfig(data=tmp_path, out=tmp_path), trials)
+
+
+def test_half_a_character_is_replaced_and_the_bytes_of_a_name_stay(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(r'{"\ud800": "a\ud800\udfff", "name": "\udcff", "smile": "\ud83d\ude00"}')
+    content = read_json(path)
+    assert content == {"\ufffd": "a\U000103ff", "name": "\udcff", "smile": "\U0001f600"}
+    write_text(path, content["name"])
+    assert path.read_text() == r"\udcff"
+
+
+def test_a_message_is_one_short_line_however_long_a_value_is(tmp_path: Path) -> None:
+    assert len(str(UserError("many short words " * 1000))) < 4000
+    with pytest.raises(UserError, match=r"--run /.{199}\.\.\.\[{199}: File name too long"):
+        preset("vgg", data=tmp_path, run=tmp_path.parent / ("[" * 3000))
 
 
 def test_a_missing_json_file_is_none(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def test_boxes_of_a_table_replace_the_finder(
     found = predict(finished_run, photos, boxes=photos / "boxes.csv")
     assert [len(photo["faces"]) for photo in found] == [len(draw_scene(i).faces) for i in range(3)]
     far = tmp_path / "far.csv"
+    far.write_text(f"photo,left,top,right,bottom\n{'x' * 3000},0,0,9,9\n")
+    assert predict(finished_run, [], boxes=far)[0]["problem"] == "file name too long"
     far.write_text(f"photo,left,top,right,bottom\n{photos}/scene-000.jpg,9000,9000,9100,9100\n")
     found = predict(finished_run, [photos / "scene-000.jpg", photos / "scene-001.jpg"], boxes=far)
     assert "outside" in found[0]["problem"]

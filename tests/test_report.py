@@ -7,6 +7,7 @@ import html
 import json
 import shutil
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,11 @@ def test_another_shape_is_named(value: Any, wanted: Any, words: str) -> None:
 def test_a_shape_may_be_optional() -> None:
     wanted = {"n": (int, None), "deep": {str: [int, ...]}}
     check_shape({"n": None, "deep": {"any": [1, 2], "other": []}}, wanted, "file.json")
-    check_shape({"deep": {}}, wanted, "file.json")
+    lacking: dict[str, Any] = {"deep": {}}
+    check_shape(lacking, wanted, "file.json")
+    assert lacking["n"] is None, "readers find every key"
+    with pytest.raises(UserError, match="has no 'n'"):
+        check_shape({}, {"n": (int, NoneType)}, "file.json")
     with pytest.raises(UserError, match=r"file\.json: n is 'x'"):
         check_shape({"n": "x", "deep": {}}, wanted, "file.json")
 
@@ -291,7 +296,7 @@ def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
     (sweep / "trials").mkdir(parents=True)
     shutil.copytree(scored, sweep / "trials" / "b64")
     (sweep / "sweep.json").write_text("{}")
-    summary = {
+    summary: dict[str, Any] = {
         "preset": "cnn_baseline",
         "metric": "val_accuracy",
         "epochs": 6,
@@ -310,6 +315,10 @@ def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
     for text in ("lrs", "0.6125", ">flip</th>", "too few for an interval", "not finite"):
         assert text in page, text
     assert "b64 <span" not in page
+    for c in [*summary["ranked"], summary["best_two"]]:
+        del c["interval_95"]
+    (sweep / "summary.json").write_text(json.dumps(summary))
+    assert "too few for an interval" in page_of(sweep, out=tmp_path / "out")
     (sweep / "summary.json").write_text(json.dumps(summary | {"ranked": [{}]}))
     assert "has no" in page_of(sweep, scored, out=tmp_path / "out")
     (sweep / "summary.json").unlink()

@@ -16,10 +16,12 @@ import pytest
 
 from fer_hpc.config import UserError
 from fer_hpc.data import checksums
+from fer_hpc.data.account import summary
 from fer_hpc.data.checksums import RECORD, verify_shards
 from fer_hpc.data.manifest import fingerprint
 from fer_hpc.data.shards import COLUMNS, open_split, read_manifest, write_manifest, write_shard
 from fer_hpc.data.staging import staged
+from fer_hpc.files import write_json
 
 SHAPE, CLASSES = (8, 8, 1), ("a", "b", "c")
 
@@ -128,6 +130,14 @@ WRONG: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "landmarks of 5 points": (put("landmarks", lambda v: v[:, :5]), "landmarks are float32"),
     "no valence": (lambda f: f.__delitem__("valence"), "valence are missing"),
 }
+
+
+def test_a_manifest_of_an_older_version_states_less(data: Path, tmp_path: Path) -> None:
+    content = read_manifest(data).content
+    for name in ("faces", "source", "split_rule", "notes"):
+        content.pop(name, None)
+    write_json(tmp_path / "manifest.json", content | {"rejects": {"n": 0}, "empty_boxes": 0})
+    assert "(split unknown)" in summary(tmp_path)
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -15,7 +15,7 @@ from fer_hpc.config.study import StudyConfig
 from fer_hpc.data.manifest import Manifest
 from fer_hpc.evaluation.openings import openings_file, record_opening
 from fer_hpc.report import paper, report
-from fer_hpc.report.study import class_table
+from fer_hpc.report.study import _grid_totals, class_table
 from fer_hpc.report.study_models import Score, difference_in_words, objective_of
 from fer_hpc.study.graph import parts_of
 from fer_hpc.study.plan import new_plan, write_plan
@@ -98,6 +98,13 @@ def test_a_score_of_fewer_seeds_than_were_trained_says_so() -> None:
         model = SimpleNamespace(runs=range(runs), scores=scores)
         text = shown.render(m=model, plural=lambda count, word: f"{count} {word}s")
         assert ("of 2 seeds" in text) == (runs > 2)
+
+
+@pytest.mark.parametrize("content", [b"\xba", b"trial\nx\n", b"seconds\nnan\n", b"seconds\nx\n"])
+def test_a_damaged_table_of_a_grid_is_named_beside_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.csv").write_bytes(content)
+    assert _grid_totals(tmp_path)[:2] == (None, 0)
+    assert "results.csv is damaged (" in _grid_totals(tmp_path)[3]
 
 
 def test_the_page_of_a_study_shows_what_failed_and_what_is_there(

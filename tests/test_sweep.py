@@ -307,6 +307,7 @@ def test_the_values_of_grid_have_the_types_of_their_fields() -> None:
         "warmup_epochs": [1.0, 2.0],
     }
     assert parse_grid(("early_stop=3,3",)) == {"early_stop": [3]}
+    assert parse_grid(("deterministic=true",)) == {"deterministic": [True]}
 
 
 @pytest.mark.parametrize(
@@ -443,6 +444,11 @@ def test_a_sweep_of_an_older_version_goes_on(shards: Path, tmp_path: Path) -> No
     assert best_of(tmp_path)["lr"] == 0.01
     with pytest.raises(UserError, match=r"--loss cross_entropy \(now --loss mine\)"):
         sweep.check_sweep(*trials_of(shards, tmp_path, "--epochs", "3", "--loss", "mine"))
+    for swept, value in zip(stored["trials"].values(), (True, "x", False), strict=False):
+        swept["flip"] = value
+    write_json(tmp_path / "sweep.json", stored)
+    with pytest.raises(UserError, match=r"sweep\.json is damaged: --flip 'x'"):
+        collect(tmp_path)
 
 
 def test_the_interval_is_students() -> None:

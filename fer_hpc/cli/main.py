@@ -32,6 +32,7 @@ from fer_hpc.config import (
     unknown_name_error,
 )
 from fer_hpc.config.commands import RanksConfig
+from fer_hpc.config.errors import one_line
 from fer_hpc.parallel.local import run_ranks
 
 # Called by slurm/launch.sh; several: by a study.
@@ -116,7 +117,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except OSError as error:
         # Without a file it may be a network that comes back: a scheduler may start it again.
         is_users = error.filename is not None or _is_full(error)
-        return _refuse(name, _system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
+        return _refuse(name, system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
     except (ImportError, RuntimeError, MemoryError) as error:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit == resource.RLIM_INFINITY:
@@ -147,13 +148,13 @@ def _is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
-def _system_error(error: OSError) -> str:
+def system_error(error: OSError) -> str:
     """An OSError as one line: what, which file, or where in the program if it names none."""
     what = error.strerror or str(error)
     if _is_full(error):
         what = "the disk or quota is full"
     if error.filename is not None:
-        return f"{what}: {os.fsdecode(error.filename)}"
+        return one_line(f"{what}: {os.fsdecode(error.filename)}")
     try:
         sys.stdout.flush()
     except OSError:  # what could not be written is still in its buffer

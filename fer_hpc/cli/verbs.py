@@ -115,7 +115,8 @@ def is_finished(config: RunConfig) -> bool:
         return False
     if isinstance(config, TrainConfig) and has_other_plugins(stored, config.plugin):
         return False  # the training refuses it
-    return merge_for_resume(config, stored["science"]).epochs == int(stored["science"]["epochs"])
+    epochs = merge_for_resume(config, stored["science"]).epochs
+    return bool(epochs == stored["science"].get("epochs", epochs))
 
 
 def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | int:

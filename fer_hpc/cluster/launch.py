@@ -54,7 +54,7 @@ from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, SweepConfi
 from fer_hpc.files import read_stored
 from fer_hpc.parallel.job import INHERITED, current_step, job_port, scheduler_of_process
 from fer_hpc.parallel.local import LOCAL_VERBS
-from fer_hpc.run.folder import read_run_config, read_status
+from fer_hpc.run.folder import find_run_config, read_run_config, read_status
 
 Configure = Callable[[str, list[str]], Any]  # cli.parse.configure, which is above this package
 # A command other than a training is started again only with one of these exit codes.
@@ -84,7 +84,7 @@ def check_job(config: JobCommand, ranks: int) -> None:
         )
     accumulate = config.accumulate if isinstance(config, TrainConfig) else 1
     check_divides(config.batch_size, ranks, accumulate)
-    stored = read_stored(config.run / "config.json")
+    stored = find_run_config(config.run)
     if stored:
         merge_for_resume(config, stored["science"])
 

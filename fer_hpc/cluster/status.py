@@ -118,7 +118,7 @@ def _progress(folder: Path) -> dict[str, Any]:
     science = read_run_config(folder)["science"]
     state, (history, damage) = read_status(folder), read_history(folder)
     check_shape(history, [{"epoch": int, "val_accuracy": (float, None)}, ...], "metrics.jsonl")
-    accuracies = [r["val_accuracy"] for r in history if "val_accuracy" in r]
+    accuracies = [r["val_accuracy"] for r in history if r["val_accuracy"] is not None]
     return {
         "state": state["state"],
         "epoch": f"{history[-1]['epoch'] if history else 0} of {science['epochs']}",

@@ -15,16 +15,26 @@ EXIT_TAKEN_OVER = 4
 EXIT_RUN_AGAIN = 75  # sysexits' EX_TEMPFAIL: the same command continues where this one stopped
 
 
-class UserError(Exception):
-    """A mistake that the user can correct; printed as one message, never as a traceback.
+MAX_MESSAGE = 3800  # characters
 
-    Control characters, which a file's content may bring into it, become spaces: it stays one line.
-    Of a word that is longer than any path's useful part, only both ends are shown.
-    """
+
+class UserError(Exception):
+    """A mistake that the user can correct; printed as one message (`one_line`), no traceback."""
 
     def __init__(self, message: str = "") -> None:
-        line = "".join(c if c.isprintable() else " " for c in message)
-        super().__init__(re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", line))
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message as one short line, whatever a file or a command line brings into it.
+
+    Control characters become spaces. Of a word that is longer than any path's useful part, and of
+    a message over MAX_MESSAGE, only both ends are left.
+    """
+    line = "".join(c if c.isprintable() else " " for c in message)
+    line = re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", line)
+    half = MAX_MESSAGE // 2
+    return line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def flag_name(field: str) -> str:

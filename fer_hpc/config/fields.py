@@ -84,10 +84,24 @@ def check_fields(config: object) -> None:
     Raises a UserError that names the flag.
     """
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = current_value(f.name, getattr(config, f.name))
-        if value is None and f.default is None:
-            continue
-        object.__setattr__(config, f.name, _checked(f, value_type(f), value))
+        object.__setattr__(config, f.name, _checked_value(f, getattr(config, f.name)))
+
+
+def check_stored(config_class: Any, stored: dict[str, Any], where: Path) -> None:
+    """A UserError where a value from the file `where` is none that its field may have."""
+    try:
+        for f in dataclasses.fields(config_class):
+            if f.name in stored:
+                _checked_value(f, stored[f.name])
+    except UserError as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+
+
+def _checked_value(field: dataclasses.Field[Any], value: Any) -> Any:
+    value = current_value(field.name, value)
+    if value is None and field.default is None:
+        return None
+    return _checked(field, value_type(field), value)
 
 
 def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
@@ -115,7 +129,7 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
             raise UserError(f"{flag} {value!r}: wanted a {kind}")
         low = field.metadata.get("low", -math.inf)
         high = field.metadata.get("high", math.inf)
-        if not math.isfinite(value):
+        if not _is_finite(value):
             raise UserError(f"{flag} {value}: wanted a finite number")
         if not low <= value <= high:
             limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
@@ -128,10 +142,22 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
     return value
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a number is finite, and within the range of float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _check_folder(flag: str, path: Path) -> None:
-    """A UserError where `path`, or one that it lies in, is a file."""
+    """A UserError where `path`, or one that it lies in, is a file or impossible."""
     for part in (path, *path.parents):
-        if part.is_file():
+        try:
+            is_file = part.is_file()
+        except OSError as error:  # too long a name, or a folder that one may not enter
+            raise UserError(f"{flag} {path}: {error.strerror}") from None
+        if is_file:
             what = "it" if part == path else part
             raise UserError(f"{flag} {path}: wanted a folder, but {what} is a file")
 
@@ -179,6 +205,7 @@ def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
     does not depend on their number. Any other difference is a UserError that names the flag.
     """
     stored = current_science(stored)
+    check_stored(type(config), stored, config.run / "config.json")
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     resolved: dict[str, Any] = {}
     differ: list[tuple[str, Any, Any]] = []
@@ -202,10 +229,7 @@ def merge_for_resume(config: Config, stored: dict[str, Any]) -> Config:
             f"{config.run} was started with {changes}: {why}; use another --run folder, "
             "or the first start's flags"
         )
-    try:
-        return dataclasses.replace(config, **resolved)
-    except UserError as error:  # in a value that the first start has stored
-        raise UserError(f"{config.run / 'config.json'} is damaged: {error}") from None
+    return dataclasses.replace(config, **resolved)
 
 
 def flag_arguments(field: str, value: Any) -> list[str]:

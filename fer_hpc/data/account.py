@@ -18,7 +18,7 @@ from fer_hpc.data.finder import box_rule
 from fer_hpc.data.plan import Plan, Shard, read_part
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tally import Tally
-from fer_hpc.files import check_shape, write_bytes
+from fer_hpc.files import check_shape, write_text
 
 OUTSIDE = "box or landmarks outside the picture"
 SUMMARY = {
@@ -130,7 +130,7 @@ def _write_rejects(path: Path, rejects: list[tuple[str, str, str]]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerows([("split", "source_id", "reason"), *rejects])
-    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_text(path, text.getvalue())
 
 
 def _unused(plan: Plan, rejected: Tally) -> int:

@@ -25,7 +25,7 @@ from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
 from fer_hpc.data.suspects import suspects
-from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes, write_json
+from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes, write_json, write_text
 
 SHOWN = 5  # examples of each finding
 SHEET_COLUMNS, FACE_SIDE, TITLE = 4, 96, 18  # pairs in a row; pixels
@@ -187,7 +187,7 @@ def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConf
     }
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("split", "source_id", "reason"), *dropped])
-    write_bytes(out / "dropped.csv", text.getvalue().encode())
+    write_text(out / "dropped.csv", text.getvalue())
     note = (
         f"doctor --fix dropped {len(dropped):,} rows of data {manifest.fingerprint}; "
         "dropped.csv lists the reasons"

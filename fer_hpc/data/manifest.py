@@ -19,11 +19,17 @@ CONTENT = {  # what every reader may rely on
     "image_shape": [int, int, int],
     "classes": [str, ...],
     "fingerprint": str,
-    "faces": ({}, None),
-    "source": ({"kind": str}, None),
-    "split_rule": (str, None),
-    "notes": ([str, ...], None),
+    "faces": {},
+    "source": {"kind": str},
+    "split_rule": str,
+    "notes": [str, ...],
     "splits": {str: {"n": int, "class_counts": {str: int}, "shards": [SHARD, ...]}},
+}
+UNSTATED = {  # where an older version or another program left a key out
+    "faces": {},
+    "source": {"kind": "unknown"},
+    "split_rule": "unknown",
+    "notes": [],
 }
 FILE_NAME = r"\w[\w.-]{0,200}"  # no folder, nothing hidden
 MAX_COUNT = 1 << 53
@@ -84,6 +90,7 @@ def find_manifest(folder: Path) -> Manifest | None:
         raise UserError(
             f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again"
         )
+    content = UNSTATED | {key: value for key, value in content.items() if value is not None}
     try:
         check_shape(content, CONTENT, "it")
         _check_names(content)

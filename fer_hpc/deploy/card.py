@@ -101,16 +101,16 @@ def _data(stored: dict[str, Any], about: About, manifest: Manifest | None) -> st
     if manifest is None:
         return f"{text}. Its folder is not here any more, so its counts are not known.\n"
     content = manifest.content
-    kind = content.get("source", {}).get("kind", "unknown")
+    kind = content["source"]["kind"]
     splits = [name for name in ("train", "val", "test") if manifest.n(name)]
     rows = [
         [c, *(f"{content['splits'][s]['class_counts'].get(c, 0):,}" for s in splits)]
         for c in about.classes
     ]
     rows.append(["**all**", *(f"**{manifest.n(s):,}**" for s in splits)])
-    notes = "".join(f"- {note}\n" for note in content.get("notes", []))
+    notes = "".join(f"- {note}\n" for note in content["notes"])
     drawn = " They are drawn, not photographs of people." if kind == "synthetic" else ""
-    rule = f"Split: {content.get('split_rule', 'unknown')}.{drawn}"
+    rule = f"Split: {content['split_rule']}.{drawn}"
     source = f", source `{kind}`. {rule}\n\n"
     text += source + _table(["faces", *splits], rows) + (f"\n{notes}" if notes else "")
     counts = content["splits"].get("train", {}).get("class_counts", {})

@@ -27,7 +27,7 @@ from fer_hpc.deploy.model import METADATA, About, OnnxModel, calibrated
 from fer_hpc.deploy.torch_model import describe
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.score import split_outputs
-from fer_hpc.files import remove_leftovers, write_bytes
+from fer_hpc.files import remove_leftovers, write_bytes, write_text
 from fer_hpc.parallel.device import autocast
 
 TOLERANCE = 1e-3  # largest difference of a probability between onnxruntime and torch
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> list[str]:
         "parameters": sum(p.numel() for p in network.model.parameters()),
     }
     card = config.out / "README.md"
-    write_bytes(card, model_card(config.run, about, network.is_final, facts).encode())
+    write_text(card, model_card(config.run, about, network.is_final, facts))
     lines = [
         f"{onnx_file}: {len(content) / 1e6:.1f} MB, faces [N, {shape}] {about.input} -> logits, "
         f"probabilities ({'calibrated' if about.temperature else 'not calibrated'})",

@@ -179,5 +179,6 @@ def _columns(table: CsvTable) -> _Columns:
 
 
 def _resolve(text: str, folder: Path) -> Path:
-    below = folder / text
-    return below if below.exists() or not Path(text).exists() else Path(text)
+    # os.path: Path.exists raises for too long a name
+    is_below, is_here = os.path.exists(folder / text), os.path.exists(text)  # noqa: PTH110
+    return Path(text) if is_here and not is_below else folder / text

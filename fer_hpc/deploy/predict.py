@@ -19,7 +19,7 @@ from fer_hpc.deploy.inputs import list_tasks
 from fer_hpc.deploy.model import About, FaceModel, open_model
 from fer_hpc.deploy.pipeline import PhotoFace, SeenPhoto, how_to_cut, see
 from fer_hpc.deploy.sheet import PER_PAGE, page
-from fer_hpc.files import write_bytes, write_json
+from fer_hpc.files import write_bytes, write_json, write_text
 
 FILES = "predictions.csv", "predictions.json"
 SHOWN = 20  # problems that are printed
@@ -194,7 +194,7 @@ def predict(config: PredictConfig, model: FaceModel | None = None) -> Prediction
     ]
     if folder:
         names = sheets.written()
-        write_bytes(folder / "predictions.csv", table(entries, about.classes).encode())
+        write_text(folder / "predictions.csv", table(entries, about.classes))
         model_of = {"fer_hpc": __version__, "model": asdict(about)}
         found_by = "given boxes" if config.boxes else "none" if how.whole else how.finder
         content = {**model_of, "finder": found_by, "photos": entries}

@@ -14,7 +14,7 @@ from fer_hpc.drill.site import Site
 from fer_hpc.drill.starts import prepare
 from fer_hpc.drill.subjects import SUBJECTS
 from fer_hpc.drill.table import format_summary, page, summarize
-from fer_hpc.files import write_bytes, write_json
+from fer_hpc.files import write_json, write_text
 
 
 def drill(config: DrillConfig) -> int:
@@ -33,7 +33,7 @@ def drill(config: DrillConfig) -> int:
             results.append(site.strike(number, config.seed))
             summary = summarize(config, results, time.time() - began)
             write_json(out / "drill.json", summary)
-            write_bytes(out / "index.html", page(summary).encode())
+            write_text(out / "index.html", page(summary))
     print(json.dumps(summary, indent=1) if config.json else format_summary(summary, out))
     return EXIT_FINISHED if summary["survived"] == summary["tried"] else EXIT_FINDINGS
 

@@ -18,7 +18,7 @@ from fer_hpc.evaluation.label_noise import Candidates, candidates
 from fer_hpc.evaluation.metrics import log_softmax
 from fer_hpc.evaluation.opened import OpenedRun
 from fer_hpc.evaluation.predictions import read_predictions
-from fer_hpc.files import write_bytes, write_json
+from fer_hpc.files import write_json, write_text
 
 PER_CLASS = 4  # surest misses, and surest hits
 PAIRS, PER_PAIR = 3, 4  # most confused pairs; faces of each side
@@ -79,7 +79,7 @@ def gallery(opened: OpenedRun) -> dict[str, Any]:
         lines = [cells_of[k : k + 8] for k in range(0, len(shown), 8)]
         about = f"{title}: labels that may be wrong, {len(noise.rows):,} candidates"
         plots.picture_table(lines, [""] * len(lines), [], about, run / f"label-noise-{name}.png")
-    write_bytes(run / f"label-noise-{name}.csv", _noise_csv(faces, noise))
+    write_text(run / f"label-noise-{name}.csv", _noise_csv(faces, noise))
     write_json(run / f"gallery-{name}.json", found)
     return found
 
@@ -218,7 +218,7 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.
     return np.rint((1 - share) * gray + share * colors[..., ::-1]).astype(np.uint8)
 
 
-def _noise_csv(faces: _Predicted, noise: Candidates) -> bytes:
+def _noise_csv(faces: _Predicted, noise: Candidates) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["source_id", "split", "row", "label", "suggested", "p_label", "p_suggested"])
@@ -227,4 +227,4 @@ def _noise_csv(faces: _Predicted, noise: Candidates) -> bytes:
         p = [f"{about[key]:.4f}" for key in ("p_label", "p_suggested")]
         line = [about[key] for key in ("row", "label", "suggested")]
         writer.writerow([about["source_id"], faces.opened.config.split, *line, *p])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return text.getvalue()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.files import check_shape, naming
+from fer_hpc.files import check_shape, from_json, naming
 
 LINE = {"date": str, "what": [str, ...], "data": str, "config": str, "weights": str, "count": int}
 
@@ -32,7 +32,7 @@ def read_openings(run: Path) -> tuple[list[dict[str, Any]], int]:
     lines = path.read_bytes().splitlines()
     for line in lines:
         try:
-            row = json.loads(line)
+            row = from_json(line)
             check_shape(row, LINE, path.name)
         except (ValueError, RecursionError, UserError):
             continue

@@ -22,7 +22,7 @@ from fer_hpc.evaluation.metrics import log_softmax
 from fer_hpc.evaluation.opened import OpenedRun
 from fer_hpc.evaluation.pose import PITCH_EDGES, YAW_EDGES, yaw_and_pitch
 from fer_hpc.evaluation.score import split_outputs, views
-from fer_hpc.files import write_bytes, write_json
+from fer_hpc.files import write_json, write_text
 from fer_hpc.parallel.device import autocast
 
 MAX_FACES = {"cuda": 5000, "cpu": 1000}
@@ -76,7 +76,7 @@ def robustness(opened: OpenedRun) -> dict[str, Any]:
     }
     run, base = opened.config.run, f"robust-{opened.name}"
     title = f"{run.name}, {opened.name}: {card['n']:,} faces"
-    write_bytes(run / f"{base}.csv", _csv(card))
+    write_text(run / f"{base}.csv", _csv(card))
     plots.robustness(card, title, run / f"{base}.png")
     plots.picture_table(*faces.sheet(), title, run / f"{base}-sheet.png")
     write_json(run / f"{base}.json", card)
@@ -212,7 +212,7 @@ def _mean(
     return found
 
 
-def _csv(card: dict[str, Any]) -> bytes:
+def _csv(card: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -226,4 +226,4 @@ def _csv(card: dict[str, Any]) -> bytes:
     for name, kind in card["disturbances"].items():
         for k, level in enumerate(kind["levels"]):
             line(name, k + 1, level["strength"], kind["unit"], level)
-    return text.getvalue().encode()
+    return text.getvalue()

@@ -146,7 +146,7 @@ def make_shards(manifest: Manifest, folder: Path) -> None:
         "source": {"kind": "persons", "of": manifest.fingerprint},
         "split_rule": f"of each person, one face in {HELD_OUT} is val",
         "notes": [f"classes are persons, faces those of the train split of {manifest.folder}"],
-        "faces": manifest.content.get("faces") or {},
+        "faces": manifest.content["faces"],
         "persons": [person.number for person in chosen],
     }
     write_manifest(folder, content)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from fer_hpc.files import remove_leftovers, write_bytes
+from fer_hpc.files import remove_leftovers, write_text
 
 ROW = re.compile(r"<tr([^>]*)>(.*?)</tr>", re.S)
 CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</\1>", re.S)
@@ -120,7 +120,7 @@ class TableBook:
             ("md", as_markdown(rows, caption)),
             ("tex", as_latex(rows, caption)),
         ):
-            write_bytes(self._folder / f"{name}.{end}", text.encode("utf-8", "backslashreplace"))
+            write_text(self._folder / f"{name}.{end}", text)
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.evaluation.shapes import PAIR
-from fer_hpc.files import DAMAGE, check_shape, damage_reason
+from fer_hpc.files import DAMAGE, check_shape, damage_reason, from_json
 from fer_hpc.report.read import Run
 
 SCORE = {"accuracy": float, "accuracy_95": PAIR, "ece": float, "ece_95": PAIR}
@@ -121,7 +120,7 @@ def _read(path: Path, wanted: Any, damaged: list[tuple[Path, str]]) -> dict[str,
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = from_json(path.read_bytes())
         check_shape(content, wanted, path.name)
     except DAMAGE as why:
         damaged.append((path, damage_reason(why)))

@@ -15,7 +15,7 @@ import jinja2
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation.metrics import format_interval
-from fer_hpc.files import remove_leftovers, write_bytes
+from fer_hpc.files import remove_leftovers, write_text
 from fer_hpc.report.book import TAG, TableBook
 from fer_hpc.report.extras import calibration_of, gaps_of, read_extras
 from fer_hpc.report.figures import (
@@ -55,10 +55,10 @@ def report(config: ReportConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
     known = data_sets([*found.runs, *found.gans])
-    write_bytes(config.out / "results.csv", results_csv(found.runs, known))
+    write_text(config.out / "results.csv", results_csv(found.runs, known))
     page = _environment().get_template("page.html.j2").render(_content(config, found, known))
     text = with_contents(page)
-    write_bytes(config.out / "index.html", text.encode("utf-8", "backslashreplace"))
+    write_text(config.out / "index.html", text)
     return config.out / "index.html"
 
 
@@ -73,7 +73,7 @@ def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet])
     study = study_section(config.runs, found, out)
     in_study: set[Path] = set()
     if study:
-        write_bytes(out / "study.md", to_markdown(study).encode())
+        write_text(out / "study.md", to_markdown(study))
         in_study = {run.path for model in study.models for run in model.runs}
     calibrated = [
         (t, [(row, c) for row in t.rows if (c := calibration_of(row.scores))]) for t in tables
@@ -151,7 +151,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         percent=_percent,
-        number=lambda v: f"{v:,}",
+        number=lambda v: "–" if v is None else f"{v:,}",
         duration=_duration,
         interval=format_interval,
         pair_name=pair_name,

@@ -81,7 +81,7 @@ SWEEP = {
     "trials": int,
     "finished": int,
     "seeds": [int, ...],
-    "ranked": [CONFIGURATION, ...],
+    "ranked": [CONFIGURATION | {"mean": float}, ...],
     "not_ranked": [CONFIGURATION, ...],
     "failed": [{"trial": str, "why": str}, ...],
     "best_two": ({"mean": float, "interval_95": (PAIR, None), "verdict": str}, None),

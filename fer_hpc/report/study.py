@@ -4,6 +4,7 @@ our numbers beside theirs."""
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from fer_hpc.config import CLASSES
 from fer_hpc.data.manifest import SPLITS, Manifest, find_manifest
-from fer_hpc.files import read_json
+from fer_hpc.files import DAMAGE, damage_reason, read_json
 from fer_hpc.report import paper
 from fer_hpc.report.figures import Figure
 from fer_hpc.report.read import Collection, Run
@@ -172,26 +173,33 @@ def _lines(
         if part.kind not in ("train", "grid", "gan"):
             continue
         run, state = runs.get(part.folder.resolve()), states[part.name]
-        seconds, device, restarts = None, "", 0
+        seconds, device, restarts, why = None, "", 0, state.why
         if run:
             threads = run.config["science"]["threads"]
             device = str(run.environment.get("device", ""))
             device += f", {threads} thread(s)" if device == "cpu" else ""
             seconds, restarts = run.seconds, max(0, len(attempt_numbers(run.path)) - 1)
         if part.kind == "grid":
-            seconds, restarts, device = _grid_totals(part.folder)
-        lines.append(Line(part.name, state.state, state.why, seconds, device, restarts))
+            seconds, restarts, device, damage = _grid_totals(part.folder)
+            why = "; ".join(filter(None, (why, damage)))
+        lines.append(Line(part.name, state.state, why, seconds, device, restarts))
     return lines
 
 
-def _grid_totals(folder: Path) -> tuple[float | None, int, str]:
-    """Seconds of all trials together, how often one was started again, and on what they ran."""
-    path = folder / "results.csv"
+def _grid_totals(folder: Path) -> tuple[float | None, int, str, str]:
+    """Seconds of all trials together, how often one was started again, on what they ran, and what
+    is damaged."""
+    path, seconds, damage = folder / "results.csv", None, ""
     if not path.exists():
-        return None, 0, ""
-    with path.open(newline="") as file:
-        seconds = sum(float(row["seconds"] or 0) for row in csv.DictReader(file))
+        return None, 0, "", ""
+    try:
+        with path.open(newline="") as file:
+            seconds = sum(float(row["seconds"] or 0) for row in csv.DictReader(file))
+        if not math.isfinite(seconds):
+            raise ValueError(f"{seconds} seconds")
+    except (*DAMAGE, csv.Error) as error:
+        seconds, damage = None, f"{path.name} is damaged ({damage_reason(error)})"
     trials = [trial.parent for trial in folder.glob("trials/*/config.json")]
     restarts = sum(max(0, len(attempt_numbers(trial)) - 1) for trial in trials)
     devices = {str(read_environment(trial).get("device", "")) for trial in trials}
-    return seconds, restarts, ", ".join(sorted(devices - {""}))
+    return seconds, restarts, ", ".join(sorted(devices - {""})), damage

@@ -281,7 +281,7 @@ def class_tables(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return list(tables.values())
 
 
-def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> bytes:
+def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> str:
     """Every result as a line of results.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -295,4 +295,4 @@ def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> bytes:
             line += [name, data.name, data.fingerprint, run.trained_on]
             line += [scores[m] for m in CSV_METRICS] + scores["accuracy_95"]
             writer.writerow([no_formula(v) if isinstance(v, str) else v for v in line])
-    return text.getvalue().encode("utf-8", "backslashreplace")  # a name may be no UTF-8
+    return text.getvalue()

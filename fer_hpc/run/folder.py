@@ -19,15 +19,17 @@ So an older writer that was paused or cut off writes only where nobody reads any
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.aliases import current_science
-from fer_hpc.files import check_shape, read_record, read_stored
+from fer_hpc.files import check_shape, from_json, read_record, read_stored
 from fer_hpc.run.lease import STATUS, holder_of
 
 IDENTITY_RUN = "identity"  # folder, within a GAN's run, of its judge of persons
@@ -43,7 +45,8 @@ CONFIG = {
         "classes": ([str, ...], None),
     },
 }
-ENVIRONMENT = {"parent": ({"attempt": int, "images_seen": int}, None), "data": (str, None)}
+PARENT = {"attempt": int, "images_seen": int}
+ENVIRONMENT = {"parent": (PARENT, NoneType), "data": (str, None)}  # its parent is always stated
 
 
 def attempt_numbers(run: Path) -> list[int]:
@@ -128,8 +131,7 @@ def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
 
 def _environment(run: Path, number: int) -> dict[str, Any] | None:
     """environment.json of an attempt; None where it is missing or damaged."""
-    found = read_record(attempt_path(run, number) / "environment.json", ENVIRONMENT)
-    return found if found and "parent" in found else None
+    return read_record(attempt_path(run, number) / "environment.json", ENVIRONMENT)
 
 
 def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -151,13 +153,14 @@ def read_history(run: Path, name: str = "metrics.jsonl") -> tuple[list[dict[str,
         damage += [f"{path}: {damaged} damaged line(s) left out"] if damaged else []
         left_out += damaged
     lost = _lost_epochs(run, merged) if name == "metrics.jsonl" else []
-    if len(lost) > left_out:  # a file that was cut between two lines
-        damage.append(f"{run}: the lines of {name} of epoch {', '.join(map(str, lost))} are lost")
+    if sum(last - first + 1 for first, last in lost) > left_out:  # cut between two lines
+        epochs = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in lost)
+        damage.append(f"{run}: the lines of {name} of epoch {epochs} are lost")
     return merged, damage
 
 
-def _lost_epochs(run: Path, rows: list[dict[str, Any]]) -> list[int]:
-    """Epochs before the last row, or before the end of a finished run, that have no row."""
+def _lost_epochs(run: Path, rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(first, last) of epochs before the last row, or the end of a finished run, without a row."""
     known = [row["epoch"] for row in rows if isinstance(row.get("epoch"), int)]
     if not known or len(known) != len(rows) or known[-1] < 1:
         return []
@@ -165,9 +168,10 @@ def _lost_epochs(run: Path, rows: list[dict[str, Any]]) -> list[int]:
     status = read_record(attempt_path(run, numbers[-1]) / "status.json", STATUS) or {}
     images = status.get("images_seen")
     if status.get("state") == "finished" and isinstance(images, int):
-        epoch_images = rows[-1]["images_seen"] / known[-1]
-        last = max(last, min(round(images / max(epoch_images, 1)), last + 1000))
-    return sorted(set(range(1, last + 1)) - set(known))
+        seen = max(rows[-1]["images_seen"], 1)
+        last = max(last, (images * known[-1] + seen // 2) // seen)  # in integers of any size
+    ends = [0, *sorted({epoch for epoch in known if epoch > 0}), last + 1]
+    return [(a + 1, b - 1) for a, b in itertools.pairwise(ends) if b - a > 1]
 
 
 def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -178,8 +182,8 @@ def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     rows: list[dict[str, Any]] = []
     for line in complete:
         with contextlib.suppress(ValueError, RecursionError, UserError):
-            row = json.loads(line)
-            check_shape(row, ROW, path.name)
+            row = from_json(line)
+            check_shape(copy.copy(row), ROW, path.name)  # a copy: rows stay as they are written
             rows.append(row)
     return rows, len(complete) - len(rows)
 

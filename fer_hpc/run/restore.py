@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def check_origin(path: Path, saved: dict[str, Any], stored: dict[str, Any]) -> N
     try:
         then = current_science(saved.get("science", {}))
         then["data"] = saved.get("data", {}).get("fingerprint", now["data"])
+        json.dumps(then)  # a tensor has no truth value to compare
     except (TypeError, AttributeError):
         raise checkpoint.DamagedCheckpoint(f"{path} has no settings of a run") from None
     # Epochs may grow; a field that one of both lacks is younger, and at its default.

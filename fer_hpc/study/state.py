@@ -228,11 +228,11 @@ def _state(
         if is_finished(plan, part, parts) and not (job and job.alive and part.kind == "report"):
             return PartState("finished", share=1.0)
         lack = lacking(plan, part)
+        share, note = progress(plan, part)
     except DAMAGE as error:
         return PartState("failed", damage_reason(error))
     if lack:
         return PartState("left out", lack)
-    share, note = progress(plan, part)
     if job and job.alive:
         waits = job.state in ("PENDING", "QW", "HQW", "HOLD", "WAITING")
         word = f"job {job.job} {job.state.lower()}" if job.scheduler != "local" else ""

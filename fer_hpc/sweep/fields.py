@@ -7,6 +7,7 @@ import typing
 from typing import Any, Literal
 
 from fer_hpc.config import TrainConfig, UserError, unknown_name_error
+from fer_hpc.config.fields import value_type
 
 OWN_FLAG = {"batch_size": "--batch-sizes", "lr": "--lrs", "seed": "--seeds"}
 SAME_FOR_ALL = {
@@ -39,7 +40,7 @@ def parse_grid(entries: tuple[str, ...]) -> dict[str, list[Any]]:
         else:
             listed = entry
         texts[field] += [text.strip() for text in listed.split(",") if text.strip()]
-    types = typing.get_type_hints(TrainConfig)
+    types = {f.name: value_type(f) for f in dataclasses.fields(TrainConfig)}
     grid: dict[str, list[Any]] = {}
     for field, found in sorted(texts.items(), key=lambda item: list(types).index(item[0])):
         if not found:

@@ -25,6 +25,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.config.fields import check_stored
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.metrics import METRICS
 from fer_hpc.files import REMEDIES, read_record, read_stored, remove_leftovers, write_json
@@ -126,15 +127,20 @@ def read_sweep(out: Path) -> dict[str, Any] | None:
     if stored is None:
         return None
     trials = stored["trials"]
+    for values in (stored["science"], *trials.values()):
+        check_stored(TrainConfig, values, out / "sweep.json")
     fields = {tuple(sorted(swept)) for swept in trials.values()}
-    plain = (str, int, float, bool)
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    swept = set(next(iter(fields), ()))
     prefix = stored["metric"].partition("_")[0]
     if (
         len(fields) != 1
         or prefix not in ("train", "val")
         or stored["metric"].removeprefix(f"{prefix}_") not in METRICS
         or not all(re.fullmatch(r"\w[\w.+=-]{0,250}", name) for name in trials)
-        or not all(isinstance(v, plain) for swept in trials.values() for v in swept.values())
+        or not swept <= known
+        or "epochs" not in {*stored["science"], *swept}
+        or any(value is None for values in trials.values() for value in values.values())
     ):
         why = "its trials or its metric are impossible"
         raise UserError(f"{out / 'sweep.json'} is damaged ({why}); {REMEDIES['sweep.json']}")
@@ -204,7 +210,7 @@ def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tupl
         (field, science.get(field, defaults[field]), value)
         for field, value in shared["science"].items()
     ]
-    if stored.get("runtime"):
+    if stored["runtime"]:
         weights = (stored["runtime"]["init_from"], shared["runtime"]["init_from"])
         pairs.append(("init_from", *weights))
     return [(field, then, value) for field, then, value in pairs if then != value]
@@ -223,7 +229,7 @@ def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
 def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:
     """Runtime fields from a JSON file, whose paths are strings there, as TrainConfig has them."""
     paths = {k: Path(runtime[k]) for k in ("init_from", "stage") if runtime.get(k)}
-    return runtime | paths | {"plugin": tuple(map(Path, runtime.get("plugin", ())))}
+    return runtime | paths | {"plugin": tuple(map(Path, runtime.get("plugin") or ()))}
 
 
 # ---- the state of a trial ------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fer_hpc.evaluation.metrics import (
     higher_is_better,
     seeds_interval,
 )
-from fer_hpc.files import REMEDIES, check_shape, read_stored, write_bytes, write_json
+from fer_hpc.files import REMEDIES, check_shape, read_stored, write_json, write_text
 from fer_hpc.run.folder import read_history, read_rows
 from fer_hpc.sweep.grid import format_value, read_sweep, swept_fields, trial_states
 
@@ -56,7 +56,7 @@ def collect(out: Path) -> str:
         for name, state in zip(trials, trial_states(out, trials), strict=True)
     ]
     rows.sort(key=lambda row: [row[field] for field in (*fields, "seed")])
-    write_bytes(out / "results.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+    write_text(out / "results.csv", pd.DataFrame(rows).to_csv(index=False))
 
     seeds = sorted({row["seed"] for row in rows})
     configurations = [
@@ -138,7 +138,7 @@ def _configuration(
 def _best(sweep: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
     """What `train --from-sweep` needs of the best configuration."""
     kept = ("batch_size", "lr", "settings", "mean", "interval_95", "values")
-    runtime = sweep.get("runtime", {})
+    runtime = sweep["runtime"] or {}
     return {key: best[key] for key in kept} | {
         "science": sweep["science"] | best["settings"],
         "runtime": {key: runtime[key] for key in ("init_from", "plugin") if runtime.get(key)},
@@ -180,7 +180,7 @@ def best_of(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / 'best.json'} is damaged ({error}); {REMEDIES['best.json']}"
         ) from None
-    return {**best, "science": science, "runtime": best.get("runtime") or {}}
+    return {**best, "science": science, "runtime": best["runtime"] or {}}
 
 
 # ---- the plot ------------------------------------------------------------------------------------

@@ -99,6 +99,6 @@ def weights_context(config: TrainConfig | GanConfig, manifest: Manifest) -> dict
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),
         "image_shape": list(manifest.image_shape),
-        "faces": manifest.content.get("faces", {}),
+        "faces": manifest.content["faces"],
     }
     return {"science": fields_of(config, "science"), "data": data}

@@ -16,7 +16,7 @@ from fer_hpc.cli.parse import configure_job, configure_pipeline, parts_of
 from fer_hpc.cli.table import VERBS
 from fer_hpc.cluster.scheduler import scheduler
 from fer_hpc.cluster.sge_output import job_elements, task_start
-from fer_hpc.config import PRESETS, UserError, flag_name
+from fer_hpc.config import PRESETS, TrainConfig, UserError, flag_name
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.jobs import JobConfig, PipelineConfig
 from fer_hpc.config.plugins import load_plugin
@@ -130,7 +130,7 @@ def flags_of_jobs(box: Path) -> Fuzz:
 
 @target
 def grid_flag(box: Path) -> Fuzz:
-    fields = st.sampled_from(["weight_decay", "flip", "epochs", "model", "--lr", "seed", "data"])
+    fields = st.sampled_from([f.name for f in dataclasses.fields(TrainConfig)] + ["--lr"])
     name = st.one_of(fields, fields, cell)
     entry = st.builds(lambda n, v: f"{n}={v}", name, st.lists(values, max_size=3).map(",".join))
 

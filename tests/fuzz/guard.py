@@ -17,6 +17,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from fer_hpc.cli.main import system_error
 from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject
 
@@ -210,8 +211,8 @@ def _check_message(error: UserError | OSError, names: tuple[str, ...]) -> None:
     """A message is one line that names the file; the command line shows it as it is."""
     if isinstance(error, OSError):
         assert error.filename is not None, f"names no file: {error}"
-    text = f"{error} {getattr(error, 'filename', '')}"
-    assert str(error), "an empty message"
-    assert isinstance(error, OSError) or "\n" not in text, f"not one line: {text!r}"
+    text = system_error(error) if isinstance(error, OSError) else str(error)
+    assert text, "an empty message"
+    assert "\n" not in text, f"not one line: {text!r}"
     assert len(text) <= MESSAGE, f"a message of {len(text):,} characters"
     assert not names or any(name in text for name in names), f"names no file: {text}"

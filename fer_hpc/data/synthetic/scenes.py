@@ -22,7 +22,7 @@ from fer_hpc.data.faces import Box
 from fer_hpc.data.synthetic.facemodel import project, random_person
 from fer_hpc.data.synthetic.faces import expressive_shape, random_pose
 from fer_hpc.data.synthetic.painting import background, paint_person, photograph
-from fer_hpc.files import write_bytes
+from fer_hpc.files import write_bytes, write_text
 
 HEIGHTS, WIDTHS = (480, 960), (640, 1280)  # pixels
 UNITS = 0.03, 0.13  # half the width of a face, as a share of the height
@@ -89,5 +89,5 @@ def write_scenes(config: SyntheticConfig) -> str:
         for face in scene.faces:
             box = [round(edge, 1) for edge in face.box]
             table.writerow([name, *box, CLASSES[face.label]])
-    write_bytes(config.out / "boxes.csv", text.getvalue().encode())
+    write_text(config.out / "boxes.csv", text.getvalue())
     return f"{config.out}: drew {config.count:,} photographs; their faces are in boxes.csv"
