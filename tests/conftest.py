@@ -99,8 +99,9 @@ def fer() -> Fer:
             args = (*args, "--workers", 1)
             if "--plugin" not in args:  # which new interpreters load by themselves
                 here[processes.FORK] = "1"  # a new one costs two seconds of CPU
-        if verb in processes.VERBS:
-            return processes.run(verb, *args, env=here, timeout=timeout)
+        named = [*args] if verb == "cli" else [verb.removeprefix("data."), *args]
+        if named and named[0] in processes.VERBS:
+            return processes.run(*named, env=here, timeout=timeout)
         return subprocess.run(
             command(verb, *args), capture_output=True, text=True, timeout=timeout, check=False
         )

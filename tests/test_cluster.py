@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fer_hpc.cli.main import job
 from fer_hpc.cli.parse import configure
 from fer_hpc.cluster.code import keep_code
 from fer_hpc.cluster.launch import should_requeue
@@ -259,12 +260,11 @@ def test_lists_of_nodes() -> None:
 @pytest.mark.parametrize("value", ["a\ntouch X\n", "a\x1b[2J", "a\r"])
 @pytest.mark.parametrize("flag", ["--run", "--partition", "--mem"])
 def test_a_control_character_is_refused(
-    shards: Path, tmp_path: Path, flag: str, value: str
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str
 ) -> None:
     call = ("cnn_baseline", "--data", shards, "--run", tmp_path / "run", flag, value, "--dry-run")
-    done = run_job("train", *call)
-    assert done.returncode == 2
-    assert f"the argument {value!r} contains a control character" in done.stderr
+    assert job("train", "train", [*map(str, call)]) == 2
+    assert f"the argument {value!r} contains a control character" in capsys.readouterr().err
 
 
 def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from fer_hpc.config import PRESETS
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
 FORK = "FER_TEST_FORK"  # environment variable: preprocess forks its workers
-# slow to import
 VERBS = tuple(
-    "train train_gan evaluate predict export generate transfer report preprocess doctor".split()
+    "train train_gan evaluate predict export generate transfer report preprocess doctor sheet"
+    " status logs synthetic tune".split()
 )
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
