@@ -87,8 +87,9 @@ def _claimed_place(out: Path, array: ArrayTask) -> int:
 
 def command_of_array(listed: Path, found: Allocation | None) -> list[str]:
     """The command of this task of an array; `listed` is a JSON file with those of all tasks."""
-    commands = read_json(listed)
-    if commands is None or found is None or found.array is None or found.array.position is None:
-        raise UserError(f"{listed} is missing, or this is no task of an array; submit it again")
-    command: list[str] = commands[found.array.position]
-    return command
+    commands, place = read_json(listed), found.array.position if found and found.array else None
+    if not isinstance(commands, list) or place is None or place >= len(commands):
+        raise UserError(
+            f"{listed} is missing or damaged, or this is no task of an array; submit it again"
+        )
+    return list(map(str, commands[place]))

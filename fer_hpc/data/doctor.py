@@ -25,7 +25,7 @@ from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
 from fer_hpc.data.suspects import suspects
-from fer_hpc.files import read_json, remove_leftovers, sha256, write_bytes, write_json, write_text
+from fer_hpc.files import read_record, remove_leftovers, sha256, write_bytes, write_json, write_text
 
 SHOWN = 5  # examples of each finding
 SHEET_COLUMNS, FACE_SIDE, TITLE = 4, 96, 18  # pairs in a row; pixels
@@ -168,7 +168,7 @@ def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConf
     out, plan = config.fix, f"fixed {manifest.fingerprint}"
     if config.suspects:
         plan += f", suspects {sha256(config.suspects)[:16]}"
-    stored = read_json(out / "manifest.json")
+    stored = read_record(out / "manifest.json", {})
     if stored and stored.get("plan") == plan:
         print(f"{out}: the clean copy is there, nothing to do", file=sys.stderr)
         return

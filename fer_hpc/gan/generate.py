@@ -29,7 +29,7 @@ from fer_hpc.data.shards import (
     write_manifest,
     write_shard,
 )
-from fer_hpc.files import read_json
+from fer_hpc.files import read_record
 from fer_hpc.gan.pairs import PERSON_TRIES, PairLoader
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
@@ -55,7 +55,7 @@ def generate(config: GenerateConfig) -> str:
     device = pick_device(config.device)
     generator, _, gan = load_generator(config.run, device)
     plan = f"{manifest.fingerprint} and {gan[:16]}, seed {config.seed}: {missing}"
-    finished = read_json(config.out / "manifest.json")
+    finished = read_record(config.out / "manifest.json", {})
     added = ", ".join(f"{n:,} {name}" for name, n in missing.items())
     if finished and finished.get("plan") == plan:
         return f"{config.out}: has these {added} faces already, nothing to do"

@@ -20,7 +20,7 @@ from fer_hpc.config import TrainConfig, UserError, preset
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.shards import Manifest
 from fer_hpc.evaluation.load import load_network
-from fer_hpc.files import read_json, sha256
+from fer_hpc.files import read_record, sha256
 from fer_hpc.gan.measures import Features
 from fer_hpc.gan.networks import CLASSIFIER_MODEL
 from fer_hpc.gan.pairs import PairLoader
@@ -88,7 +88,7 @@ def load_judge(
             f"--judge {run} is a {CLASSIFIER_MODEL}, the network of the GAN's own classifier and "
             "expression encoder; give a run of another network"
         )
-    judge_data = read_json(data_folder(run) / "manifest.json")
+    judge_data = read_record(data_folder(run) / "manifest.json", {})
     if judge_data and judge_data.get("generated"):
         raise UserError(
             f"--judge {run} was trained on faces that a GAN generated; give a run that was trained "

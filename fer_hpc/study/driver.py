@@ -31,7 +31,7 @@ from fer_hpc.config import (
     UserError,
 )
 from fer_hpc.config.jobs import JobConfig
-from fer_hpc.files import read_json, remove_leftovers, write_json
+from fer_hpc.files import read_json, read_record, remove_leftovers, write_json
 from fer_hpc.run.folder import list_checkpoints
 from fer_hpc.run.lease import process_state
 from fer_hpc.study.graph import Part
@@ -53,6 +53,7 @@ LOOK_S = 10.0  # between looks at the files while nothing has ended
 STOP_GRACE_S = 300.0  # for trainings that are stopped, which save first
 MAX_STARTS = 3  # of a part in a row without a gain
 # Small trainings come first: they show early whether the data and the machine are in order.
+FAILED = {"failed": [{"trial": str, "why": str}, ...]}  # of a grid's summary.json
 ORDER = ("shards", "doctor", "train", "grid", "gan", "val", "test", "report")
 
 
@@ -316,9 +317,9 @@ def _gain(part: Part) -> int:
 def _reason(part: Part, log: Path) -> str:
     """Why a part has failed, from its results or the end of its log."""
     if part.kind == "grid":
-        summary = read_json(part.folder / "summary.json") or {}
-        failed = summary.get("failed") or []
-        if failed:
+        summary = read_record(part.folder / "summary.json", FAILED)
+        if summary and summary["failed"]:
+            failed = summary["failed"]
             first = f"{failed[0]['trial']}: {failed[0]['why']}"
             return f"{len(failed)} of {trials_of(part)} trials failed, the first {first}"
     try:
