@@ -42,7 +42,8 @@ def picture(path: Path, out: Path, caption: str, is_plot: bool = True) -> Figure
     small = path.stat().st_size <= MAX_EMBEDDED
     width, height = _size(path)
     uri = data_uri(path) if small else file
-    return Figure(caption, uri, is_plot, file, width > WIDE * height or not is_plot)
+    is_wide = width > (WIDE if is_plot else 1) * height
+    return Figure(caption, uri, is_plot, file, is_wide)
 
 
 def _size(path: Path) -> tuple[float, float]:
