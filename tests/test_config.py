@@ -105,7 +105,11 @@ def test_a_differing_science_field_is_refused_by_name(field: str, value: object)
         merge_for_resume(preset("cnn_improved", **{**HERE, field: value}), stored)
 
 
-@pytest.mark.parametrize("value", ["2", None, 0, 10**400, float("nan"), [2]])
+@pytest.mark.parametrize(
+    "value",
+    ["2", None, 0, 10**400, float("nan"), [2]],
+    ids=["text", "null", "zero", "huge", "nan", "list"],
+)
 def test_a_stored_value_of_another_type_is_a_damaged_file(value: object) -> None:
     stored = fields_of(preset("cnn_improved", **HERE), "science") | {"epochs": value}
     with pytest.raises(UserError, match=r"config\.json is damaged: --epochs"):
