@@ -101,7 +101,8 @@ class SweepConfig:
     workers_per_trial: int = option(1, "processes per trial; several train it with DDP", low=1)
     gpus_per_worker: float | None = option(
         None,
-        "GPUs per process; below 1, trials share one; default: up to 4 a GPU below 96 pixels, else 1",
+        "GPUs per process; below 1, trials share one; default: up to 4 a GPU below 96 pixels, "
+        "else 1",
         low=0,
         high=1,
     )
