@@ -190,6 +190,8 @@ def test_a_fingerprint_is_the_computed_one(data: Path, tmp_path: Path, found: st
         lambda content: content["splits"]["train"].update(class_counts={"a": 10}),
         lambda content: content.update(classes=["a", "a", "b"]),
         lambda content: content.update(image_shape=[8, 0, 1]),
+        lambda content: content["splits"]["train"].update(n=11),
+        lambda content: content["splits"]["train"].update(shards=[]),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(
@@ -201,7 +203,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 
 
 def test_a_count_that_the_shards_do_not_have_is_refused(data: Path) -> None:
-    edited(data, lambda content: content["splits"]["train"].update(n=11))
+    def move_one(content: dict[str, Any]) -> None:
+        counts = content["splits"]["train"]["class_counts"]
+        first, second = list(counts)[:2]
+        counts[first], counts[second] = counts[first] - 1, counts[second] + 1
+
+    edited(data, move_one)
     with pytest.raises(UserError, match="other numbers of faces"):
         open_split(read_manifest(data), "train")
 

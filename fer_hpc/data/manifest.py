@@ -121,6 +121,8 @@ def _check_names(content: dict[str, Any]) -> None:
         counts += [shard[key] for shard in entry["shards"] for key in ("n", "bytes")]
         if min(counts) < 0 or max(counts) > MAX_COUNT:
             raise UserError(f"a count of {split} is impossible")
+        if sum(shard["n"] for shard in entry["shards"]) != entry["n"]:
+            raise UserError(f"the shards of {split} do not have its {entry['n']:,} faces")
         for shard in entry["shards"]:
             if not re.fullmatch(FILE_NAME, shard["file"]) or shard["file"] in names:
                 raise UserError(f"its shard {shard['file']!r} is not the name of a file of its own")

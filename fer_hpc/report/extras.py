@@ -147,10 +147,10 @@ def calibration_of(scores: dict[str, Any]) -> dict[str, Any] | None:
 
 def gaps_of(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(column, gap in accuracy between its groups) of a result, the widest gap first."""
-    tables = scores.get("groups") or {}
+    tables = scores.get("groups")
     found = [
         (column, {**table["gap"]["accuracy"], "min_n": table["min_n"]})
-        for column, table in tables.items()
+        for column, table in (tables if isinstance(tables, dict) else {}).items()
         if _fits(table, {"min_n": int, "gap": {"accuracy": GAP}})
     ]
     return sorted(found, key=lambda item: -item[1]["gap"])
