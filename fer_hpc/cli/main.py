@@ -129,12 +129,18 @@ def run_command(name: str, command: Callable[[], int]) -> int:
             "than they use: ulimit -v unlimited lifts it",
         )
     except SystemExit as end:  # no code of ours ends so: 0 would look like success
+        if end.code == signal.SIGTERM:  # Ray ends so at this signal, until the sweep handles it
+            return _stopped(name)
         frames = traceback.extract_tb(end.__traceback__)
         frame = [f for f in frames if "_sitebuiltins" not in f.filename][-1]
         return _refuse(name, f"{frame.filename}, line {frame.lineno}: it calls exit()")
     except KeyboardInterrupt:
-        print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
-        return EXIT_RUN_AGAIN
+        return _stopped(name)
+
+
+def _stopped(name: str) -> int:
+    print(f"\nfer-hpc {name}: stopped; the same command continues from here", file=sys.stderr)
+    return EXIT_RUN_AGAIN
 
 
 def _refuse(name: str, message: str, code: int = EXIT_USER_ERROR) -> int:

@@ -101,8 +101,8 @@ class SweepConfig:
     workers_per_trial: int = option(1, "processes per trial; several train it with DDP", low=1)
     gpus_per_worker: float | None = option(
         None,
-        "GPUs per process; below 1, trials share one; default: up to 4 a GPU below 96 pixels, "
-        "else 1",
+        "GPUs per process; below 1, trials share a GPU; default: 1, down to 0.25 for faces "
+        "below 96 pixels",
         low=0,
         high=1,
     )
