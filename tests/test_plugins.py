@@ -290,3 +290,5 @@ def test_an_exit_in_the_midst_of_a_command_is_an_error(capsys: pytest.CaptureFix
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fer-hpc train: error:") and line.endswith("it calls exit()")
     assert __file__ in line
+    assert run_command("tune", lambda: sys.exit(signal.SIGTERM)) == 75, "as Ray ends at SIGTERM"
+    assert "the same command continues" in capsys.readouterr().err
