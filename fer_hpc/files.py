@@ -43,9 +43,7 @@ DAMAGE = (
 )
 MAX_NUMBER, MAX_INTEGER = sys.float_info.max, (1 << 63) - 1  # of what arrays can hold
 NAMES = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
-IN_NO_NAME = re.compile(
-    "[\ud800-\udc7f\udd00-\udfff]"
-)  # halves of characters that no file name has
+IN_NO_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half characters in no file's name
 LEFTOVER_S = 600.0  # a temporary file that has not changed for so long has no living writer
 
 
@@ -182,10 +180,10 @@ def damage_reason(error: BaseException) -> str:
 
 # ---- the shape of JSON -----------------------------------------------------------------------
 # A type stands for a value of it; float takes integers too, but neither takes NaN, infinity or what
-# no array holds. A
-# dict stands for its keys, `str` for any key; [x, y] for a list of two; [x, ...] for a list of any
-# length; a tuple for one of its members. A key whose value may be None may be missing, and is then
-# added, so that readers find every key; with NoneType in its place it may not be missing.
+# no array holds. A dict stands for its keys, `str` for any key; [x, y] for a list of two; [x, ...]
+# for a list of any length; a tuple for one of its members. A key whose value may be None may be
+# missing, and is then added, so that readers find every key; with NoneType in its place it may not
+# be missing.
 
 
 def check_shape(value: Any, wanted: Any, where: str) -> None:
