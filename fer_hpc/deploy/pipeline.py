@@ -6,6 +6,7 @@ Threads decode photos, find and cut their faces, while the main thread runs the 
 from __future__ import annotations
 
 import collections
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -81,19 +82,14 @@ def see(
     with _one_thread_each(), ThreadPoolExecutor(workers, "photos") as pool:
         pending: collections.deque[Future[SeenPhoto]] = collections.deque()
         group: list[SeenPhoto] = []
-        for task in tasks:
-            pending.append(pool.submit(read_photo, task, how))
-            if len(pending) < ahead:
-                continue
-            group.append(pending.popleft().result())
-            if sum(len(photo.faces) for photo in group) >= batch_size or len(group) >= ahead:
-                yield from _with_outputs(group, model, batch_size)
-                group = []
-        while pending:
-            group.append(pending.popleft().result())
-            if sum(len(photo.faces) for photo in group) >= batch_size:
-                yield from _with_outputs(group, model, batch_size)
-                group = []
+        for task in itertools.chain(tasks, [None]):
+            if task is not None:
+                pending.append(pool.submit(read_photo, task, how))
+            while pending and (task is None or len(pending) > ahead or pending[0].done()):
+                group.append(pending.popleft().result())
+                if sum(len(photo.faces) for photo in group) >= batch_size or len(group) >= ahead:
+                    yield from _with_outputs(group, model, batch_size)
+                    group = []
         yield from _with_outputs(group, model, batch_size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from fer_hpc.deploy.inputs import list_tasks
 from fer_hpc.deploy.model import About, FaceModel, open_model
 from fer_hpc.deploy.pipeline import PhotoFace, SeenPhoto, how_to_cut, see
 from fer_hpc.deploy.sheet import PER_PAGE, page
-from fer_hpc.files import write_bytes, write_json, write_text
+from fer_hpc.files import write_bytes, write_text
 
 FILES = "predictions.csv", "predictions.json"
 SHOWN = 20  # problems that are printed
@@ -74,6 +75,12 @@ def table(photos: Iterable[dict[str, Any]], classes: list[str]) -> str:
         if photo["problem"]:
             rows.writerow([photo["photo"], "", photo["problem"]] + [""] * (7 + len(classes)))
     return text.getvalue()
+
+
+def as_json(head: dict[str, Any], photos: Iterable[dict[str, Any]]) -> str:
+    """predictions.json: `head` and "photos", a line a photo (landmarks are hundreds of numbers)."""
+    lines = ",\n".join(json.dumps(photo) for photo in photos)
+    return json.dumps(head, indent=1).removesuffix("\n}") + f',\n "photos": [\n{lines}\n ]\n}}\n'
 
 
 @dataclass
@@ -197,8 +204,8 @@ def predict(config: PredictConfig, model: FaceModel | None = None) -> Prediction
         write_text(folder / "predictions.csv", table(entries, about.classes))
         model_of = {"fer_hpc": __version__, "model": asdict(about)}
         found_by = "given boxes" if config.boxes else "none" if how.whole else how.finder
-        content = {**model_of, "finder": found_by, "photos": entries}
-        write_json(folder / "predictions.json", content)
+        head = {**model_of, "finder": found_by}
+        write_text(folder / "predictions.json", as_json(head, entries))
         if sheets.left_out and config.sheets:
             written.append(f"{sheets.left_out:,} photos are on no page (--sheets {config.sheets})")
         written.append(f"written: {folder}/{', '.join([*FILES, *names])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 
 import cv2
@@ -24,6 +25,7 @@ CELL = THUMBNAIL[0] + LIST + 2 * GAP, THUMBNAIL[1] + CAPTION + GAP  # width, hei
 Pixels = NDArray[np.uint8]
 
 
+@functools.cache  # loading it takes longer than drawing a word with it
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
