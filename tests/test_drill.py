@@ -73,6 +73,25 @@ def test_twelve_faults_are_survived(tmp_path: Path) -> None:
     check_drill(tmp_path / "drill", 12)
 
 
+def test_a_drill_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "drill"
+    assert drill(out, "--faults", 2).returncode == 0
+    first = json.loads((out / "drill.json").read_text())
+    (out / "drill.json").write_text(json.dumps({**first, "faults": first["faults"][:1]}))
+    done = drill(out, "--faults", 2)
+    assert "goes on after fault 1" in done.stderr, done.stderr
+    assert done.stderr.count(": survived") == 1, "only the fault that was missing"
+    summary = json.loads((out / "drill.json").read_text())
+    assert [f["detail"] for f in summary["faults"]] == [f["detail"] for f in first["faults"]]
+    assert summary["faults"][:1] == first["faults"][:1]
+    assert summary["seconds"] > first["seconds"]
+    other = {**first, "faults": first["faults"][:1], "code": {"version": "0.0"}}
+    (out / "drill.json").write_text(json.dumps(other))
+    done = drill(out, "--faults", 1)
+    assert "begins anew" in done.stderr
+    assert len(json.loads((out / "drill.json").read_text())["faults"]) == 1
+
+
 @pytest.mark.long
 def test_two_hundred_faults_are_survived(tmp_path: Path) -> None:
     check_drill(tmp_path / "drill", 200)

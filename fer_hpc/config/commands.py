@@ -145,7 +145,7 @@ class DrillConfig:
     """
 
     out: Path = required(
-        "new folder, or that of an earlier drill; for jobs where every node sees it",
+        "new folder, or that of a drill that was stopped; for jobs where every node sees it",
         positional=True,
     )
     faults: int = option(40, "number of faults; kinds and commands take turns", low=1, high=100_000)
