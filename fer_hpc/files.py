@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fer_hpc.config.errors import UserError
+from fer_hpc.config.fields import MAX_INTEGER
 
 # What repairs a damaged file, by its name or what stands before its first "-".
 REMEDIES = {
@@ -41,7 +42,7 @@ DAMAGE = (
     OSError,
     RecursionError,
 )
-MAX_NUMBER, MAX_INTEGER = sys.float_info.max, (1 << 63) - 1  # of what arrays can hold
+MAX_NUMBER = sys.float_info.max
 NAMES = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
 IN_NO_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half characters in no file's name
 LEFTOVER_S = 600.0  # a temporary file that has not changed for so long has no living writer
@@ -193,7 +194,8 @@ def check_shape(value: Any, wanted: Any, where: str) -> None:
     """
     if not _fits(value, wanted):
         name = NAMES.get(wanted, "") if isinstance(wanted, type) else ""
-        name = name or ("an object" if isinstance(wanted, dict) else "another form")
+        form = "an object" if isinstance(wanted, dict) else "another form"
+        name = name or ("a list" if isinstance(wanted, list) else form)
         raise UserError(f"{where} is {_short(value)}; wanted {name}")
     if isinstance(wanted, dict):
         for key, part in wanted.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from fer_hpc.cli import flags
-from fer_hpc.cli.main import main
+from fer_hpc.cli.main import main, system_error
 from fer_hpc.cli.parse import configure
 from fer_hpc.config import EXIT_USER_ERROR, UserError
 
@@ -98,6 +100,14 @@ ON_OFF = "takes no value; --flip alone is yes, --no-flip is no"
         (["tune", "--lrs", "vgg"], "--lrs: wanted one value or more"),
         (["train", "vgg", "--flip=3"], f"--flip 3: {ON_OFF}"),
         (["train", "vgg", "--no-flip", "true"], f"--no-flip true: {ON_OFF}"),
+        (
+            ["train", "vgg", "--data=d", "--run=r", f"--epochs={10**25}"],
+            f"--epochs {10**25}: wanted 1 to 1000000",
+        ),
+        (
+            ["train", "vgg", "--data=d", "--run=r", f"--seed={10**25}"],
+            f"--seed {10**25}: wanted at least 0",
+        ),
         (["doctor"], "missing: FOLDER (folder of shards); see fer-hpc doctor --help"),
         (
             ["evaluate", "--splt", "val"],
@@ -120,6 +130,12 @@ def test_what_only_the_parser_refuses_is_one_line_too(monkeypatch: pytest.Monkey
         configure("doctor", ["x", "--suspects"])
     assert "'--suspects'" in str(error.value)
     assert not set("─│╭╮╰╯\n") & set(str(error.value))
+
+
+def test_a_long_name_of_a_file_is_cut() -> None:
+    text = system_error(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000))
+    assert text.startswith("File name too long: xxx") and text.endswith("xxx (5,000 characters)")
+    assert len(text) < 500
 
 
 def test_a_negative_number_is_a_value() -> None:

@@ -139,6 +139,10 @@ def test_a_sweep_starts_it_where_trials_share_gpus(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sweep = SweepConfig(data=tmp_path, out=tmp_path, **fields)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with shared_gpus(sweep, BASE):
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ, "there is no GPU to share"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with shared_gpus(sweep, BASE) as share:
         assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == starts
         assert share == fields.get("gpus_per_worker")
@@ -148,6 +152,18 @@ def test_a_sweep_starts_it_where_trials_share_gpus(
     with shared_gpus(sweep, BASE):
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
     assert ("take turns unless" in capsys.readouterr().out) == starts
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "why"), [("", 0.25, "this machine has none"), ("0", 1.0, "a whole one")]
+)
+def test_it_is_refused_where_no_trials_share_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str, share: float, why: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    sweep = SweepConfig(data=tmp_path, out=tmp_path, gpus_per_worker=share, mps="on")
+    with pytest.raises(UserError, match=rf"--mps on: .*{why}"), shared_gpus(sweep, BASE):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -177,6 +193,7 @@ def test_small_faces_share_a_gpu_by_default(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus))
     monkeypatch.setattr(ray_nodes, "gpus_here", lambda: gpus)
     monkeypatch.setattr("fer_hpc.sweep.grid._fingerprint", lambda data: "0123456789abcdef")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))

@@ -54,9 +54,12 @@ def test_known_people_are_kept_apart() -> None:
 
 
 def test_a_class_too_small_to_stratify_is_noted_not_fatal() -> None:
-    split, _, notes = divide(rows_of(np.array([0] * 40 + [1])), "report")
+    split, how, notes = divide(rows_of(np.array([0] * 40 + [1])), "report")
     assert set(split) == {"train", "val", "test"}
     assert "not stratified" in notes[0]
+    assert "rest val, not stratified, seed" in how
+    _, how, notes = divide(rows_of(np.array([0] * 40 + [1] * 40)), "report")
+    assert not notes and "rest val, stratified, seed" in how
 
 
 def test_rules_that_need_what_is_absent_say_so() -> None:

@@ -73,12 +73,18 @@ def test_a_run_in_use_is_refused_with_who_holds_it(
     train: Train, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    holder = start(shards, run, "--epochs", 500)
+    flags = ("--epochs", 500, "--checkpoint-every-s", 1000)
+    holder = start(shards, run, *flags)
     until_training(run, 1)
-    done = train(run, "--epochs", 500)
+    done = train(run, *flags)
     holder.kill()
     assert done.returncode == 2
     assert f"in use by process {holder.pid}" in done.stderr
+    again = start(shards, run, *flags)
+    until_training(run, 2)
+    again.send_signal(signal.SIGTERM)
+    said = again.communicate(SECONDS)[1]
+    assert "attempt 2, from the beginning: earlier starts left no checkpoint" in said
 
 
 def test_a_signal_saves_and_asks_to_be_run_again(

@@ -36,6 +36,7 @@ from fer_hpc.config.errors import one_line
 from fer_hpc.parallel.local import run_ranks
 
 # Called by slurm/launch.sh; several: by a study.
+MAX_NAME = 400  # characters of a path that an error shows
 INTERNAL = {"begin": jobs.begin, "end": jobs.end, "several": jobs.several}
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
 
@@ -160,7 +161,10 @@ def system_error(error: OSError) -> str:
     if _is_full(error):
         what = "the disk or quota is full"
     if error.filename is not None:
-        return one_line(f"{what}: {os.fsdecode(error.filename)}")
+        name = os.fsdecode(error.filename)
+        if len(name) > MAX_NAME:
+            name = f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 :]} ({len(name):,} characters)"
+        return one_line(f"{what}: {name}")
     try:
         sys.stdout.flush()
     except OSError:  # what could not be written is still in its buffer

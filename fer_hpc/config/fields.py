@@ -23,6 +23,7 @@ from fer_hpc.config.aliases import current_science, current_value
 from fer_hpc.config.errors import UserError, choice_error, flag_name
 
 Config = TypeVar("Config", bound=Any)
+MAX_INTEGER = (1 << 63) - 1  # of what arrays can hold
 SCHEMA = 1  # raise it when the meaning of a science field changes
 # The first start fills these in; a later start that leaves them at this value takes what is stored.
 AUTOMATIC = {
@@ -128,11 +129,11 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
             kind = "whole number" if wanted is int else "number"
             raise UserError(f"{flag} {value!r}: wanted a {kind}")
         low = field.metadata.get("low", -math.inf)
-        high = field.metadata.get("high", math.inf)
+        high = field.metadata.get("high", MAX_INTEGER if wanted is int else math.inf)
         if not _is_finite(value):
             raise UserError(f"{flag} {value}: wanted a finite number")
         if not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            limits = f"at least {low}" if high in (math.inf, MAX_INTEGER) else f"{low} to {high}"
             raise UserError(f"{flag} {value}: wanted {limits}")
         return wanted(value)
     elif not isinstance(value, wanted):

@@ -92,7 +92,7 @@ def find_manifest(folder: Path) -> Manifest | None:
         )
     content = UNSTATED | {key: value for key, value in content.items() if value is not None}
     try:
-        check_shape(content, CONTENT, "it")
+        check_shape(content, CONTENT, path.name)
         _check_names(content)
     except UserError as error:
         raise UserError(f"{path} is not a manifest of shards: {error}; preprocess again") from None
@@ -142,6 +142,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             f"{folder}: not a folder of shards: it "
             f"{'has no manifest.json' if folder.is_dir() else absent}; "
-            "make one with python -m fer_hpc.preprocess"
+            "make one with fer-hpc preprocess"
         )
     return manifest

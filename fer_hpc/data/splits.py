@@ -14,6 +14,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.annotations import Rows
 
 SEED = 42  # the source report's
+NOT_STRATIFIED = "not stratified"  # begins the note that says why
 TEST_SHARE, VAL_SHARE_OF_REST = 0.15, 0.1765
 
 
@@ -58,24 +59,29 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
             if not by_person:
                 train = np.flatnonzero(own == "train")
                 own[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
-            how = "by person, stratified" if by_person else "stratified"
+            how = "by person, " * by_person + _stratified(notes)
             text = f"official, val cut from train (17.65 %, {how}, seed 42)"
         if people is not None:
             notes += _shared_people(own, people)
         return own, text, notes
     if rule == "person":
         assert people is not None
-        return (
-            _by_person(rows.label, people, notes),
-            "70 / 15 / 15 % by person, stratified, seed 42",
-            notes,
-        )
+        split = _by_person(rows.label, people, notes)
+        return split, f"70 / 15 / 15 % by person, {_stratified(notes)}, seed 42", notes
     usable = np.flatnonzero(own == "train")
     rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
     train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
     split = np.full(len(own), "", dtype="<U5")  # rows of the source's own test are left out
     split[train], split[val], split[test] = "train", "val", "test"
-    return split, "report: 15 % test, 17.65 % of the rest val, stratified, seed 42", notes
+    text = f"report: 15 % test, 17.65 % of the rest val, {_stratified(notes)}, seed 42"
+    return split, text, notes
+
+
+def _stratified(notes: list[str]) -> str:
+    """Whether a split came out stratified, by the notes of how it was cut."""
+    return (
+        NOT_STRATIFIED if any(note.startswith(NOT_STRATIFIED) for note in notes) else "stratified"
+    )
 
 
 def _people(rows: Rows, notes: list[str]) -> NDArray[np.int64] | None:
@@ -132,7 +138,7 @@ def _by_person(
         )
     split = np.full(len(people), "train", dtype="<U5")
     if len(numbers) < 40:
-        notes.append(f"not stratified: {len(numbers)} people are too few for it")
+        notes.append(f"{NOT_STRATIFIED}: {len(numbers)} people are too few for it")
         few = max(1, round(TEST_SHARE * len(numbers)))
         drawn = np.random.default_rng(SEED).permutation(numbers)
         split[np.isin(people, drawn[:few])] = "test"
@@ -165,6 +171,6 @@ def _cut(
             raise UserError(
                 f"{len(rows)} faces cannot be divided into train, val and test"
             ) from None
-        notes.append(f"not stratified: {reason}")
+        notes.append(f"{NOT_STRATIFIED}: {reason}")
         rest, part = train_test_split(rows, test_size=share, random_state=SEED)
     return np.sort(rest), np.sort(part)

@@ -12,12 +12,18 @@ SMALL_GPU_GB = 6.0  # of a small training at most
 LARGE_SIDE = 96  # pixels from which a training keeps a GPU busy alone
 
 
+def may_have_gpus() -> bool:
+    """Whether this machine has GPUs that processes here may use, as far as a look tells."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return bool(visible.strip())
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def gpus_here() -> dict[str, float]:
     """Index or UUID of each GPU that processes here may use -> its memory in GB."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and not visible.strip():
-        return {}
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and visible is None:
+    if not may_have_gpus():
         return {}
     query = ("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
     found: dict[str, float] = {}

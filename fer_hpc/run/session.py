@@ -209,6 +209,9 @@ class Run(Generic[Config]):
             note = f"from image {state.images_seen:,} of {clock.total:,}"
             self._say_changed_ranks(self.parent[0])
         number = attempt.number if attempt else 0
+        if number > 1 and not self.parent:
+            again = "from the beginning: earlier starts left no checkpoint that can be used"
+            note = f"{again}, {note}" if note else again
         place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
         self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
         self.log.hparams(_hparams(config))

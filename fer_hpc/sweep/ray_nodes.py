@@ -31,7 +31,7 @@ from pathlib import Path
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.parallel.gpus import LARGE_SIDE, gpus_here, small_trainings_on
+from fer_hpc.parallel.gpus import LARGE_SIDE, gpus_here, may_have_gpus, small_trainings_on
 from fer_hpc.parallel.mps import multi_process_service
 from fer_hpc.parallel.world import StepNode, current_step_node
 from fer_hpc.sweep.grid import grid, trial_states
@@ -88,7 +88,11 @@ def shared_gpus(sweep: SweepConfig, base: TrainConfig) -> Iterator[float | None]
     usual = share is None
     if share is None and sweep.mps != "off":
         share = _usual_share(sweep, base)
-    if not share or share == 1 or sweep.mps == "off":
+    here = may_have_gpus() or bool(os.environ.get("RAY_ADDRESS"))
+    if sweep.mps == "on" and (not here or not share or share == 1):
+        why = "each trial has a whole one" if here else "this machine has none"
+        raise UserError(f"--mps on: no trials share a GPU here ({why}); use --mps auto")
+    if not here or not share or share == 1 or sweep.mps == "off":
         yield share
         return
     if os.environ.get("RAY_ADDRESS"):
