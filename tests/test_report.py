@@ -111,6 +111,15 @@ def test_runs_of_the_same_name_keep_their_own_figures(scored: Path, tmp_path: Pa
     assert len({p for name, p in pictures.items() if "confusion-test" in name}) == 2
 
 
+def test_a_picture_that_was_cut_off_is_named(scored: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(scored, tmp_path / "run")
+    whole = (run / "reliability-val.png").read_bytes()
+    for content, named in ((whole, False), (whole[:-40], True)):
+        (run / "reliability-val.png").write_bytes(content)
+        page = page_of(run, out=tmp_path / "report")
+        assert ("the file is damaged (cut off)" in page) == named
+
+
 def test_labels_are_the_shortest_ends_that_differ() -> None:
     paths = [Path(p) for p in ("/r/exp1/first", "/r/exp2/first", "/r/exp2/second", "/s/exp1/first")]
     assert list(unique_labels(paths).values()) == [

@@ -22,6 +22,7 @@ MAX_DRAWN_RUNS = 12  # a run's figures take about half a second and 100 kB of th
 MAX_OVERLAID = 8  # configurations in one picture of curves
 MAX_EMBEDDED = 150_000  # bytes of a picture; a larger one is only linked
 WIDE = 2.0  # times its height
+DAMAGED = "the file is damaged (cut off)"
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -41,6 +42,8 @@ def picture(path: Path, out: Path, caption: str, is_plot: bool = True) -> Figure
     file = quote(path.relative_to(out).as_posix())
     small = path.stat().st_size <= MAX_EMBEDDED
     width, height = _size(path)
+    if not path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"</svg>")):
+        caption = f"{caption}: {DAMAGED}"
     uri = data_uri(path) if small else file
     is_wide = width > (WIDE if is_plot else 1) * height
     return Figure(caption, uri, is_plot, file, is_wide)
