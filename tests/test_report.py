@@ -192,6 +192,20 @@ def test_the_best_run_is_chosen_on_val_not_on_test(scored: Path, tmp_path: Path)
     assert "87.00" not in best
 
 
+def test_val_accuracy_is_that_of_the_weights_that_are_scored(scored: Path, tmp_path: Path) -> None:
+    """The epoch that is best by --best-on is not the most accurate one."""
+    run = shutil.copytree(scored, tmp_path / "run")
+    for file in run.glob("attempts/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.open()]
+        for k, row in enumerate(rows):
+            row |= {"best": k == 0, "val_accuracy": 0.4321 + 0.1 * k}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(run, out=tmp_path / "out")
+    assert len(rows) > 1
+    assert "val accuracy 43.21 %" in page
+    assert page.count("53.21") == 0
+
+
 def test_damaged_and_foreign_runs_are_listed_with_the_reason(
     fer: Fer, scored: Path, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def test_the_runs_that_are_best_on_val_have_figures(
     class Named:
         def __init__(self, k: int) -> None:
             self.label, self.path, self.scores = f"run {k}", tmp_path, {}
-            self.rows = [{"val_accuracy": (k * 7 % 100) / 100}] if k else []
+            self.val_accuracy = (k * 7 % 100) / 100 if k else None
 
     monkeypatch.setattr(figures, "_draw", lambda run, _: [run.label])
     drawn = figures.draw_figures([Named(k) for k in range(100)], tmp_path)  # type: ignore[arg-type]

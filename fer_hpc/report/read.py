@@ -18,6 +18,7 @@ from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
     attempt_numbers,
+    best_row,
     damaged_records,
     find_runs,
     is_identity_judge,
@@ -55,7 +56,14 @@ class Run:
 
     @property
     def best_epoch(self) -> int | None:
-        return max((row["epoch"] for row in self.rows if row.get("best")), default=None)
+        best = best_row(self.rows)
+        return int(best["epoch"]) if best else None
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Accuracy on val of the epoch that is best by --best-on, whose weights are scored."""
+        best = best_row(self.rows)
+        return float(best["val_accuracy"]) if best else None
 
     @property
     def parameters(self) -> int | None:

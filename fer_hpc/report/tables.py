@@ -135,7 +135,7 @@ def val_accuracy(runs: Sequence[Run]) -> float:
 
     -1 without a finished epoch.
     """
-    best = [max((row["val_accuracy"] for row in run.rows), default=-1.0) for run in runs]
+    best = [-1.0 if run.val_accuracy is None else run.val_accuracy for run in runs]
     return float(sum(best) / len(best))
 
 

@@ -142,6 +142,11 @@ def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return read_history(run, name)[0]
 
 
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the epoch that is best by --best-on, whose weights are best.pt."""
+    return next((row for row in reversed(rows) if row.get("best")), None)
+
+
 def read_history(run: Path, name: str = "metrics.jsonl") -> tuple[list[dict[str, Any]], list[str]]:
     """`read_rows`, and a line for each file of which lines are left out."""
     merged: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fer_hpc.run.folder import read_rows
+from fer_hpc.run.folder import best_row, read_rows
 from fer_hpc.study.estimate import group_of_name, grouped
 from fer_hpc.study.graph import Part
 from fer_hpc.study.plan import Plan
@@ -61,9 +61,8 @@ def _detail(part: Part, state: PartState) -> str:
     if state.state == "blocked":
         text += f" ({state.why})"
     if state.state == "finished" and part.kind == "train":
-        found = [row.get("val_accuracy") for row in read_rows(part.folder)]
-        best = max((value for value in found if isinstance(value, float)), default=None)
-        text = f"{seed}: val {best:.3f}" if best is not None else text
+        best = (best_row(read_rows(part.folder)) or {}).get("val_accuracy")
+        text = f"{seed}: val {best:.3f}" if isinstance(best, float) else text
     return text
 
 
