@@ -14,7 +14,7 @@ from fer_hpc.cluster.summary import usage_line
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import LogsConfig
 from fer_hpc.files import DAMAGE, check_shape, damage_reason
-from fer_hpc.run.folder import damaged_records, read_history, read_run_config, read_status
+from fer_hpc.run.folder import best_row, damaged_records, read_history, read_run_config, read_status
 
 SCHEDULERS = ("slurm", "sge")
 CLOCK_S = 120.0  # by which clocks may differ: a record is made before its job is numbered
@@ -118,11 +118,10 @@ def _progress(folder: Path) -> dict[str, Any]:
     science = read_run_config(folder)["science"]
     state, (history, damage) = read_status(folder), read_history(folder)
     check_shape(history, [{"epoch": int, "val_accuracy": (float, None)}, ...], "metrics.jsonl")
-    accuracies = [r["val_accuracy"] for r in history if r["val_accuracy"] is not None]
     return {
         "state": state["state"],
         "epoch": f"{history[-1]['epoch'] if history else 0} of {science['epochs']}",
-        "val_accuracy": max(accuracies, default=None),
+        "val_accuracy": (best_row(history) or {}).get("val_accuracy"),
         "why": "; ".join(filter(None, [state["why"], *damaged_records(folder), *damage])),
     }
 
