@@ -64,6 +64,9 @@ def test_the_interval_holds_a_known_error() -> None:
         bins = calibration.Bins.of(p, np.where(correct, 0, 1))
         low, high = calibration.ece_interval(bins, 150)
         held += low <= 0.1 <= high
+        few = calibration.Bins.of(p[:40], np.where(correct, 0, 1)[:40])
+        low, high = calibration.ece_interval(few, 150)
+        assert low <= few.error() <= high
     assert held >= 51  # 57 expected
 
 

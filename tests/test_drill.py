@@ -85,11 +85,26 @@ def test_a_drill_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert [f["detail"] for f in summary["faults"]] == [f["detail"] for f in first["faults"]]
     assert summary["faults"][:1] == first["faults"][:1]
     assert summary["seconds"] > first["seconds"]
-    other = {**first, "faults": first["faults"][:1], "code": {"version": "0.0"}}
-    (out / "drill.json").write_text(json.dumps(other))
-    done = drill(out, "--faults", 1)
-    assert "begins anew" in done.stderr
-    assert len(json.loads((out / "drill.json").read_text())["faults"]) == 1
+    done = drill(out, "--faults", 2)
+    assert "nothing to do" in done.stderr and done.returncode == 0
+    for flags, what in ((("--seed", 1), "another seed"), (("--only", 2), "an earlier drill")):
+        done = drill(out, "--faults", 2, *flags)
+        assert done.returncode == 2 and what in done.stderr
+    assert json.loads((out / "drill.json").read_text()) == summary
+    (out / "drill.json").write_text("{}")
+    assert "drill.json is damaged" in drill(out).stderr
+
+
+def test_a_drill_that_is_stopped_ends_its_processes(tmp_path: Path) -> None:
+    call = command("cli", "drill", tmp_path / "drill", "--faults", 5)
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        next(line for line in process.stderr if "survived" in line)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(60) == 75
+    assert "the same command continues" in rest
+    assert "Traceback" not in rest
 
 
 @pytest.mark.long

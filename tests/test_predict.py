@@ -123,6 +123,10 @@ def test_boxes_of_a_table_replace_the_finder(
     found = predict(finished_run, [photos / "scene-000.jpg", photos / "scene-001.jpg"], boxes=far)
     assert "outside" in found[0]["problem"]
     assert found[1]["problem"] == "no face in the table"
+    far.write_text(f"photo,left,top,right,bottom\n{photos}/scene-000.jpg,-900,-900,9000,9000\n")
+    assert "half of a box" in predict(finished_run, [], boxes=far)[0]["problem"]
+    far.write_text(f"photo,left,top,right,bottom\n{photos}/scene-000.jpg,90,10,50,80\n")
+    assert predict(finished_run, [], boxes=far)[0]["problem"] == "no face in the table"
     far.write_text("photo,left\nx.jpg,3\n")
     with pytest.raises(UserError, match=r"--boxes .*no column 'top'"):
         predict(finished_run, [], boxes=far)
@@ -134,6 +138,15 @@ def test_predictions_are_boxes_again(finished_run: Path, photos: Path, tmp_path:
     for photo, same in zip((p for p in first if p["faces"]), again, strict=True):
         for face, other in zip(photo["faces"], same["faces"], strict=True):
             assert other["box"] == pytest.approx(face["box"], abs=1.1)
+
+
+def test_a_name_with_a_line_end_stands_on_the_sheet(finished_run: Path, tmp_path: Path) -> None:
+    face = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos/a\nb\t.png"), face)
+    found = predict(finished_run, tmp_path / "photos", crop="none", out=tmp_path / "out")
+    assert len(found[0]["faces"]) == 1
+    assert (tmp_path / "out/sheet-1.jpg").exists()
 
 
 def test_cut_out_faces_are_taken_whole(finished_run: Path, tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_a_picture_that_was_cut_off_is_named(scored: Path, tmp_path: Path) -> No
         assert ("the file is damaged (cut off)" in page) == named
 
 
+def test_a_sweep_without_a_run_is_named(scored: Path, tmp_path: Path) -> None:
+    shutil.copytree(scored, tmp_path / "runs" / "run")
+    (tmp_path / "runs" / "empty").mkdir()
+    (tmp_path / "runs" / "empty" / "sweep.json").write_text("{}")
+    page = page_of(tmp_path / "runs", out=tmp_path / "report")
+    assert ">empty</h3>" in page and "It has no table yet" in page
+
+
 def test_labels_are_the_shortest_ends_that_differ() -> None:
     paths = [Path(p) for p in ("/r/exp1/first", "/r/exp2/first", "/r/exp2/second", "/s/exp1/first")]
     assert list(unique_labels(paths).values()) == [

@@ -127,6 +127,22 @@ def test_finished_says_so_without_loading_torch(train: Train, finished_run: Path
     assert attempt_numbers(finished_run) == [1]
 
 
+def test_damaged_copies_are_named_and_made_again(
+    train: Train, fer: Fer, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:1000])
+    (run / "final.pt").unlink()
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:100])
+    names = ("best.pt", "final.pt", "metrics.jsonl")
+    said = fer("verify", run, finished_run).stdout
+    assert all(f"{run / name} is missing, cut or changed" in said for name in names)
+    said = train(run).stderr
+    assert all(f"{run / name} was missing, cut or changed; made again" in said for name in names)
+    assert_same_outcome(run, finished_run)
+    assert train(run).stderr == ""
+
+
 def test_two_n_epochs_equal_n_and_n_more(train: Train, tmp_path: Path) -> None:
     assert train(tmp_path / "whole", "--epochs", 2, "--flip").returncode == 0
     assert train(tmp_path / "grown", "--epochs", 1, "--flip").returncode == 0

@@ -264,6 +264,9 @@ def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "--batch-size 500 is larger than the training split; use at most 168" in ended.stderr
+    ended = processes.run(*call, "--device", "cuda")
+    assert ended.returncode == 2
+    assert "--device cuda: this machine has no GPU; use --device cpu" in ended.stderr
     assert not (tmp_path / "out").exists()
 
 

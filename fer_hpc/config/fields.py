@@ -133,7 +133,8 @@ def _checked(field: dataclasses.Field[Any], wanted: Any, value: Any) -> Any:
         if not _is_finite(value):
             raise UserError(f"{flag} {value}: wanted a finite number")
         if not low <= value <= high:
-            limits = f"at least {low}" if high in (math.inf, MAX_INTEGER) else f"{low} to {high}"
+            is_open = "high" not in field.metadata and value < low
+            limits = f"at least {low}" if is_open else f"{low} to {high}"
             raise UserError(f"{flag} {value}: wanted {limits}")
         return wanted(value)
     elif not isinstance(value, wanted):

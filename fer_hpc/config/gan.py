@@ -49,7 +49,6 @@ class GanConfig:
         50,
         "passes over the expressive train faces; may be raised later",
         low=1,
-        high=1_000_000,
         group="optimiser",
     )
     batch_size: int = science(8, "pairs per step, over all ranks", low=1)

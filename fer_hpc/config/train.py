@@ -81,7 +81,6 @@ class TrainConfig:
         100,
         "passes over the train split; may be raised later, not with cosine",
         low=1,
-        high=1_000_000,
         group="schedule",
     )
     schedule: Literal["plateau", "cosine"] = science(

@@ -18,7 +18,7 @@ Line = dict[str, str]  # cells by column name
 
 # The first bytes of files that are not CSV.
 _MAGIC = {
-    b"PAR1": "a Parquet file; write it as CSV first (pandas.read_parquet, then to_csv)",
+    b"PAR1": "a Parquet file; --source parquet reads pictures from it, a table must be a CSV",
     b"PK\x03\x04": "a ZIP archive (or an Excel sheet); unpack it, or export the sheet as CSV",
     b"\x1f\x8b": "a gzip file; unpack it with gunzip (FER2013: its name must end in .gz)",
     b"BZh": "a bzip2 file; unpack it with bunzip2",

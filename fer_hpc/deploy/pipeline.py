@@ -159,6 +159,9 @@ def _read(task: Task, how: How) -> SeenPhoto:
         if empty:
             problem = "a box of the table lies outside the photo"
             continue
+        if task.faces is not None and _is_outside(each.box, photo.size):
+            problem = "half of a box of the table or more lies outside the photo"
+            continue
         cut = cut_box(to_crop, size)
         faces.append(PhotoFace(each, cut, pixels, np.zeros(len(how.about.classes)), None))
     picture, reduced = photo.shown
@@ -170,6 +173,15 @@ def _read(task: Task, how: How) -> SeenPhoto:
     if thumbnail.ndim == 2:
         thumbnail = cv2.cvtColor(thumbnail, cv2.COLOR_GRAY2RGB)
     return SeenPhoto(task, width, height, faces, thumbnail, scale, problem, False)
+
+
+def _is_outside(box: Box, size: tuple[int, int]) -> bool:
+    """Whether at most half of a box, which has an area, is in a photo of (width, height)."""
+    left, top, right, bottom = box
+    inside = max(0.0, min(right, size[0]) - max(left, 0)) * max(
+        0.0, min(bottom, size[1]) - max(top, 0)
+    )
+    return inside <= 0.5 * (right - left) * (bottom - top)
 
 
 def how_to_cut(config: PredictConfig, about: About) -> How:

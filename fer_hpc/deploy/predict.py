@@ -15,6 +15,7 @@ from typing import Any
 
 from fer_hpc import __version__
 from fer_hpc.config.deploy import PredictConfig
+from fer_hpc.config.errors import one_line
 from fer_hpc.data.pictures import printable
 from fer_hpc.deploy.inputs import list_tasks
 from fer_hpc.deploy.model import About, FaceModel, open_model
@@ -101,7 +102,7 @@ class Counts:
         self.failed += photo.failed
         self.without += not photo.failed and not photo.faces
         if photo.problem and len(self.problems) < SHOWN:
-            self.problems.append(f"{printable(str(photo.task.path))}: {photo.problem}")
+            self.problems.append(one_line(f"{printable(str(photo.task.path))}: {photo.problem}"))
 
     def describe(self) -> list[str]:
         """As lines of text."""
@@ -200,12 +201,12 @@ def predict(config: PredictConfig, model: FaceModel | None = None) -> Prediction
         for what, kind in tasks.ignored.worst()
     ]
     if folder:
-        names = sheets.written()
         write_text(folder / "predictions.csv", table(entries, about.classes))
         model_of = {"fer_hpc": __version__, "model": asdict(about)}
         found_by = "given boxes" if config.boxes else "none" if how.whole else how.finder
         head = {**model_of, "finder": found_by}
         write_text(folder / "predictions.json", as_json(head, entries))
+        names = sheets.written()
         if sheets.left_out and config.sheets:
             written.append(f"{sheets.left_out:,} photos are on no page (--sheets {config.sheets})")
         written.append(f"written: {folder}/{', '.join([*FILES, *names])}")

@@ -116,6 +116,7 @@ def marked(photo: SeenPhoto) -> Pixels:
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
     """`text`, cut with an ellipsis in its middle where it is wider than `room` pixels."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     keep = len(text)
     shown = text
     while draw.textlength(shown, font(size)) > room and keep > 4:

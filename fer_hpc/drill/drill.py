@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from fer_hpc.drill.subjects import SUBJECTS
 from fer_hpc.drill.table import format_summary, page, summarize
 from fer_hpc.files import read_record, write_json, write_text
 
-OURS = ("data", "reference", "jobs", "cases", "drill.json", "index.html")  # in OUT
+WORK = ("data", "reference", "jobs")  # in OUT; made anew
+OURS = (*WORK, "cases", "drill.json", "index.html")
 # What an entry of drill.json must hold to be counted again.
 FAULT = {
     "number": int,
@@ -47,40 +49,50 @@ def drill(config: DrillConfig) -> int:
 
     A drill that was stopped goes on after its last fault when it is given again.
     """
+    for stop in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(stop, signal.default_int_handler)  # the fault's processes end, too
     out = config.out.absolute()
     _check_out(out)
-    results, before = _earlier(config, out)
-    if results:
-        _to_stderr(f"goes on after fault {len(results)} of an earlier start")
-    elif (out / "drill.json").exists():
-        _to_stderr("begins anew: the earlier drill is complete, or of other code, flags or host")
-    _remove_earlier(out, keep_cases=bool(results))
-    out.mkdir(parents=True, exist_ok=True)
+    results, seconds = _earlier(config, out)
     numbers = [config.only] if config.only else list(range(len(results) + 1, config.faults + 1))
-    prepare()
-    began = time.time() - before
-    with _site(config, out) as site:
-        for name in dict.fromkeys(site.kind_and_subject(number)[1] for number in numbers):
-            site.make_reference(SUBJECTS[name])
-        for number in numbers:
-            results.append(site.strike(number, config.seed))
-            summary = summarize(config, results, time.time() - began)
-            write_json(out / "drill.json", summary)
-            write_text(out / "index.html", page(summary))
+    summary = summarize(config, results, seconds)
+    if not numbers:
+        _to_stderr(f"{out}: {len(results)} faults, nothing to do; a new folder repeats them")
+    else:
+        if results:
+            _to_stderr(f"goes on after fault {len(results)} of an earlier start")
+        for name in WORK:
+            shutil.rmtree(out / name, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        prepare()
+        began = time.time() - seconds
+        with _site(config, out) as site:
+            for name in dict.fromkeys(site.kind_and_subject(number)[1] for number in numbers):
+                site.make_reference(SUBJECTS[name])
+            for number in numbers:
+                results.append(site.strike(number, config.seed))
+                summary = summarize(config, results, time.time() - began)
+                write_json(out / "drill.json", summary)
+                write_text(out / "index.html", page(summary))
     print(json.dumps(summary, indent=1) if config.json else format_summary(summary, out))
     return EXIT_FINISHED if summary["survived"] == summary["tried"] else EXIT_FINDINGS
 
 
 def _earlier(config: DrillConfig, out: Path) -> tuple[list[dict[str, Any]], float]:
-    """The faults and seconds of a drill in OUT that was stopped: of the same flags and code."""
-    new = summarize(config, [], 0.0)
-    same = "seed", "cluster", "flags", "code", "host"
-    found = read_record(out / "drill.json", SUMMARY)
-    if config.only or found is None or any(found[key] != new[key] for key in same):
+    """The faults and seconds of an earlier drill in OUT; a UserError where it is another one."""
+    path = out / "drill.json"
+    if not path.exists():
         return [], 0.0
+    found, new = read_record(path, SUMMARY), summarize(config, [], 0.0)
+    if found is None:
+        raise UserError(f"{path} is damaged or of another version; give a new folder")
+    if config.only:
+        raise UserError(f"{out} holds an earlier drill; give a new folder for --only")
+    others = [key for key in ("seed", "cluster", "flags", "code", "host") if found[key] != new[key]]
     numbers = [fault["number"] for fault in found["faults"]]
-    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) >= config.faults:
-        return [], 0.0
+    if others or numbers != list(range(1, len(numbers) + 1)):
+        what = f"another {others[0]}" if others else "single faults"
+        raise UserError(f"{out} holds a drill of {what}; give a new folder")
     return found["faults"], found["seconds"]
 
 
@@ -102,8 +114,3 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out} holds other files ({others[0]}); give a new folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a new folder")
-
-
-def _remove_earlier(out: Path, keep_cases: bool) -> None:
-    for name in (*OURS[:3], *([] if keep_cases else ["cases"])):
-        shutil.rmtree(out / name, ignore_errors=True)

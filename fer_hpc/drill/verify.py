@@ -23,6 +23,7 @@ from fer_hpc.run.folder import (
     read_run_config,
     read_status,
 )
+from fer_hpc.run.outcome import damaged_copies
 
 # What a start records that rounds sums differently, the most telling first.
 RECORDED = {
@@ -69,7 +70,12 @@ def verify(config: VerifyConfig) -> Verdict:
         raise UserError(f"{a} holds a {kinds[0]} and {b} a {kinds[1]}; give two runs of one kind")
     if a.resolve() == b.resolve():
         raise UserError(f"{a} and {b} are the same folder; give two runs")
-    verdict = Verdict(str(a), str(b), damage=damage_of(a) + damage_of(b))
+    copies = [
+        f"{run / name} is missing, cut or changed: train again makes it from the attempts' files"
+        for run in (a, b)
+        for name in damaged_copies(run)
+    ]
+    verdict = Verdict(str(a), str(b), damage=damage_of(a) + damage_of(b) + copies)
     until = min(_compare_rows(verdict), _compare_chains(verdict), _compare_tensors(verdict))
     differs = bool(verdict.first_epoch or verdict.first_steps or verdict.first_tensor)
     verdict.equal = not differs if verdict.compared else None

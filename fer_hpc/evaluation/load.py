@@ -79,7 +79,9 @@ def load_network(
     if not isinstance(best, dict):
         raise checkpoint.DamagedCheckpoint(f"{path} has unexpected content; restore it from a copy")
     if "model" not in best or "epoch" not in best:
-        raise UserError(f"{run} has not finished an epoch yet; there is nothing to score")
+        raise UserError(
+            f"{run} has no weights of a finished epoch yet; the same training command goes on"
+        )
     model = build_network(science, len(data["classes"]), tuple(data["image_shape"]))
     try:
         model.load_state_dict(best["model"])

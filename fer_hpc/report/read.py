@@ -121,6 +121,9 @@ def collect(paths: tuple[Path, ...]) -> Collection:
             sweeps[trials.parent] = None
         else:
             singles.setdefault(path.resolve(), path)
+    for path in paths:  # sweeps of which no trial has begun to write
+        for pattern in ("sweep.json", "*/sweep.json", "*/*/sweep.json"):
+            sweeps |= dict.fromkeys(p.parent.absolute() for p in path.glob(pattern))
     for resolved, label in unique_labels(list(singles)).items():
         run = _read_run(singles[resolved], label, found.damaged)
         if run:

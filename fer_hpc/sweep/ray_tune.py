@@ -34,8 +34,9 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
-from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig
+from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.parallel.gpus import may_have_gpus
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
 from fer_hpc.sweep.halving import SuccessiveHalving
@@ -56,6 +57,10 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
         return EXIT_FINISHED
     _check_new_trials(sweep, trials)
+    if base.device == "cuda" and not (os.environ.get("RAY_ADDRESS") or may_have_gpus()):
+        raise UserError(
+            "--device cuda: this machine has no GPU; use --device cpu, or ask the scheduler for one"
+        )
     with shared_gpus(sweep, base) as share, cluster():
         room = room_for_trials(sweep, share, base, ray.nodes())
         prepare(sweep, preset, trials)

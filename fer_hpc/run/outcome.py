@@ -1,0 +1,42 @@
+"""What a finished run has at the top of its folder: copies of its attempts' files."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+from fer_hpc.files import copy_file, to_jsonl, write_bytes
+from fer_hpc.run.folder import outcome_file, read_rows, read_status
+
+WEIGHTS = ("final.pt", "best.pt")
+
+
+def damaged_copies(run: Path) -> list[str]:
+    """The names of the copies of a finished run that are missing, cut or changed."""
+    if read_status(run)["state"] != "finished":
+        return []
+    found = [
+        name
+        for name in WEIGHTS
+        if (source := outcome_file(run, name)) and not _are_equal(source, run / name)
+    ]
+    metrics, rows = run / "metrics.jsonl", to_jsonl(read_rows(run))
+    if not metrics.is_file() or metrics.read_bytes() != rows:
+        found.append(metrics.name)
+    return found
+
+
+def mend_copies(run: Path) -> list[str]:
+    """Make what `damaged_copies` names again; gives a line for each."""
+    names = damaged_copies(run)
+    for name in names:
+        source = outcome_file(run, name)
+        if source:
+            copy_file(source, run / name)
+        else:
+            write_bytes(run / name, to_jsonl(read_rows(run)))
+    return [f"{run / name} was missing, cut or changed; made again" for name in names]
+
+
+def _are_equal(source: Path, copy: Path) -> bool:
+    return copy.is_file() and filecmp.cmp(source, copy, shallow=False)
