@@ -166,6 +166,8 @@ class _Columns:
             right, bottom = points.max(0).tolist()
             return Found((left, top, right, bottom), 1.0, points)
         box: Box | None = box_of(line, self.box) if self.box else None
+        if box and (box[0] >= box[2] or box[1] >= box[3]):
+            raise Reject(f"box is empty or turned around ({', '.join(self.box)}: {box})")
         return Found(box, 1.0) if box else None
 
 

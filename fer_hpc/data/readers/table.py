@@ -288,6 +288,4 @@ def box_of(line: Line, names: Sequence[str] = BOX) -> Box | None:
     if max(map(abs, sides)) > 1e6:
         raise Reject("box is not in pixels of a picture")
     left, top, right, bottom = sides
-    if left >= right or top >= bottom:
-        raise Reject(f"box is empty or turned around (left, top, right, bottom: {sides})")
     return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
