@@ -371,6 +371,10 @@ def test_a_small_disk_runs_full_and_keeps_its_files_at_the_end(tmp_path: Path) -
         case.end()
     assert not case.work.is_mount()
     assert (case.work / "large").stat().st_size == 2**18
+    assert tmpfs._mount(case.work, 2**16) == 0  # by a drill that is killed now
+    tmpfs.release(case.work)
+    assert not case.work.is_mount()
+    shutil.rmtree(case.folder)
 
 
 class Answers:

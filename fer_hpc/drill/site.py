@@ -15,6 +15,7 @@ from fer_hpc.drill.faults import KINDS
 from fer_hpc.drill.places import Kind
 from fer_hpc.drill.starts import Start, rank_variables
 from fer_hpc.drill.subjects import NETWORK, SUBJECTS, Subject, commands, runs_of, shards_command
+from fer_hpc.drill.tmpfs import release
 from fer_hpc.run.folder import list_checkpoints
 
 
@@ -101,6 +102,7 @@ class Site:
         kind, name = self.kind_and_subject(number)
         subject = SUBJECTS[name]
         folder = self.out / "cases" / f"{number:04d}"
+        release(folder / "work")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         case = self.make_case(subject, folder, random.Random(f"{seed} {number}"))

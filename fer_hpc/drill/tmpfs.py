@@ -67,6 +67,12 @@ def _mount(folder: Path, size: int, flags: int = 0) -> int:
     return ctypes.get_errno() if done else 0
 
 
+def release(folder: Path) -> None:
+    """Unmount what a drill that was killed has left mounted on a folder; its files are dropped."""
+    if folder.is_mount():
+        ctypes.CDLL(None).umount2(os.fsencode(folder), MNT_DETACH)
+
+
 def _unmount(folder: Path) -> None:
     """Unmount, and keep the files for those who look at a fault that was not survived."""
     kept = folder.with_name("kept")
