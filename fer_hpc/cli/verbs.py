@@ -44,7 +44,7 @@ from fer_hpc.run.folder import (
     read_run_config,
     read_status,
 )
-from fer_hpc.run.outcome import mend_copies
+from fer_hpc.run.outcome import restore_copies
 from fer_hpc.run.plugins import has_other_plugins
 
 
@@ -80,7 +80,7 @@ def sheet(config: TrainConfig) -> int:
 
 def train(config: TrainConfig) -> int:
     if is_finished(config):
-        _say_mended(config.run)
+        _say_restored(config.run)
         print(f"{config.run}: finished, nothing to do (fer-hpc evaluate {config.run} scores it)")
         return EXIT_FINISHED
     status = _training("train", config)
@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> int:
 
 def train_gan(config: GanConfig) -> int:
     if is_finished(config):
-        _say_mended(config.run)
+        _say_restored(config.run)
         use = f"fer-hpc transfer NEUTRAL EXPRESSION --run {config.run} --out PNG"
         print(f"{config.run}: finished, nothing to do ({use} uses it)")
         return EXIT_FINISHED
@@ -105,9 +105,9 @@ def train_gan(config: GanConfig) -> int:
     return EXIT_FINISHED
 
 
-def _say_mended(run: Path) -> None:
+def _say_restored(run: Path) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
-        for line in mend_copies(run):
+        for line in restore_copies(run):
             print(f"warning: {line}", file=sys.stderr)
 
 

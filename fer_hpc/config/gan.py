@@ -46,10 +46,7 @@ class GanConfig:
     )
 
     epochs: int = science(
-        50,
-        "passes over the expressive train faces; may be raised later",
-        low=1,
-        group="optimiser",
+        50, "passes over the expressive train faces; may be raised later", low=1, group="optimiser"
     )
     batch_size: int = science(8, "pairs per step, over all ranks", low=1)
     lr: float = science(

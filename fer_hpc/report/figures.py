@@ -42,11 +42,18 @@ def picture(path: Path, out: Path, caption: str, is_plot: bool = True) -> Figure
     file = quote(path.relative_to(out).as_posix())
     small = path.stat().st_size <= MAX_EMBEDDED
     width, height = _size(path)
-    if not path.read_bytes().rstrip().endswith((b"IEND\xaeB`\x82", b"</svg>")):
+    if not _is_whole(path):
         caption = f"{caption}: {DAMAGED}"
     uri = data_uri(path) if small else file
     is_wide = width > (WIDE if is_plot else 1) * height
     return Figure(caption, uri, is_plot, file, is_wide)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG or SVG file has its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 100))
+        return file.read().rstrip().endswith((b"IEND\xaeB`\x82", b"</svg>"))
 
 
 def _size(path: Path) -> tuple[float, float]:

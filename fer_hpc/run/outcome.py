@@ -26,7 +26,7 @@ def damaged_copies(run: Path) -> list[str]:
     return found
 
 
-def mend_copies(run: Path) -> list[str]:
+def restore_copies(run: Path) -> list[str]:
     """Make what `damaged_copies` names again; gives a line for each."""
     names = damaged_copies(run)
     for name in names:
