@@ -8,8 +8,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from fer_hpc.config.commands import DrillConfig
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.drill import table, tmpfs
 from fer_hpc.drill.case import Case, Failed
+from fer_hpc.drill.drill import drill as run_drill
 from fer_hpc.drill.faults import KINDS
 from fer_hpc.drill.foreign import Foreign, SlurmOwner
 from fer_hpc.drill.job_faults import kinds_of
@@ -105,6 +108,36 @@ def test_a_drill_that_is_stopped_ends_its_processes(tmp_path: Path) -> None:
         assert process.wait(60) == 75
     assert "the same command continues" in rest
     assert "Traceback" not in rest
+
+
+class StoppedInFinalizer:
+    """A fault at whose end a stop signal comes while Python frees its objects."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_python_drops_stops_it_before_the_next_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck, dropped, handler = [], [], signal.getsignal(signal.SIGTERM)
+
+    def strike(site: Site, number: int, seed: int) -> dict[str, Any]:
+        struck.append(number)
+        StoppedInFinalizer()
+        return dict(faults[0], number=number)
+
+    faults = [{"number": 1, "fault": "a", "subject": "b", "detail": "", "struck": True}]
+    faults[0] |= {"survived": True, "why": "", "refused": [], "lost": [], "starts": 2}
+    faults[0] |= {"images_again": 0, "seconds": 1.0, "took_s": 1.0}
+    monkeypatch.setattr(Site, "strike", strike)
+    monkeypatch.setattr(Site, "make_reference", lambda *_: None)
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+    with pytest.raises(KeyboardInterrupt):
+        run_drill(DrillConfig(out=tmp_path / "drill", faults=3))
+    assert len(dropped) == 1 and struck == [1]
+    assert len(json.loads((tmp_path / "drill" / "drill.json").read_text())["faults"]) == 1
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 @pytest.mark.long

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, UserError
 from fer_hpc.config.commands import DrillConfig
+from fer_hpc.drill.places import STOPS
 from fer_hpc.drill.site import Site
 from fer_hpc.drill.starts import prepare
 from fer_hpc.drill.subjects import SUBJECTS
@@ -49,33 +52,69 @@ def drill(config: DrillConfig) -> int:
 
     A drill that was stopped goes on after its last fault when it is given again.
     """
-    for stop in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(stop, signal.default_int_handler)  # the fault's processes end, too
     out = config.out.absolute()
     _check_out(out)
     results, seconds = _earlier(config, out)
     numbers = [config.only] if config.only else list(range(len(results) + 1, config.faults + 1))
-    summary = summarize(config, results, seconds)
-    if not numbers:
-        _to_stderr(f"{out}: {len(results)} faults, nothing to do; a new folder repeats them")
-    else:
+    if numbers:
         if results:
             _to_stderr(f"goes on after fault {len(results)} of an earlier start")
-        for name in WORK:
-            shutil.rmtree(out / name, ignore_errors=True)
-        out.mkdir(parents=True, exist_ok=True)
-        prepare()
-        began = time.time() - seconds
-        with _site(config, out) as site:
-            for name in dict.fromkeys(site.kind_and_subject(number)[1] for number in numbers):
-                site.make_reference(SUBJECTS[name])
-            for number in numbers:
-                results.append(site.strike(number, config.seed))
-                summary = summarize(config, results, time.time() - began)
-                write_json(out / "drill.json", summary)
-                write_text(out / "index.html", page(summary))
+        summary = _strike(config, out, numbers, results, seconds)
+    else:
+        _to_stderr(f"{out}: {len(results)} faults, nothing to do; a new folder repeats them")
+        summary = summarize(config, results, seconds)
     print(json.dumps(summary, indent=1) if config.json else format_summary(summary, out))
     return EXIT_FINISHED if summary["survived"] == summary["tried"] else EXIT_FINDINGS
+
+
+def _strike(
+    config: DrillConfig,
+    out: Path,
+    numbers: list[int],
+    results: list[dict[str, Any]],
+    seconds: float,
+) -> dict[str, Any]:
+    """The faults of these numbers, each with the files of the drill written anew; the last summary.
+
+    results, seconds: of the faults before these
+    """
+    for name in WORK:
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    prepare()
+    began = time.time() - seconds
+    summary = summarize(config, results, seconds)
+    with _interrupted_by_signals() as stops, _site(config, out) as site:
+        for name in dict.fromkeys(site.kind_and_subject(number)[1] for number in numbers):
+            site.make_reference(SUBJECTS[name])
+        for number in numbers:
+            if stops:
+                raise KeyboardInterrupt
+            results.append(site.strike(number, config.seed))
+            summary = summarize(config, results, time.time() - began)
+            write_json(out / "drill.json", summary)
+            write_text(out / "index.html", page(summary))
+    return summary
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[list[int]]:
+    """Stop signals raise KeyboardInterrupt, so that the fault's processes end, too.
+
+    The list holds those that came: what is raised within a finalizer, Python prints and drops.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _earlier(config: DrillConfig, out: Path) -> tuple[list[dict[str, Any]], float]:
