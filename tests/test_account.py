@@ -100,8 +100,9 @@ def test_a_set_without_any_box_has_no_fallbacks(tmp_path: Path) -> None:
 def test_strict_refuses_what_is_ignored_before_it_reads(tmp_path: Path) -> None:
     root = folders(tmp_path / "faces")
     (root / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"--strict: 1 things .* for example notes\.txt"):
+    with pytest.raises(UserError, match=r"--strict: 1 thing in .* for example notes\.txt"):
         run(tmp_path, "folder", root, strict=True)
+    assert not list(tmp_path.glob("out*")), "nothing is left of a command that was refused"
 
 
 def test_a_class_that_is_rejected_as_a_whole_is_an_error(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_rows_without_usage_are_counted_and_train(tmp_path: Path) -> None:
     lines = [f"1,{GRAY},{usage}\n" for usage in ("Training", "", "PublicTest", "")]
     rows = fer_csv(tmp_path, "emotion,pixels,Usage\n" + "".join(lines)).rows()
     assert rows.split == ["train", "", "val", ""]
-    assert rows.notes == ["2 rows have an empty Usage: they count as Training"]
+    assert rows.notes == ["2 rows with an empty Usage: counted as Training"]
 
 
 def test_a_tar_archive_named_csv_gz_is_called_an_archive(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_numbers_that_fit_both_counts_are_not_guessed() -> None:
 
 
 def test_labels_that_the_classes_do_not_mention_are_named() -> None:
-    with pytest.raises(UserError, match=r"'4' \(1 faces\)"):
+    with pytest.raises(UserError, match=r"'4' \(1 face\)"):
         class_of(["1", "4", "3"], "smile,frown,plain")
     with pytest.raises(UserError, match="'laugh'"):
         class_of(["smile", "laugh"], "smile,frown")

@@ -144,7 +144,7 @@ def test_suspects_are_shown_and_those_of_train_are_left_out(
     file.write_text(f"{head}\n99,train,0,Fear,Anger,.1,.8")
     other = fer("doctor", troubled, "--suspects", file)
     assert other.returncode == 2
-    assert "none of its 1 rows is a face of" in other.stderr
+    assert "none of its faces (1) is one of" in other.stderr
 
 
 def test_people_in_two_splits_are_found(

@@ -25,7 +25,7 @@ from fer_hpc.data.synthetic.scenes import draw_scene
 from fer_hpc.deploy.inputs import list_photos
 from fer_hpc.deploy.model import OnnxModel, calibrated
 from fer_hpc.files import sha256
-from fer_hpc.run.folder import outcome_file
+from fer_hpc.run.folder import outcome_file, read_run_config
 from tests.conftest import Fer
 
 needs_networks = pytest.mark.skipif(
@@ -74,7 +74,7 @@ def test_photos_of_a_folder_are_looked_at_and_bad_ones_named(
         "huge.png: picture too large",
         "room.png: no face found",
         "*.jpg: no file matches the pattern",
-        "photos 8: ",
+        "8 photos: ",
         "1 without a face, 4 that could not be read",
         "1 .csv files",
     ):
@@ -196,11 +196,14 @@ def test_probabilities_are_calibrated_by_the_runs_own_temperature(
 def test_an_exported_run_gives_what_torch_gives(
     exported: Path, finished_run: Path, photos: Path
 ) -> None:
+    # The file computes in fp32, the run on a CPU that has bf16 in that: 8 bits.
+    in_fp32 = read_run_config(finished_run)["science"]["precision"] == "fp32"
+    within = 1e-3 if in_fp32 else 0.05
     model = OnnxModel(exported / "model.onnx")
     faces = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 1), np.uint8)
     wanted = load(finished_run)(faces)
     for batch in (1, 7):
-        assert np.abs(model(faces[:batch]).probabilities - wanted[:batch]).max() < 1e-3
+        assert np.abs(model(faces[:batch]).probabilities - wanted[:batch]).max() < within
     with_torch = predict(finished_run, photos)
     code = (
         "import sys, json; sys.modules['torch'] = None\n"
@@ -212,7 +215,7 @@ def test_an_exported_run_gives_what_torch_gives(
     for photo, other in zip(with_torch, json.loads(done.stdout), strict=True):
         for face, same in zip(photo["faces"], other["faces"], strict=True):
             assert face["box"] == same["box"]
-            assert face["probabilities"] == pytest.approx(same["probabilities"], abs=1e-3)
+            assert face["probabilities"] == pytest.approx(same["probabilities"], abs=within)
 
 
 def test_the_exported_weights_are_those_of_the_run(exported: Path, finished_run: Path) -> None:

@@ -183,7 +183,7 @@ def test_people_may_have_names(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, rows_of(columns={"group": people}))
     assert plan.rows.columns["group"][3] == -1
     assert "by person" in plan.split_rule
-    assert "1 faces have no group: each counts as a person" in plan.notes
+    assert "1 face without a group: each counts as a person" in plan.notes
 
 
 def test_the_classes_flag_renames_the_classes_of_an_own_source(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fer_hpc.cluster.scheduler import scheduler
 from fer_hpc.cluster.submit import dry_run, layout, submit
 from fer_hpc.config import TrainConfig, UserError, changed_fields, flag_arguments
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.config.jobs import JobConfig, PipelineConfig
 from fer_hpc.config.plugins import load_plugins
 
@@ -155,7 +156,7 @@ def sweep_array(
     out = config.out.absolute()
     finished = len(trials) - len(unfinished)
     shape = layout(job, trials[0].config, gpus)
-    yield f"{out}: {len(trials)} trials, {finished} finished; {shape}"
+    yield f"{out}: {counted(len(trials), 'trial')}, {finished} finished; {shape}"
     if job.dry_run:
         if commands:
             yield dry_run(job, out, commands, gpus=gpus)

@@ -37,6 +37,11 @@ def one_line(message: str) -> str:
     return line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 face`, `2,000 faces`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.data import faces, shards
 from fer_hpc.data.finder import box_rule
 from fer_hpc.data.plan import Plan, Shard, read_part
@@ -178,9 +179,10 @@ def check_strict(config: PreprocessConfig, plan: Plan) -> None:
     """UserError for anything in the input that is ignored, with --strict: before it is read."""
     if config.strict and plan.rows.ignored.total:
         reason, kind = plan.rows.ignored.worst()[0]
+        things = counted(plan.rows.ignored.total, "thing")
         raise UserError(
-            f"--strict: {plan.rows.ignored.total:,} things in {config.input} are ignored; most "
-            f"often: {kind.n:,} {reason}, for example {kind.example}"
+            f"--strict: {things} in {config.input} would be ignored; most often: "
+            f"{kind.n:,} {reason}, for example {kind.example}"
         )
 
 

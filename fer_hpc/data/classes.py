@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fer_hpc.config import CLASSES, UserError
+from fer_hpc.config.errors import counted
 
 ALIASES = {
     "neutral": "Neutral",
@@ -241,7 +242,7 @@ def _stated_map(
         if name is not None:
             class_of[text] = name
         elif text not in skipped:
-            missing.append(f"{text[:30]!r} ({labels[text]:,} faces)")
+            missing.append(f"{text[:30]!r} ({counted(labels[text], 'face')})")
     if missing:
         raise UserError(
             f"--classes has no class for {', '.join(missing[:_SHOWN])} of {place}; "

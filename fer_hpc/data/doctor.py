@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, UserError
 from fer_hpc.config.commands import DoctorConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
@@ -131,9 +132,9 @@ def _write_sheet(path: Path, splits: dict[str, Split], findings: list[Finding]) 
     if not strips:
         strips = [_titled("no pairs were found", width)]
     write_bytes(path, cv2.imencode(".png", np.concatenate(strips))[1].tobytes())
-    words = f"{sum(len(f.pairs) for f in findings)} pairs"
+    words = counted(sum(len(f.pairs) for f in findings), "pair")
     if singles := sum(len(f.texts) for f in findings):
-        words += f", {singles} suspects"
+        words += f", {counted(singles, 'suspect')}"
     print(f"{path}: {words}", file=sys.stderr)
 
 
@@ -189,7 +190,7 @@ def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConf
     csv.writer(text, lineterminator="\n").writerows([("split", "source_id", "reason"), *dropped])
     write_text(out / "dropped.csv", text.getvalue())
     note = (
-        f"doctor --fix dropped {len(dropped):,} rows of data {manifest.fingerprint}; "
+        f"doctor --fix dropped {counted(len(dropped), 'row')} of data {manifest.fingerprint}; "
         "dropped.csv lists the reasons"
     )
     notes = [*manifest.content["notes"], note]
@@ -198,7 +199,8 @@ def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConf
     )
     left = ", ".join(f"{s} {e['n']:,}" for s, e in entries.items())
     print(
-        f"{out}: clean copy, {len(dropped):,} rows dropped (dropped.csv lists why): {left}",
+        f"{out}: clean copy, {counted(len(dropped), 'row')} dropped (dropped.csv lists why): "
+        f"{left}",
         file=sys.stderr,
     )
 

@@ -85,10 +85,12 @@ def find_manifest(folder: Path) -> Manifest | None:
     content = read_stored(path)
     if content is None:
         return None
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is not a manifest of shards: it has no format; preprocess again")
+    if content["format"] != FORMAT:
         raise UserError(
-            f"{folder}: shard format {version}, this version reads {FORMAT}; preprocess again"
+            f"{folder}: shard format {content['format']}, this version reads {FORMAT}; "
+            "preprocess again"
         )
     content = UNSTATED | {key: value for key, value in content.items() if value is not None}
     try:

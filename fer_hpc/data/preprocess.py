@@ -6,6 +6,7 @@ bytes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import load_plugins
 from fer_hpc.data import account, shards
 from fer_hpc.data.plan import Plan, Shard, all_verified, check_same_plan, is_done, make_plan
 from fer_hpc.data.progress import FaceProgress
-from fer_hpc.data.sources import open_source, resolve_source, source_spec
+from fer_hpc.data.sources import SourceSpec, open_source, resolve_source, source_spec
 from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
 from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.parallel.process import keep_freed_memory
@@ -42,7 +44,21 @@ def preprocess(config: PreprocessConfig) -> None:
     spec = source_spec(config.source)
     if why and config.task == 0:
         print(f"source: {config.source} ({why})")
-    (config.out / "parts").mkdir(parents=True, exist_ok=True)
+    parts = config.out / "parts"
+    is_own = not config.out.exists() and config.tasks == 1  # other tasks may be about to write
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        _preprocess(config, spec, start)
+    except UserError:
+        if is_own:  # nothing is left of a command that was refused
+            with contextlib.suppress(OSError):  # they hold finished shards
+                parts.rmdir()
+                config.out.rmdir()
+        raise
+
+
+def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> None:
+    """`preprocess` once its options are resolved and its folder is there."""
     for folder in (config.out, config.out / "parts"):
         remove_leftovers(folder)
     with open_source(spec, config) as source, face_workers(config, spec, source) as workers:

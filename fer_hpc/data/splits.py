@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
+from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Rows
 
 SEED = 42  # the source report's
@@ -91,7 +92,9 @@ def _people(rows: Rows, notes: list[str]) -> NDArray[np.int64] | None:
         return None
     unknown = people < 0
     if unknown.any():
-        notes.append(f"{int(unknown.sum()):,} faces have no group: each counts as a person")
+        notes.append(
+            f"{counted(int(unknown.sum()), 'face')} without a group: each counts as a person"
+        )
     return np.where(unknown, people.max() + 1 + np.arange(len(people)), people)
 
 

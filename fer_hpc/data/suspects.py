@@ -43,7 +43,7 @@ def suspects(path: Path, manifest: Manifest, splits: dict[str, Split]) -> Findin
             found.setdefault((line["split"], row), line)
     if strange and not found:
         raise UserError(
-            f"--suspects {path}: none of its {strange:,} rows is a face of {manifest.folder} with "
+            f"--suspects {path}: none of its faces ({strange:,}) is one of {manifest.folder} with "
             "this label; give the file of a run that was scored on these shards"
         )
     if strange:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fer_hpc import __version__
 from fer_hpc.config import UserError
+from fer_hpc.config.errors import counted
 from fer_hpc.data.manifest import Manifest, find_manifest
 from fer_hpc.deploy.model import About
 from fer_hpc.evaluation.calibration import TEMPERATURES
@@ -237,7 +238,9 @@ def _robustness_table(path: Path, found: dict[str, Any]) -> str:
     clean = found["clean"]["accuracy"]
     head = ["disturbance", "mean accuracy of the strengths", "at the strongest"]
     name = path.stem.removeprefix("robust-")
-    intro = f"On {found['n']:,} faces of {name}; accuracy without disturbance {clean:.3f}.\n\n"
+    intro = (
+        f"On {counted(found['n'], 'face')} of {name}; accuracy without disturbance {clean:.3f}.\n\n"
+    )
     return intro + _table(head, rows)
 
 

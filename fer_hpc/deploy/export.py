@@ -22,6 +22,7 @@ from torch import nn
 
 from fer_hpc.config import UserError
 from fer_hpc.config.deploy import ExportConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.deploy.card import model_card
 from fer_hpc.deploy.model import METADATA, About, OnnxModel, calibrated
 from fer_hpc.deploy.torch_model import describe
@@ -92,8 +93,8 @@ def export(config: ExportConfig) -> list[str]:
     lines = [
         f"{onnx_file}: {len(content) / 1e6:.1f} MB, faces [N, {shape}] {about.input} -> logits, "
         f"probabilities ({'calibrated' if about.temperature else 'not calibrated'})",
-        f"  checked with onnxruntime on {len(faces)} faces: probabilities differ from torch's by "
-        f"at most {difference:.1e}",
+        f"  checked with onnxruntime on {counted(len(faces), 'face')}: probabilities differ from "
+        f"torch's by at most {difference:.1e}",
     ]
     if network.science["precision"] not in ("fp32", "fp64"):
         lines.append(

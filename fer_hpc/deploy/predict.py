@@ -15,7 +15,7 @@ from typing import Any
 
 from fer_hpc import __version__
 from fer_hpc.config.deploy import PredictConfig
-from fer_hpc.config.errors import one_line
+from fer_hpc.config.errors import counted, one_line
 from fer_hpc.data.pictures import printable
 from fer_hpc.deploy.inputs import list_tasks
 from fer_hpc.deploy.model import About, FaceModel, open_model
@@ -107,8 +107,9 @@ class Counts:
     def describe(self) -> list[str]:
         """As lines of text."""
         first = (
-            f"photos {self.photos:,}: {self.faces:,} faces in {self.with_faces:,}; "
-            f"{self.without:,} without a face, {self.failed:,} that could not be read"
+            f"{counted(self.photos, 'photo')}: {counted(self.faces, 'face')} in "
+            f"{self.with_faces:,}; {self.without:,} without a face, {self.failed:,} that could not "
+            "be read"
         )
         rest = self.without + self.failed - len(self.problems)
         more = [f"  ... and {rest:,} more, in the column problem"] if rest > 0 else []

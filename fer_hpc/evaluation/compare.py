@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import CompareConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.evaluation.metrics import MIN_SEEDS, confusion, f1s, recalls
 from fer_hpc.evaluation.predictions import Predictions, read_predictions
 from fer_hpc.run.folder import read_run_config
@@ -196,7 +197,7 @@ def resampled_differences(
             counts = rng.multinomial(n, share, CHUNK).astype(np.float64)
         for key, values in _differences(counts, cells, classes).items():
             drawn[key].append(values)
-    units = f"{len(persons):,} persons" if by_person else f"{n:,} faces"
+    units = counted(len(persons), "person") if by_person else counted(n, "face")
     return {key: np.concatenate(values) for key, values in drawn.items()}, units
 
 
@@ -278,7 +279,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
 def format_comparison(found: dict[str, Any]) -> str:
     """The comparison as lines for a terminal."""
     lines = [
-        f"predictions of {found['name']}, n = {found['n']:,} faces, "
+        f"predictions of {found['name']}, n = {counted(found['n'], 'face')}, "
         f"majority class {found['majority_rate']:.4f}"
     ]
     for row in found["runs"]:

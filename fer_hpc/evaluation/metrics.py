@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import unknown_name_error
+from fer_hpc.config.errors import counted
 from fer_hpc.evaluation.intervals import bootstrap_interval, clip_interval, mean_interval, wilson
 
 RESAMPLES = 2000  # of the bootstrap
@@ -81,7 +82,7 @@ def seeds_interval(name: str, values: list[float]) -> tuple[float, float] | None
 def format_interval(interval: tuple[float, float] | None, seeds: int, spec: str = ".4f") -> str:
     """An interval over seeds as text; `[0.5100, 0.6200]`, or why there is none."""
     if interval is None:
-        return f"{seeds} seed{'s' if seeds != 1 else ''}: too few for an interval"
+        return f"{counted(seeds, 'seed')}: too few for an interval"
     low, high = interval
     return f"[{low:{spec}}, {high:{spec}}]"
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fer_hpc.config.errors import counted
 from fer_hpc.data.loader import EVAL_CHUNK
 from fer_hpc.evaluation.calibration import Bins, ece_interval, stored_temperature
 from fer_hpc.evaluation.disturbances import DISTURBANCES, LEVELS, Disturbance, face_at
@@ -75,7 +76,7 @@ def robustness(opened: OpenedRun) -> dict[str, Any]:
         "pose": faces.by_pose(clean_logits.argmax(1)),
     }
     run, base = opened.config.run, f"robust-{opened.name}"
-    title = f"{run.name}, {opened.name}: {card['n']:,} faces"
+    title = f"{run.name}, {opened.name}: {counted(card['n'], 'face')}"
     write_text(run / f"{base}.csv", _csv(card))
     plots.robustness(card, title, run / f"{base}.png")
     plots.picture_table(*faces.sheet(), title, run / f"{base}-sheet.png")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fer_hpc.config.errors import counted
+
 # Rows of what an identity judge says: key in the result, and what it is.
 AMONG_NEUTRAL = (
     ("outputs", "outputs"),
@@ -23,8 +25,9 @@ def format_gan_scores(run: Path, result: dict[str, Any]) -> str:
     spread, judge = result["diversity"], result["judge"]
 
     lines = [
-        f"{run} on {result['split']}, {result['n']:,} pairs of {result['neutral_faces']:,} neutral "
-        f"faces; judge: {judge['model']} (val accuracy {judge['val_accuracy']:.4f})",
+        f"{run} on {result['split']}, {counted(result['n'], 'pair')} of "
+        f"{counted(result['neutral_faces'], 'neutral face')}; judge: {judge['model']} "
+        f"(val accuracy {judge['val_accuracy']:.4f})",
         "  the judge finds the wanted expression (share of pairs, 95 % interval)"
         + ("" if expression["informative"] else "; uninformative in paper mode"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -147,7 +148,10 @@ def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
 def heat_map(sweep: Path, out: Path) -> list[Figure]:
     """The heatmap.png of a sweep, if there is one."""
     path = sweep / "heatmap.png"
-    return [copied(path, sweep.name, out, "Mean over the seeds")] if path.exists() else []
+    if not path.exists():
+        return []
+    figure = copied(path, sweep.name, out, "Mean over the seeds")
+    return [dataclasses.replace(figure, is_wide=True)]  # its cells hold numbers
 
 
 def _draw(run: Run, out: Path) -> Iterator[Figure]:

@@ -233,6 +233,9 @@ def _notes(
     lines.append("not estimated (-): checks, the page, and the judge of the GAN's scores")
     place = next(p for p in (plan.out, *plan.out.parents) if p.is_dir())
     lines.append(f"free at OUT: {shutil.disk_usage(place).free / 1e9:.0f} GB")
+    tests = [part for part in parts if part.kind == "test"]
+    if tests and not manifest_of(plan, tests[0]):
+        lines.append("parts of the test split are left out where the source turns out to have none")
     if plan.left_out:
         lines.append(f"left out: {', '.join(sorted(plan.left_out))}")
     if room:

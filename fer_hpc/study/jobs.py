@@ -12,6 +12,7 @@ from typing import Any
 from fer_hpc.cluster.launch import check_job
 from fer_hpc.cluster.scheduler import scheduler
 from fer_hpc.cluster.submit import layout, submit
+from fer_hpc.config.errors import counted
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.study.graph import Part
 from fer_hpc.study.plan import Plan
@@ -55,7 +56,8 @@ def submit_study(
         to_wait_for[part.name] = by.dependency(ids)
         shown = ids[0] if len(ids) == 1 else f"{ids[0]} ... {ids[-1]}"
         yield f"{part.name}: job {shown}" + (f", after {', '.join(needs)}" if needs else "")
-    yield f"{len(new)} parts submitted, {len(parts) - len(todo)} finished or left out before"
+    kept = len(parts) - len(todo)
+    yield f"{counted(len(new), 'part')} submitted, {kept} finished or left out before"
     yield f"fer-hpc status {plan.out}    fer-hpc cancel {plan.out}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from fer_hpc.config.errors import counted
 from fer_hpc.run.folder import best_row, read_rows
 from fer_hpc.study.estimate import group_of_name, grouped
 from fer_hpc.study.graph import Part
@@ -20,7 +21,7 @@ def format_study(
     """The lines of `fer-hpc status OUT`."""
     counts = Counter(states[part.name].state for part in parts)
     words = ", ".join(f"{counts[s]} {s}" for s in (*_ORDER,) if counts[s])
-    lines = [f"study {plan.out}: {len(parts)} parts: {words}"]
+    lines = [f"study {plan.out}: {counted(len(parts), 'part')}: {words}"]
     for part in parts:
         if states[part.name].state == "failed":
             lines.append(f"failed: {part.name}: {states[part.name].why}")

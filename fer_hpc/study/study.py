@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import EXIT_FINISHED, UserError, format_flag
+from fer_hpc.config.errors import counted
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.config.prepare import PreprocessConfig
 from fer_hpc.config.study import StudyConfig
@@ -51,7 +52,10 @@ def study(
                 print(line, flush=True)
         return EXIT_FINISHED
     with only_driver(plan.out), room.open():
-        print(f"{plan.out}: {len(parts)} parts, {room.cores} core(s), {len(room.gpus)} GPU(s)")
+        print(
+            f"{plan.out}: {counted(len(parts), 'part')}, {counted(room.cores, 'core')}, "
+            f"{counted(len(room.gpus), 'GPU')}"
+        )
         return Driver(plan, parts, job, room).run()
 
 

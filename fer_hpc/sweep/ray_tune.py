@@ -36,6 +36,7 @@ from ray.tune.search import Searcher
 
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
@@ -66,7 +67,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         prepare(sweep, preset, trials)
         finished = _states(sweep, trials).count("finished")
         print(
-            f"{len(trials)} trials in {sweep.out}, up to {room.trials} at a time; "
+            f"{counted(len(trials), 'trial')} in {sweep.out}, up to {room.trials} at a time; "
             f"{finished} finished before"
         )
         interrupted = _run_trials(sweep, trials, room)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.step_inputs import Inputs, blocks_ahead
@@ -158,7 +159,11 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
 
         # End: the last checkpoint, from which more epochs may follow, final.pt and best.pt.
         stalled = is_stalled(state, config.early_stop, clock.epoch(state.images_seen))
-        why = f"no gain in {config.best_on} for {config.early_stop} epochs" if stalled else ""
+        why = (
+            f"no gain in {config.best_on} for {counted(config.early_stop, 'epoch')}"
+            if stalled
+            else ""
+        )
         run.finish(state, partial(results, learner, state), why)
     return read_status(config.run)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
+from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Collector, Face, Rows
 from fer_hpc.data.classes import (
     NO_CLASSES,
@@ -91,7 +92,7 @@ class Fer2013Csv:
             found.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
         )
         self.classes = class_map.classes
-        notes = [f"{without_usage:,} rows have an empty Usage: they count as Training"]
+        notes = [f"{counted(without_usage, 'row')} with an empty Usage: counted as Training"]
         identity = sha256(self.table.path)
         ignored = Tally()
         for name, _ in self._tree.files() if self._tree else ():

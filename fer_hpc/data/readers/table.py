@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
+from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Collector, Face, Rows, affect, landmarks_of
 from fer_hpc.data.classes import NO_CLASSES, Numbering, StatedClasses, label_key, map_classes
 from fer_hpc.data.faces import Box, Reject
@@ -97,7 +98,9 @@ class PictureTable:
                 rows.notes.append(note)
         without = rows.split.count("")
         if self._split and 0 < without < len(rows.split):
-            rows.notes.append(f"{without:,} rows have an empty {self._split}: they count as train")
+            rows.notes.append(
+                f"{counted(without, 'row')} with an empty {self._split}: counted as train"
+            )
         return rows
 
     def _list(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.config.commands import SyntheticConfig
+from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
@@ -89,7 +90,7 @@ def write_affectnet(config: SyntheticConfig) -> str:
         table.writerow(["source_id", "group", "synthetic"])
         table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
     write_json(marker, wanted)
-    return f"{out}: drew {count:,} faces in {time.monotonic() - start:.1f} s"
+    return f"{out}: drew {counted(count, 'face')} in {time.monotonic() - start:.1f} s"
 
 
 def _check_nothing_else(out: Path) -> None:
