@@ -101,18 +101,25 @@ def _strike(
 def _interrupted_by_signals() -> Iterator[list[int]]:
     """Stop signals raise KeyboardInterrupt, so that the fault's processes end, too.
 
-    The list holds those that came: what is raised within a finalizer, Python prints and drops.
+    The list holds those that came: what is raised within a finalizer, Python drops.
     """
     received: list[int] = []
+    show = sys.unraisablehook
 
     def interrupt(number: int, _: object) -> None:
         received.append(number)
         raise KeyboardInterrupt
 
+    def hide_interrupt(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            show(dropped)
+
+    sys.unraisablehook = hide_interrupt
     before = {number: signal.signal(number, interrupt) for number in STOPS}
     try:
         yield received
     finally:
+        sys.unraisablehook = show
         for number, handler in before.items():
             signal.signal(number, handler)
 

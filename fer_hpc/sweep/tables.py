@@ -11,7 +11,6 @@ import pandas as pd
 
 from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.aliases import current_science
-from fer_hpc.config.errors import counted
 from fer_hpc.evaluation.intervals import clip_interval, mean_interval
 from fer_hpc.evaluation.metrics import (
     MIN_SEEDS,
@@ -184,6 +183,11 @@ def best_of(folder: Path) -> dict[str, Any]:
     return {**best, "science": science, "runtime": best["runtime"] or {}}
 
 
+def _counted(number: Any, what: str) -> str:
+    """`1 epoch`; `10, 30 epochs` where they are swept."""
+    return f"{format_value(number)} {what}{'' if number == 1 else 's'}"
+
+
 # ---- the plot ------------------------------------------------------------------------------------
 
 
@@ -201,8 +205,8 @@ def _draw_heat_map(path: Path, summary: dict[str, Any]) -> None:
     columns = sorted({value for row in shown for value in by_row[row]})
     table = pd.DataFrame([by_row[row] for row in shown]).reindex(columns=columns)
     title = (
-        f"{summary['preset']}, {counted(summary['epochs'], 'epoch')}: "
-        f"mean {summary['metric']} of {counted(len(summary['seeds']), 'seed')}"
+        f"{summary['preset']}, {_counted(summary['epochs'], 'epoch')}: "
+        f"mean {summary['metric']} of {_counted(len(summary['seeds']), 'seed')}"
     )
     if len(shown) < len(by_row):
         title += f", the best {len(shown)} of {len(by_row)} rows"
@@ -245,7 +249,7 @@ def format_table(summary: dict[str, Any]) -> str:
     over = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     width = max(19, len(format_interval(None, len(seeds))) if len(seeds) < MIN_SEEDS else 0)
     lines = [
-        f"{summary['preset']}, {counted(summary['epochs'], 'epoch')}, "
+        f"{summary['preset']}, {_counted(summary['epochs'], 'epoch')}, "
         f"{summary['finished']} of {summary['trials']} trials finished; {summary['metric']} of the "
         f"best epoch, mean and 95 % interval over {over}",
         f"rank {aligned(headers)} {'mean':>8}   {'95 % interval':<{width}}  seeds",
