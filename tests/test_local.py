@@ -199,7 +199,7 @@ def test_rank_0_that_stands_still_is_ended_after_the_others(
     assert ranks.report("train") == EXIT_RUN_AGAIN
 
 
-@pytest.mark.parametrize("value", ["0", "two", "-1", "1e9", "5000"])
+@pytest.mark.parametrize("value", ["0", "two", "-1", "1e9", "5000", "1024"])
 def test_a_wrong_number_of_processes_is_refused(
     capsys: pytest.CaptureFixture[str], value: str
 ) -> None:

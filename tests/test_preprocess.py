@@ -150,6 +150,32 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Pa
     assert not list(killed.glob(".*.tmp"))
 
 
+def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> None:
+    def segments() -> set[str]:
+        return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+    def maps(pid: str) -> bool:
+        with contextlib.suppress(OSError):
+            return "memfd:faces" in (Path("/proc") / pid / "maps").read_text()
+        return False
+
+    before = segments()
+    source = ("--source", "synthetic", "--count", 300, "--workers", 2, "--out", tmp_path / "out")
+    process = subprocess.Popen(command("preprocess", *source), start_new_session=True)
+    assert until(lambda: segments() > before or any(map(maps, processes_of(process.pid))))
+    os.killpg(process.pid, signal.SIGKILL)  # Python's own tracker of such memory as well
+    process.wait()
+    assert segments() <= before
+
+
+def test_more_workers_than_this_machine_can_have_are_refused(fer: Fer, tmp_path: Path) -> None:
+    source = ("--source", "synthetic", "--count", 300, "--workers", 1000)
+    done = fer("preprocess", *source, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--workers 1,000: this process may use" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_number_of_workers_does_not_change_a_byte(fer: Fer, shards: Path, tmp_path: Path) -> None:
     source = ("--source", "synthetic", "--count", 240, "--size", 32)
     assert fer("preprocess", *source, "--workers", 2, "--out", tmp_path / "two").returncode == 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
+import math
+import mmap
 import os
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -30,7 +31,7 @@ from fer_hpc.data.finder import training_box
 from fer_hpc.data.photos import Photo
 from fer_hpc.data.plan import block_rows
 from fer_hpc.data.sources import SourceSpec
-from fer_hpc.parallel.process import end_with_parent, keep_freed_memory
+from fer_hpc.parallel.process import end_with_parent, keep_freed_memory, process_count
 
 NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
 OUTSIDE, NO_BOX = 1, 2  # why a face is its whole picture
@@ -44,36 +45,43 @@ _slots: Slots | None
 
 
 class Slots:
-    """Memory that workers write images to, one slot a block: a pipe would copy them four times."""
+    """Memory that workers write images to, one slot a block: a pipe would copy them four times.
 
-    def __init__(self, config: PreprocessConfig, memory: SharedMemory) -> None:
+    It has no name in /dev/shm, where it would stay for ever after a job that is killed as a whole.
+    """
+
+    def __init__(self, config: PreprocessConfig, descriptor: int) -> None:
         face = (config.size, config.size, config.channels)
-        slots = BLOCKS_AHEAD + 1
-        self.memory, shape = memory, (slots, block_rows(config), *face)
-        self.images: NDArray[np.uint8] = np.ndarray(shape, np.uint8, memory.buf)
+        shape = (BLOCKS_AHEAD + 1, block_rows(config), *face)
+        self.path = f"/proc/{os.getpid()}/fd/{descriptor}"  # for the other processes
+        memory = mmap.mmap(descriptor, math.prod(shape))
+        self.images: NDArray[np.uint8] = np.ndarray(shape, np.uint8, memory)
 
     @classmethod
-    def make(cls, config: PreprocessConfig) -> Slots | None:
-        """New memory; None where there is not enough, as in containers with a small /dev/shm."""
+    @contextmanager
+    def make(cls, config: PreprocessConfig) -> Iterator[Slots | None]:
+        """New memory; None where there is not enough."""
         size = (BLOCKS_AHEAD + 1) * block_rows(config) * config.size**2 * config.channels
         try:
-            memory = SharedMemory(create=True, size=size)
+            descriptor = os.memfd_create("faces")
         except OSError:
-            return None
+            yield None
+            return
         try:
-            os.posix_fallocate(memory._fd, 0, size)  # type: ignore[attr-defined]
+            os.posix_fallocate(descriptor, 0, size)
+            slots = cls(config, descriptor)
         except OSError:
-            memory.close()
-            memory.unlink()
-            return None
-        return cls(config, memory)
+            slots = None
+        try:
+            yield slots
+        finally:
+            os.close(descriptor)
 
-    def close(self) -> None:
-        """Give the memory back."""
-        del self.images
-        with contextlib.suppress(BufferError):  # a block that was not gathered still shows it
-            self.memory.close()
-        self.memory.unlink()
+    @classmethod
+    def attach(cls, config: PreprocessConfig, path: str) -> Slots:
+        """The same memory in another process."""
+        with Path(path).open("r+b") as file:
+            return cls(config, file.fileno())
 
 
 @dataclass(frozen=True)
@@ -92,27 +100,24 @@ def face_workers(
 
     They start at once, while the source is listed, unless there may be nothing to do.
     """
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = process_count("--workers", config.workers)
     packed = _packed(spec, source)
     origin = spec.origin.path if spec.origin else ""
-    slots = Slots.make(config)
-    name = slots.memory.name if slots else ""
-    arguments = (packed, config, origin, name)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # rejects say what was wrong
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
-    try:
-        for _ in range(0 if (config.out / "manifest.json").exists() else workers):
-            pool.submit(os.getpid)
-        yield FaceWorkers(pool, slots)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended, most likely because memory ran out; run the same command "
-            f"again with fewer --workers (now {workers}): finished shards are kept"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        if slots:
-            slots.close()
+    with Slots.make(config) as slots:
+        arguments = (packed, config, origin, slots.path if slots else "")
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
+        try:
+            for _ in range(0 if (config.out / "manifest.json").exists() else workers):
+                pool.submit(os.getpid)
+            yield FaceWorkers(pool, slots)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process ended, most likely because memory ran out; run the same command "
+                f"again with fewer --workers (now {workers}): finished shards are kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _packed(spec: SourceSpec, source: Source) -> bytes:
@@ -133,7 +138,7 @@ def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: 
     cv2.setNumThreads(1)
     load_plugins(config.plugin)
     global _source, _config, _plugin, _slots
-    _slots = Slots(config, SharedMemory(memory)) if memory else None
+    _slots = Slots.attach(config, memory) if memory else None
     _source, _config, _plugin = ForkingPickler.loads(packed), config, plugin
 
 

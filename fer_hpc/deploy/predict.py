@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from fer_hpc.deploy.model import About, FaceModel, open_model
 from fer_hpc.deploy.pipeline import PhotoFace, SeenPhoto, how_to_cut, see
 from fer_hpc.deploy.sheet import PER_PAGE, page
 from fer_hpc.files import write_bytes, write_text
+from fer_hpc.parallel.process import process_count
 
 FILES = "predictions.csv", "predictions.json"
 SHOWN = 20  # problems that are printed
@@ -188,7 +188,7 @@ def predict(config: PredictConfig, model: FaceModel | None = None) -> Prediction
     tasks = list_tasks(config)
     model = model or open_model(config.run, config.device, config.plugin)
     about, how = model.about, how_to_cut(config, model.about)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = process_count("--workers", config.workers)
     seen = see(tasks.photos, model, how, workers, config.batch_size)
     counts, entries, names = Counts(), [], []
     folder = config.out

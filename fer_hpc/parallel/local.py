@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
-from fer_hpc.parallel.process import end_with_parent
+from fer_hpc.parallel.process import end_with_parent, process_count
 from fer_hpc.parallel.world import World, free_port, has_ranks
 
 LOCAL_VERBS = ("train", "train_gan", "evaluate")  # the commands that take --procs
@@ -43,6 +43,7 @@ def run_ranks(
     """
     if has_ranks() or World.detect().size > 1:
         raise UserError("--procs starts the ranks by itself; leave it out under torchrun and srun")
+    process_count("--procs", count)
     while True:
         ranks = _run_once(count, verb, args)
         code, left = ranks.report(verb), fewer(count - ranks.lost()) if fewer else 0

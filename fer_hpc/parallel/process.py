@@ -7,7 +7,22 @@ import signal
 import subprocess
 from multiprocessing import parent_process
 
+from fer_hpc.config.errors import UserError, counted
+
 PATIENCE_S = 60.0
+FEW, A_CORE = 16, 4  # more processes than both allow do not get more done, but use up the memory
+
+
+def process_count(flag: str, count: int) -> int:
+    """`count` processes or threads, 0: one for each core; UserError for more than any use has."""
+    cores = len(os.sched_getaffinity(0))
+    most = max(FEW, A_CORE * cores)
+    if count > most:
+        raise UserError(
+            f"{flag} {count:,}: this process may use {counted(cores, 'core')} here; "
+            f"wanted {most} or fewer"
+        )
+    return count or cores
 
 
 def keep_freed_memory() -> None:

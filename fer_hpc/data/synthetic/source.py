@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,7 +20,7 @@ from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
 from fer_hpc.files import naming, read_json, write_json
-from fer_hpc.parallel.process import end_with_parent
+from fer_hpc.parallel.process import end_with_parent, process_count
 
 
 class Synthetic:
@@ -78,7 +77,7 @@ def write_affectnet(config: SyntheticConfig) -> str:
     for folder in ("images", "annotations"):
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = process_count("--workers", config.workers)
     with (
         ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool,
         FaceProgress("drawing", count) as progress,
