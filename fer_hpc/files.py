@@ -49,12 +49,15 @@ LEFTOVER_S = 600.0  # a temporary file that has not changed for so long has no l
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError in the body names `path` if it names no file, as those of write and fsync do."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError in the body names `path` if it names no file, as those of write and fsync do.
+
+    Also where it names `temporary`, or a file in it, of which no user knows.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or (temporary and str(error.filename).startswith(str(temporary))):
             error.filename = str(path)
         raise
 
@@ -70,11 +73,12 @@ def replacement(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path} is not a regular file: give another name for the output")
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
-        with naming(path), temporary.open("w+b") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        with naming(path, temporary):
+            with temporary.open("w+b") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -174,8 +178,11 @@ def read_record(path: Path, wanted: dict[Any, Any]) -> dict[str, Any] | None:
 
 def damage_reason(error: BaseException) -> str:
     """Why a file cannot be used, as one line."""
-    known = isinstance(error, UserError | OSError)
-    text = str(error) if known else f"unexpected content ({type(error).__name__}: {error})"
+    text = f"unexpected content ({type(error).__name__}: {error})"
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror}: {os.fsdecode(error.filename)}"
+    elif isinstance(error, UserError | OSError):
+        text = str(error)
     return " ".join(text.split())
 
 

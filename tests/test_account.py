@@ -105,6 +105,15 @@ def test_strict_refuses_what_is_ignored_before_it_reads(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*")), "nothing is left of a command that was refused"
 
 
+def test_shards_are_not_written_among_the_pictures(tmp_path: Path) -> None:
+    root = folders(tmp_path / "faces")
+    before = sorted(root.rglob("*"))
+    for out in (root, root / "happy"):
+        with pytest.raises(UserError, match=r"is a folder of --input .* that holds"):
+            preprocess(PreprocessConfig("folder", out, root, workers=1, size=16))
+    assert sorted(root.rglob("*")) == before
+
+
 def test_a_class_that_is_rejected_as_a_whole_is_an_error(tmp_path: Path) -> None:
     root = folders(tmp_path / "faces", 60)
     for i in range(2):

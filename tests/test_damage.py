@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.folder import (
     damage_of,
+    find_runs,
     list_checkpoints,
     read_environment,
     read_rows,
@@ -25,7 +28,7 @@ from fer_hpc.run.folder import (
 )
 from fer_hpc.run.restore import restore
 from fer_hpc.run.state import TrainState
-from tests.conftest import Fer, Train
+from tests.conftest import TRAIN_SPEED, Fer, Train
 from tests.helpers.runs import assert_same_outcome
 
 DEEP = "[" * 100_000
@@ -244,6 +247,80 @@ def test_what_killed_starts_left_half_written_is_deleted_by_the_next(run: Path) 
     claim_attempt(run)
     assert not [p for p in (*left, claim) if p.exists()]
     assert all(p.exists() for p in kept)
+
+
+@pytest.mark.parametrize("content", ["", "{}", None])
+def test_a_start_whose_record_is_damaged_keeps_its_place_in_the_history(
+    train: Train, fer: Fer, finished_run: Path, tmp_path: Path, content: str | None
+) -> None:
+    """What it continued stands in status.json as well; the first one can have continued nothing."""
+    run = tmp_path / "run"
+    assert train(run, "--epochs", 2).returncode == 0
+    assert train(run).returncode == 0
+    for attempt in ("0001", "0002"):
+        file = run / "attempts" / attempt / "environment.json"
+        file.unlink() if content is None else file.write_text(content)
+    again = train(run)
+    assert "nothing to do" in again.stdout, again.stderr
+    assert_same_outcome(run, finished_run)
+    assert fer("evaluate", run).returncode == 0
+    assert f"{file} is missing or damaged" in fer("verify", run, finished_run).stdout
+    status = run / "attempts" / "0002" / "status.json"
+    known = json.loads(status.read_text())
+    assert known.pop("parent")["attempt"] == 1
+    status.write_text(json.dumps(known))  # as an earlier version wrote it
+    for done in (train(run), fer("evaluate", run)):
+        assert done.returncode == 2 and str(file) in done.stderr
+    name = "metrics.jsonl"
+    assert (run / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_a_run_whose_end_cannot_be_recorded_has_not_finished(
+    train: Train, shards: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code = """
+import errno, sys
+from fer_hpc.cli.main import main
+from fer_hpc.run import attempts
+real = attempts.write_json
+def write(path, value):
+    if path.name == "status.json" and value["state"] != "running":
+        raise OSError(errno.EIO, "Input/output error")
+    real(path, value)
+attempts.write_json = write
+sys.exit(main(sys.argv[1:]))
+"""
+    call = ["train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, call)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stdout
+    assert "Input/output error" in done.stderr and "Traceback" not in done.stderr
+    assert "attempt 2" in train(run).stdout
+    assert_same_outcome(run, finished_run)
+
+
+def test_results_without_the_attempts_that_they_came_from_are_not_replaced(
+    train: Train, fer: Fer, finished_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "attempts")
+    for done in (train(run), fer("evaluate", run)):
+        assert done.returncode == 2
+        assert "final.pt, but not the folder attempts/" in done.stderr
+    assert (run / "final.pt").read_bytes() == (finished_run / "final.pt").read_bytes()
+    assert not (run / "attempts").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "good")
+    (tmp_path / "secret").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "secret")  # root reads all
+    assert find_runs((tmp_path,)) == [tmp_path / "good"]
+    assert f"{tmp_path / 'secret'} cannot be read: left out" in capsys.readouterr().err
 
 
 def test_a_training_goes_on_over_torn_lines_and_says_so(

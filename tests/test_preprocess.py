@@ -168,6 +168,19 @@ def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> Non
     assert segments() <= before
 
 
+def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path: Path) -> None:
+    source = ("--source", "synthetic", "--count", 2000, "--workers", 2, "--out", tmp_path / "out")
+    call = command("preprocess", *source)
+    with subprocess.Popen(call, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stderr
+        assert until(lambda: len(processes_of(process.pid)) > 2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+        text = process.stderr.read().decode()
+        assert process.wait(60) == 75, text
+    assert "Traceback" not in text
+    assert "the same command continues" in text
+
+
 def test_more_workers_than_this_machine_can_have_are_refused(fer: Fer, tmp_path: Path) -> None:
     source = ("--source", "synthetic", "--count", 300, "--workers", 1000)
     done = fer("preprocess", *source, "--out", tmp_path / "out")

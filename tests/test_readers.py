@@ -20,7 +20,7 @@ from fer_hpc.data.readers.fer2013 import FER2013_CLASSES
 from fer_hpc.data.readers.folders import ClassFolders
 from fer_hpc.data.readers.table import AffectNetCsv
 from fer_hpc.data.shards import open_split, read_manifest
-from fer_hpc.data.tables import read_columns
+from fer_hpc.data.tables import CsvTable, read_columns
 from tests.conftest import Fer, Preprocess
 
 AFFECTNET = read_stated("affectnet")
@@ -431,14 +431,34 @@ def test_arrays_that_are_not_what_they_should_be(tmp_path: Path) -> None:
 
 def test_columns_join_by_source_id_for_any_type(tmp_path: Path) -> None:
     path = table(tmp_path, "source_id,age,weight,note\nb,30,1.5,glasses\na,,,\n")
-    columns = read_columns(path, ["a", "b", "c"])
+    notes: list[str] = []
+    columns = read_columns(path, ["a", "b", "c"], notes)
+    assert not notes
     assert columns["age"].tolist() == [-1, 30, -1]
     assert np.array_equal(
         columns["weight"], np.array([np.nan, 1.5, np.nan], np.float32), equal_nan=True
     )
     assert columns["note"].tolist() == ["", "glasses", ""]
     with pytest.raises(UserError, match="these look like 'x'"):
-        read_columns(path, ["x"])
+        read_columns(path, ["x"], notes)
+    read_columns(path, ["b"], notes)
+    assert notes == [f"--columns {path}: 1 row of no face here, for example a"]
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ("source_id,age,age\na,1,2\n", "column 'age' twice"),
+        ("source_id,age\na,1\na,2\n", "two rows of 'a' that differ"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(
+    tmp_path: Path, lines: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        read_columns(table(tmp_path, lines), ["a"], [])
+    with pytest.raises(UserError, match="column 'label' twice; rename or delete one"):
+        CsvTable(table(tmp_path, "path,Label,label\na,1,2\n"))
 
 
 def test_columns_land_in_the_shards(

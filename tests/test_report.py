@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import os
 import shutil
 from pathlib import Path
 from types import NoneType
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from fer_hpc.cluster.status import format_status, job_status
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation import metrics, plots
@@ -387,6 +389,17 @@ def test_names_with_odd_characters_are_drawn_and_written(scored: Path, tmp_path:
     assert "<b>" not in page
     line = (tmp_path / "out" / "results.csv").read_text().splitlines()[1]
     assert line.startswith("'="), "a spreadsheet takes it for text, not a formula"
+
+
+def test_names_that_are_no_text_are_drawn_and_written(scored: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in (os.fsdecode(b"a\xff"), "b\x1b[31m\nc"):
+        another(scored, runs / name)
+    page = page_of(runs, out=tmp_path / "out")
+    assert r"a\xff" in page
+    rows = job_status((runs,))
+    assert all(line.isprintable() for line in format_status(rows).splitlines())
+    assert len(format_status(rows).splitlines()) == 2
 
 
 def test_the_commands_on_the_page_can_be_pasted(scored: Path, tmp_path: Path) -> None:

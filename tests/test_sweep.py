@@ -114,7 +114,8 @@ def test_the_grid_runs_in_order_and_finished_trials_do_not(shards: Path, tmp_pat
         shards, tmp_path, "--epochs", "3", "--batch-sizes", "64", "--seeds", "0", "1"
     )
     trained(trials[0], 0.1, 0.2, 0.3)
-    trained(trials[1], 0.1, state="interrupted")
+    trained(trials[1], 0.1, 0.2, 0.3, state="interrupted")  # killed before it wrote its weights
+    trained(trials[2], 0.1, state="interrupted")
     plan = SuccessiveHalving(config, trials)
     order = []
     while found := plan.next():

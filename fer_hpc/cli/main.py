@@ -94,6 +94,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     if sys.__stderr__ and not faulthandler.is_enabled():
         # A bus error (a shard that is cut while it is mapped) would end without a word.
         faulthandler.enable(sys.__stderr__)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # messages say what is wrong with a picture
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
     try:

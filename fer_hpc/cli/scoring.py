@@ -21,10 +21,12 @@ from fer_hpc.evaluation.results import (
 )
 from fer_hpc.files import DAMAGE, read_json, sha256
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config, read_status
+from fer_hpc.run.outcome import check_history
 
 
 def evaluate(config: EvaluateConfig) -> int:
     stored = read_run_config(config.run)  # raises the error before torch is loaded
+    check_history(config.run)
     name = result_name(config, stored["data"]["fingerprint"])
     if stored.get("kind") == "GAN":
         return _evaluate_gan(config, name)
@@ -32,8 +34,9 @@ def evaluate(config: EvaluateConfig) -> int:
 
     scores, world = _stored_scores(config, name), None
     if scores:
-        print(f"{config.run}: {config.split} was scored with these weights before, nothing to do")
         missing = _missing_extras(config, name, scores)
+        rest = "" if missing else ", nothing to do"
+        print(f"{config.run}: {config.split} was scored with these weights before{rest}")
         if missing:
             from fer_hpc.evaluation.score import add_extras
 

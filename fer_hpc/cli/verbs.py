@@ -44,7 +44,7 @@ from fer_hpc.run.folder import (
     read_run_config,
     read_status,
 )
-from fer_hpc.run.outcome import restore_copies
+from fer_hpc.run.outcome import check_history, restore_copies
 from fer_hpc.run.plugins import has_other_plugins
 
 
@@ -107,6 +107,7 @@ def train_gan(config: GanConfig) -> int:
 
 def _say_restored(run: Path) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
+        check_history(run)
         for line in restore_copies(run):
             print(f"warning: {line}", file=sys.stderr)
 
@@ -164,10 +165,10 @@ def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | in
     if status["state"] == "finished":
         return EXIT_FINISHED if world.rank else status
     if not world.rank:
-        print(
-            f"{config.run}: {status['why']} at {status['images_seen']:,} images, saved; "
-            "the same command continues from there"
-        )
+        seen = status.get("images_seen")  # missing where storage failed for status.json alone
+        where = f" at {seen:,} images" if isinstance(seen, int) else ""
+        why = status["why"] or "stopped"
+        print(f"{config.run}: {why}{where}, saved; the same command continues from there")
     return EXIT_RUN_AGAIN
 
 

@@ -13,11 +13,21 @@ from fer_hpc.cluster.scheduler import JobState, Usage, scheduler
 from fer_hpc.cluster.summary import usage_line
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import LogsConfig
+from fer_hpc.config.errors import one_line
+from fer_hpc.data.pictures import printable
 from fer_hpc.files import DAMAGE, check_shape, damage_reason
-from fer_hpc.run.folder import best_row, damaged_records, read_history, read_run_config, read_status
+from fer_hpc.run.folder import (
+    best_row,
+    damaged_records,
+    read_history,
+    read_run_config,
+    read_status,
+    say_unreadable,
+)
 
 SCHEDULERS = ("slurm", "sge")
 CLOCK_S = 120.0  # by which clocks may differ: a record is made before its job is numbered
+TRIALS = "*/trials/*/config.json"  # of sweeps in a folder
 
 
 def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -134,7 +144,8 @@ def _folders(paths: tuple[Path, ...]) -> list[Path]:
             raise UserError(
                 f"{path}: no such folder; give run folders or folders of them, or set FER_RUNS"
             )
-        for pattern in ("config.json", "*/config.json", "*/*/config.json"):
+        say_unreadable(path)
+        for pattern in ("config.json", "*/config.json", "*/*/config.json", TRIALS):
             folders |= {p.parent for p in path.glob(pattern)}
         for pattern in ("jobs", "*/jobs", "*/*/jobs"):
             folders |= {p.parent for p in path.glob(pattern) if read_records(p.parent)}
@@ -145,16 +156,18 @@ def format_status(rows: list[dict[str, Any]]) -> str:
     """The rows of `job_status` as aligned lines."""
     if not rows:
         return "no run and no job"
-    width = max(len(row["folder"]) for row in rows)
+    names = [one_line(printable(row["folder"])) for row in rows]
+    width = max(map(len, names))
     lines = []
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         best = "" if row["val_accuracy"] is None else f"best val {row['val_accuracy']:.4f}"
         newest = row["jobs"][-1] if row["jobs"] else None
         job = f"job {newest['job']} {newest['state'].lower()}".rstrip() if newest else ""
         starts = newest.get("starts", 0) if newest else 0
         job += f", {starts} starts" if starts > 1 else ""
         progress = f"{row['state']:<11} {row['epoch']:>10}  {best:<15}"
-        lines.append(f"{row['folder']:<{width}}  {progress}  {job:<22} {row['why']}".rstrip())
+        why = one_line(row["why"])
+        lines.append(f"{name:<{width}}  {progress}  {job:<22} {why}".rstrip())
         lines += [f"    {row['usage']}"] if row.get("usage") else []
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.errors import counted
+from fer_hpc.config.errors import counted, one_line
 from fer_hpc.data import faces, shards
 from fer_hpc.data.finder import box_rule
 from fer_hpc.data.plan import Plan, Shard, read_part
@@ -207,7 +207,8 @@ def describe(out: Path) -> list[str]:
     lines = [f"found {account['found']:,} = taken {account['taken']:,} + {total}"]
     for name, part in (parts | {"whole picture": account["fallbacks"]}).items():
         for reason, kind in part["reasons"].items():
-            lines.append(f"  {name}: {kind['n']:,} {reason}, for example {kind['example']}")
+            example = one_line(str(kind["example"]))
+            lines.append(f"  {name}: {kind['n']:,} {reason}, for example {example}")
     return lines
 
 

@@ -143,8 +143,7 @@ class Collector:
                 kept.append(place)
                 labels.append(index)
         if not kept:
-            first = f"; the first of {len(rejects):,} bad ones: {rejects[0]}" if rejects else ""
-            why = first or ": there are none in it"
+            why = first_reject(rejects) or ": there are none in it"
             raise UserError(f"--input {path}: no usable faces{why}")
         columns: dict[str, NDArray[Any]] = {}
         if self._groups:
@@ -165,6 +164,15 @@ class Collector:
             class_map=class_map,
             ignored=ignored or Tally(),
         )
+
+
+def first_reject(rejects: list[tuple[str, str]]) -> str:
+    """How many rows cannot be used, and the first of them; "" without any."""
+    if not rejects:
+        return ""
+    (source_id, reason), *rest = rejects
+    more = f", and {len(rest):,} more" if rest else ""
+    return f"; not usable: {source_id} ({reason}){more}"
 
 
 def affect(value: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_hpc.config.errors import one_line
 from fer_hpc.data.near import hashes, near_pairs
 from fer_hpc.data.shards import Manifest, Split
 
@@ -25,7 +26,8 @@ class Place:
     label: str  # class name
 
     def __str__(self) -> str:
-        return f"{self.split} {self.source_id} ({self.label}, {self.file} row {self.file_row})"
+        where = f"{self.label}, {self.file} row {self.file_row}"
+        return one_line(f"{self.split} {self.source_id} ({where})")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import MISTAKES
 from fer_hpc.data import faces, shards, splits
-from fer_hpc.data.annotations import Rows, Source
+from fer_hpc.data.annotations import Rows, Source, first_reject
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.manifest import SHARD, find_manifest
@@ -72,11 +72,14 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
     else:
         rows, classes = _rows_of_plugin(spec, source, read_stated(config.classes))
     if config.columns is not None:
-        rows.columns.update(read_columns(config.columns, rows.source_id))
+        rows.columns.update(read_columns(config.columns, rows.source_id, rows.notes))
     if "group" in rows.columns:
         rows.columns["group"] = _numbered(rows.columns["group"])
     rule = splits.resolve_rule(rows, config.split)
-    split, rule_text, notes = splits.divide(rows, rule)
+    try:
+        split, rule_text, notes = splits.divide(rows, rule)
+    except UserError as error:
+        raise UserError(f"{error}{first_reject(rows.rejects)}") from None
     for i in np.flatnonzero(split == "")[:1]:
         reason = f"faces of the source's own test and val, not used by --split {rule}"
         rows.ignored.add(reason, rows.source_id[i], int((split == "").sum()))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.errors import one_line
 from fer_hpc.config.plugins import load_plugins
 from fer_hpc.data import account, shards
 from fer_hpc.data.plan import Plan, Shard, all_verified, check_same_plan, is_done, make_plan
@@ -44,6 +45,7 @@ def preprocess(config: PreprocessConfig) -> None:
     spec = source_spec(config.source)
     if why and config.task == 0:
         print(f"source: {config.source} ({why})")
+    _check_out(config)
     parts = config.out / "parts"
     is_own = not config.out.exists() and config.tasks == 1  # other tasks may be about to write
     parts.mkdir(parents=True, exist_ok=True)
@@ -55,6 +57,19 @@ def preprocess(config: PreprocessConfig) -> None:
                 parts.rmdir()
                 config.out.rmdir()
         raise
+
+
+def _check_out(config: PreprocessConfig) -> None:
+    """UserError where the shards would lie among the pictures."""
+    is_ours = (config.out / "manifest.json").exists() or (config.out / "parts").is_dir()
+    if is_ours or not config.input or not config.out.is_dir():
+        return
+    out, source = config.out.resolve(), config.input.resolve()
+    if source.is_dir() and (out == source or source in out.parents) and any(out.iterdir()):
+        raise UserError(
+            f"--out {config.out} is a folder of --input {config.input} that holds files; "
+            "give a new folder"
+        )
 
 
 def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> None:
@@ -113,7 +128,7 @@ def _print_plan(config: PreprocessConfig, plan: Plan) -> None:
         if plan.rows.class_map:
             print(plan.rows.class_map.describe())
         for note in plan.notes:
-            print(f"note: {note}")
+            print(f"note: {one_line(note)}")
 
 
 def _remove_leftovers(config: PreprocessConfig, mine: list[Shard]) -> None:

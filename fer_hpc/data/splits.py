@@ -172,7 +172,7 @@ def _cut(
     except ValueError as reason:
         if len(rows) < 3:
             raise UserError(
-                f"{len(rows)} faces cannot be divided into train, val and test"
+                f"{counted(len(rows), 'face')} cannot be divided into train, val and test"
             ) from None
         notes.append(f"{NOT_STRATIFIED}: {reason}")
         rest, part = train_test_split(rows, test_size=share, random_state=SEED)

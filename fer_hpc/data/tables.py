@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
+from fer_hpc.config.errors import counted
 
 csv.field_size_limit(1 << 24)
+
+MAX_HEADER = 1 << 20  # bytes
 
 Line = dict[str, str]  # cells by column name
 
@@ -44,7 +48,7 @@ class CsvTable:
     def __init__(self, path: Path, shown: Path | None = None, flag: str = "--input") -> None:
         self.path, self.shown, self.flag = path, shown or path, flag
         with path.open("rb") as f:
-            header = f.readline(1 << 20)
+            header = f.readline(MAX_HEADER)
             self._start = f.tell()
             f.seek(0)
             self._refuse_other_files(f.read(1 << 16))
@@ -55,6 +59,16 @@ class CsvTable:
                 f"{self.flag} {self.shown}: its first line is not CSV ({error})"
             ) from None
         self.empty = not header.strip()
+        if len(header) == MAX_HEADER:
+            raise UserError(
+                f"{self.flag} {self.shown}: its first line has over {MAX_HEADER:,} bytes; "
+                "leave out columns"
+            )
+        if twice := _twice(self.names):
+            raise UserError(
+                f"{self.flag} {self.shown}: its first line has the column {twice!r} twice; "
+                "rename or delete one"
+            )
 
     def _refuse_other_files(self, data: bytes) -> None:
         """UserError for the start of a file that is not a CSV with one line a row."""
@@ -129,13 +143,19 @@ class CsvTable:
             return dict(zip(self.names, _cells(f.readline()), strict=True))
 
 
+def _twice(names: list[str]) -> str | None:
+    """The first name that is there twice; columns without a name are ignored."""
+    counts = collections.Counter(filter(None, names))
+    return next((name for name, count in counts.items() if count > 1), None)
+
+
 def _cells(line: bytes) -> list[str]:
     text = line.decode("utf-8", "replace")
     return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
 
 
-def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
-    """Columns of a CSV file, joined to `ids` by its source_id.
+def read_columns(path: Path, ids: list[str], notes: list[str]) -> dict[str, NDArray[Any]]:
+    """Columns of a CSV file, joined to `ids` by its source_id; a note of rows that are left out.
 
     Each is int64 (absent: -1), float32 (absent: NaN) or text (absent: "").
     """
@@ -148,7 +168,15 @@ def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
             if "source_id" not in (table.fieldnames or []):
                 header = ", ".join(names)[:120]
                 raise UserError(f"--columns {path}: no column source_id in its header ({header})")
-            by_id = {line["source_id"]: line for line in table}
+            if twice := _twice([*(table.fieldnames or [])]):
+                raise UserError(f"--columns {path}: its header has the column {twice!r} twice")
+            by_id: dict[str, dict[str, str]] = {}
+            for line in table:
+                if by_id.setdefault(line["source_id"], line) != line:
+                    raise UserError(
+                        f"--columns {path}: two rows of {line['source_id']!r} that differ; "
+                        "delete the wrong one"
+                    )
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"--columns {path}: not a CSV file in UTF-8 ({error})") from None
     if not any(i in by_id for i in ids):
@@ -156,6 +184,10 @@ def read_columns(path: Path, ids: list[str]) -> dict[str, NDArray[Any]]:
             f"--columns {path}: none of its source_id values is one of this source's; "
             f"these look like {ids[0]!r}"
         )
+    known = set(ids)
+    if left := [name for name in by_id if name not in known]:
+        rows = counted(len(left), "row")
+        notes.append(f"--columns {path}: {rows} of no face here, for example {left[0]}")
     return {
         name: _typed([(by_id[i][name] or "") if i in by_id else "" for i in ids]) for name in names
     }

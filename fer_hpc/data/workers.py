@@ -7,7 +7,6 @@ import itertools
 import math
 import mmap
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +30,12 @@ from fer_hpc.data.finder import training_box
 from fer_hpc.data.photos import Photo
 from fer_hpc.data.plan import block_rows
 from fer_hpc.data.sources import SourceSpec
-from fer_hpc.parallel.process import end_with_parent, keep_freed_memory, process_count
+from fer_hpc.parallel.process import (
+    end_with_parent,
+    keep_freed_memory,
+    process_count,
+    without_interrupts,
+)
 
 NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
 OUTSIDE, NO_BOX = 1, 2  # why a face is its whole picture
@@ -108,8 +112,9 @@ def face_workers(
         arguments = (packed, config, origin, slots.path if slots else "")
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
         try:
-            for _ in range(0 if (config.out / "manifest.json").exists() else workers):
-                pool.submit(os.getpid)
+            with without_interrupts():
+                for _ in range(0 if (config.out / "manifest.json").exists() else workers):
+                    pool.submit(os.getpid)
             yield FaceWorkers(pool, slots)
         except BrokenProcessPool:
             raise UserError(
@@ -132,7 +137,6 @@ def _packed(spec: SourceSpec, source: Source) -> bytes:
 
 
 def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the pool
     end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
@@ -161,7 +165,8 @@ def read_blocks(workers: FaceWorkers, blocks: Iterator[list[Any]]) -> Iterator[B
     def submit(count: int) -> None:
         for block in itertools.islice(blocks, count):
             slot = next(slots)
-            pending.append((slot, workers.pool.submit(read_block, block, slot)))
+            with without_interrupts():  # it may start a process
+                pending.append((slot, workers.pool.submit(read_block, block, slot)))
 
     submit(BLOCKS_AHEAD)
     while pending:

@@ -139,6 +139,7 @@ def _pair(a: Predictions, b: Predictions) -> dict[str, Any]:
             "difference_95": [float(v) for v in np.percentile(drawn[key], (2.5, 97.5))],
         }
     found["mcnemar"] = {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
+    found["equal_predictions"] = bool((a.predicted == b.predicted).all())
     found["smallest_difference"] = smallest_difference(drawn["accuracy"], len(a.labels))
     return found
 
@@ -297,6 +298,7 @@ def format_comparison(found: dict[str, Any]) -> str:
 def _pair_lines(pair: dict[str, Any], pairs: int) -> list[str]:
     test, holms = pair["mcnemar"], f", of {pairs} pairs {pair['mcnemar']['p_holm']:.3g}"
     lines = [f"{pair['a']} minus {pair['b']}: {pair['verdict']}"]
+    lines += ["  both give every face the same class"] if pair["equal_predictions"] else []
     lines += [f"  {_title(key)} {_difference(pair[key])}" for key in SHARES]
     lines.append(
         f"  right alone: {test['only_a']:,} and {test['only_b']:,} faces; "

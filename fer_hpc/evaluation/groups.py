@@ -110,13 +110,13 @@ def binned(
     """Numbers in the bins between `edges`; a bin holds its lower edge. Empty bins are left out."""
     inner = sorted(set(map(float, edges)))
     place = np.digitize(np.where(absent, 0, numbers), inner)
-    texts = [f"{edge:g}" for edge in inner]
+    texts = [f"{edge:g}{unit}" for edge in inner]
     names = [f"below {texts[0]}", *(f"{a} to {b}" for a, b in zip(texts, texts[1:], strict=False))]
     names.append(f"{texts[-1]} and more")
     used = [k for k in range(len(names)) if (place[~absent] == k).any()]
     index = np.full(len(names), -1)
     index[used] = np.arange(len(used))
-    return Grouping([names[k] + unit for k in used], np.where(absent, -1, index[place]))
+    return Grouping([names[k] for k in used], np.where(absent, -1, index[place]))
 
 
 def group_table(

@@ -29,6 +29,7 @@ from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
+from fer_hpc.run.outcome import check_history
 from fer_hpc.run.plugins import load_run_plugins
 from fer_hpc.run.restore import check_origin
 
@@ -103,6 +104,7 @@ def load_network(
 
 def _find_weights(run: Path) -> tuple[Path, dict[str, Any]]:
     """best.pt of a finished run, else its newest good checkpoint; the file and what it holds."""
+    check_history(run)
     state = read_status(run)["state"]
     if state == "finished" and (best := outcome_file(run, "best.pt")):
         return best, checkpoint.load(best)

@@ -14,6 +14,7 @@ from fer_hpc.files import sha256
 from fer_hpc.models.gan import Generator
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config
+from fer_hpc.run.outcome import check_history
 
 
 def mode_of(science: dict[str, Any]) -> str:
@@ -44,6 +45,7 @@ def load_generator(run: Path, device: torch.device) -> tuple[Generator, tuple[in
 
 def _newest_weights(run: Path) -> tuple[dict[str, Any], Path]:
     """The generator's newest readable state dict, and the file that holds it."""
+    check_history(run)
     final = outcome_file(run, "final.pt")
     checkpoints = [path for _, _, path in list_checkpoints(run)]
     for path in [*([final] if final else []), *checkpoints]:

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from multiprocessing import parent_process
 
 from fer_hpc.config.errors import UserError, counted
@@ -36,6 +37,16 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that start in the block do not see Ctrl-C, so that their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:

@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
+from fer_hpc.config.errors import one_line
 from fer_hpc.data.manifest import SPLITS
+from fer_hpc.data.pictures import printable
 from fer_hpc.evaluation.openings import read_openings
 from fer_hpc.evaluation.results import read_scores
 from fer_hpc.evaluation.shapes import SCORES
@@ -146,7 +148,7 @@ def unique_labels(paths: list[Path]) -> dict[Path, str]:
     lengths = dict.fromkeys(paths, 1)
 
     def label(path: Path) -> str:
-        return "/".join(path.parts[-lengths[path] :])
+        return one_line(printable("/".join(path.parts[-lengths[path] :])))
 
     while True:
         counts = Counter(map(label, paths))

@@ -14,6 +14,7 @@ import jinja2
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
+from fer_hpc.config.errors import one_line
 from fer_hpc.evaluation.metrics import format_interval
 from fer_hpc.files import remove_leftovers, write_text
 from fer_hpc.report.book import TAG, TableBook
@@ -51,7 +52,7 @@ def report(config: ReportConfig) -> Path:
     _check_out(config.out)
     found = collect(config.runs)
     for path, reason in found.damaged:
-        print(f"warning: {path} is left out: {reason}", file=sys.stderr)
+        print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
     known = data_sets([*found.runs, *found.gans])
@@ -68,7 +69,7 @@ def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet])
     tables = result_tables(found.runs, known)
     extras = read_extras(found.runs, config.runs)
     for path, reason in extras.damaged:
-        print(f"warning: {path} is left out: {reason}", file=sys.stderr)
+        print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
     found.damaged += extras.damaged
     study = study_section(config.runs, found, out)
     in_study: set[Path] = set()

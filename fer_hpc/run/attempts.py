@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.files import copy_file, read_record, remove_leftovers, write_json
+from fer_hpc.files import copy_file, naming, read_record, remove_leftovers, write_json
 from fer_hpc.parallel.job import Job
 from fer_hpc.run.folder import attempt_numbers, attempt_path, checkpoint_files
 from fer_hpc.run.lease import (
@@ -42,6 +42,7 @@ class Attempt:
     def __init__(self, run: Path, number: int) -> None:
         self.run, self.number, self.path = run, number, attempt_path(run, number)
         self._owner = self._read_owner()
+        self._parent: dict[str, Any] = {}  # {"parent": ...} once this start is in the history
         self._ended = threading.Event()
         self._checked = time.monotonic()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -94,7 +95,8 @@ class Attempt:
             except OSError:  # a file system without hard links
                 copy_file(parent[2], own)
         entry = {"attempt": parent[0], "images_seen": parent[1]} if parent else None
-        write_json(self.path / "environment.json", {**environment, "parent": entry})
+        self._parent = {"parent": entry}
+        write_json(self.path / "environment.json", {**environment, **self._parent})
         self.set_status("running", "")
 
     def prune(self, keep: int = 2) -> None:
@@ -123,6 +125,7 @@ class Attempt:
             "why": why,
             "attempt": self.number,
             "time": round(time.time(), 1),
+            **self._parent,  # for readers, where environment.json is damaged
             **more,
         }
         if self._has_folder():
@@ -134,6 +137,11 @@ class Attempt:
         """Copy a file of this attempt to the top of the run folder, in one step."""
         self.check_newest()
         copy_file(self.path / name, self.run / name)
+
+    def finish(self, why: str, **more: Any) -> None:
+        """Record that the run has finished, and stop the heartbeat. Raises OSError."""
+        self.set_status("finished", why, **more)
+        self._ended.set()
 
     def end(self, state: str, why: str = "", **more: Any) -> None:
         """Record how this start ended and stop the heartbeat."""
@@ -153,7 +161,8 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
     name = f".claim-{threading.get_ident()}-{socket.gethostname()}-{os.getpid()}"
     claim = run / "attempts" / name
     shutil.rmtree(claim, ignore_errors=True)
-    claim.mkdir()
+    with naming(run / "attempts", claim):
+        claim.mkdir()
     job_fields = {"job": job.id, "restarts": job.restarts} if job else {"job": "", "restarts": 0}
     owner = {
         "host": socket.gethostname(),

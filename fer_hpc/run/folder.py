@@ -22,6 +22,8 @@ import contextlib
 import copy
 import itertools
 import math
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -29,6 +31,7 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.aliases import current_science
+from fer_hpc.config.errors import one_line
 from fer_hpc.files import check_shape, from_json, read_record, read_stored
 from fer_hpc.run.lease import STATUS, holder_of
 
@@ -89,10 +92,18 @@ def read_run_config(run: Path) -> dict[str, Any]:
     return stored
 
 
+def say_unreadable(path: Path) -> None:
+    """Name the folders in `path` that cannot be read: a search passes over them."""
+    for entry in sorted(path.iterdir()) if path.is_dir() else ():
+        if entry.is_dir() and not os.access(entry, os.R_OK | os.X_OK):
+            print(one_line(f"warning: {entry} cannot be read: left out"), file=sys.stderr)
+
+
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
     """The run folders among `paths` and below them, in order."""
     found: dict[Path, None] = {}
     for path in paths:
+        say_unreadable(path)
         here = (
             [path]
             if (path / "config.json").exists()
@@ -130,8 +141,23 @@ def attempt_lineage(run: Path) -> Iterator[tuple[int, float]]:
 
 
 def _environment(run: Path, number: int) -> dict[str, Any] | None:
-    """environment.json of an attempt; None where it is missing or damaged."""
-    return read_record(attempt_path(run, number) / "environment.json", ENVIRONMENT)
+    """environment.json of an attempt; None where it never began, or what it came from is lost.
+
+    Where the file is missing or damaged, its parent is that of status.json; the first has none.
+    """
+    folder = attempt_path(run, number)
+    for name in ("environment.json", "status.json"):
+        if found := read_record(folder / name, ENVIRONMENT):
+            return found if name == "environment.json" else {"parent": found["parent"]}
+    is_first = number == attempt_numbers(run)[0]
+    return {"parent": None} if is_first and has_results(run, number) else None
+
+
+def has_results(run: Path, number: int) -> bool:
+    """Whether an attempt has weights of its own, not only the checkpoint that it began from."""
+    before = [n for n in attempt_numbers(run) if n < number]
+    earlier = {path.name for n in before for path in checkpoint_files(run, n)}
+    return any(path.name not in earlier for path in attempt_path(run, number).glob("*.pt"))
 
 
 def read_rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -198,8 +224,11 @@ def damaged_records(run: Path) -> list[str]:
     found, numbers = [], attempt_numbers(run)
     for number in numbers:
         path = attempt_path(run, number) / "environment.json"
-        if path.exists() and _environment(run, number) is None:
-            found.append(f"{path} is damaged: this attempt is left out")
+        known = _environment(run, number)
+        if known and read_record(path, ENVIRONMENT) is None:
+            found.append(f"{path} is missing or damaged: where and how it ran is unknown")
+        elif not known and (path.exists() or has_results(run, number)):
+            found.append(f"{path} is missing or damaged: this attempt is left out")
     status = attempt_path(run, numbers[-1]) / "status.json" if numbers else run / "status.json"
     if status.exists() and read_record(status, STATUS) is None:
         found.append(f"{status} is damaged: how this start ended is unknown")

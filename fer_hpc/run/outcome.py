@@ -5,10 +5,36 @@ from __future__ import annotations
 import filecmp
 from pathlib import Path
 
+from fer_hpc.config import UserError
 from fer_hpc.files import copy_file, to_jsonl, write_bytes
-from fer_hpc.run.folder import outcome_file, read_rows, read_status
+from fer_hpc.run.folder import (
+    attempt_lineage,
+    attempt_numbers,
+    attempt_path,
+    has_results,
+    outcome_file,
+    read_rows,
+    read_status,
+)
 
 WEIGHTS = ("final.pt", "best.pt")
+
+
+def check_history(run: Path) -> None:
+    """UserError where a run has results, but not the records that say what they belong to."""
+    numbers = attempt_numbers(run)
+    if not numbers and (left := [name for name in WEIGHTS if (run / name).exists()]):
+        raise UserError(
+            f"{run} has {left[0]}, but not the folder attempts/ that it came from; "
+            "restore that from a copy, or give another --run folder"
+        )
+    left_out = set(numbers) - {number for number, _ in attempt_lineage(run)}
+    if numbers and numbers[-1] in left_out and has_results(run, numbers[-1]):
+        record = attempt_path(run, numbers[-1]) / "environment.json"
+        raise UserError(
+            f"{record} is missing or damaged, and with it what this attempt continued; "
+            "restore it from a copy, or give another --run folder"
+        )
 
 
 def damaged_copies(run: Path) -> list[str]:

@@ -51,6 +51,7 @@ from fer_hpc.run.folder import (
     swept_fields,
 )
 from fer_hpc.run.log import Means, RunLog
+from fer_hpc.run.outcome import check_history
 from fer_hpc.run.restore import restore
 from fer_hpc.run.saver import Saver, checkpoint_write_error, to_host
 from fer_hpc.run.signals import stop_reason, stop_signals
@@ -112,6 +113,7 @@ def claim_run(
     def claim() -> dict[str, Any]:
         nonlocal attempt
         before = find_run_config(config.run)
+        check_history(config.run)
         resolved, identity = resolve(config, device=device, world=world)
         attempt = claim_attempt(config.run, world.job, _to_stderr)
         if find_run_config(config.run) != before:  # another start began the run meanwhile
@@ -339,6 +341,6 @@ class Run(Generic[Config]):
                 attempt.publish(name)
             attempt.check_newest()
             write_bytes(attempt.run / "metrics.jsonl", to_jsonl(read_rows(attempt.run)))
+            attempt.finish(why, images_seen=state.images_seen, best=best)
         except OSError as error:
             raise checkpoint_write_error(attempt.run, state.images_seen, error) from None
-        attempt.end("finished", why, images_seen=state.images_seen, best=best)

@@ -27,8 +27,8 @@ def rungs(sweep: SweepConfig, epochs: int) -> list[int]:
 def values_at_rungs(run: Path, metric: str, epochs: list[int]) -> list[float]:
     """The best value of a val metric up to each of these epochs that the run has reached.
 
-    Larger is better: the sign of a loss is changed. A run that finished early (--early-stop) has
-    reached every rung.
+    Larger is better: the sign of a loss is changed. The last rung is reached by a run that has
+    finished, also early (--early-stop): one may be killed between its last epoch and its end.
     """
     rows = [
         row
@@ -37,11 +37,11 @@ def values_at_rungs(run: Path, metric: str, epochs: list[int]) -> list[float]:
     ]  # a damaged one counts as not trained
     if not rows:
         return []
-    finished = rows[-1]["epoch"] < epochs[-1] and read_status(run)["state"] == "finished"
+    finished = read_status(run)["state"] == "finished"
     return [
         max(sign(metric) * row[metric] for row in rows if row["epoch"] <= epoch)
         for epoch in epochs
-        if epoch <= rows[-1]["epoch"] or finished
+        if finished or epoch <= min(rows[-1]["epoch"], epochs[-1] - 1)
     ]
 
 

@@ -73,7 +73,8 @@ class AffectNetFolder:
         notes = [", ".join(f"{p} is {s}" for p, s in splits.items() if s)]
         rows = found.rows(self.root, class_map, "", list(filter(None, notes)), ignored)
         if self.tree.has("columns.csv"):
-            rows.columns.update(read_columns(self.tree.local("columns.csv"), rows.source_id))
+            table = self.tree.local("columns.csv")
+            rows.columns.update(read_columns(table, rows.source_id, rows.notes))
         return rows
 
     def _splits(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
 from fer_hpc.files import naming, read_json, write_json
-from fer_hpc.parallel.process import end_with_parent, process_count
+from fer_hpc.parallel.process import end_with_parent, process_count, without_interrupts
 
 
 class Synthetic:
@@ -82,7 +82,9 @@ def write_affectnet(config: SyntheticConfig) -> str:
         ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool,
         FaceProgress("drawing", count) as progress,
     ):
-        for faces in pool.map(_write_block, blocks):
+        with without_interrupts():
+            drawn = pool.map(_write_block, blocks)
+        for faces in drawn:
             progress.advance(faces)
     with naming(out / "columns.csv"), (out / "columns.csv").open("w", newline="") as f:
         table = csv.writer(f, lineterminator="\n")
