@@ -297,7 +297,7 @@ sys.exit(main(sys.argv[1:]))
     )
     assert done.returncode == 2, done.stdout
     assert "Input/output error" in done.stderr and "Traceback" not in done.stderr
-    assert "attempt 2" in train(run).stdout
+    assert "attempt 2, from image 510" in train(run).stderr
     assert_same_outcome(run, finished_run)
 
 
