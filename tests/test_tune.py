@@ -124,7 +124,7 @@ def killed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     os.kill(json.loads((victim / "attempts/0001/owner.json").read_text())["pid"], signal.SIGKILL)
     until(lambda: (victim / "attempts/0002/environment.json").exists())
     tokens = tokens_of_ray()
-    running.send_signal(signal.SIGTERM)  # as Ctrl-C
+    running.send_signal(signal.SIGUSR2)  # Grid Engine's warning; handled as SIGTERM and Ctrl-C are
     text = "".join(running.communicate(timeout=400))
     until(lambda: not of_ray())  # its last processes end by themselves
     stopped = subprocess.CompletedProcess(call, running.wait(), text)

@@ -62,6 +62,8 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         raise UserError(
             "--device cuda: this machine has no GPU; use --device cpu, or ask the scheduler for one"
         )
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # until Tune has its own handler
+        signal.signal(number, signal.default_int_handler)
     with shared_gpus(sweep, base) as share, cluster():
         room = room_for_trials(sweep, share, base, ray.nodes())
         prepare(sweep, preset, trials)
@@ -126,8 +128,9 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
             callbacks=[_Restarts(queue.running)],
         ),
     )
-    # Tune shuts down cleanly on SIGUSR1 and Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
+    # Tune shuts down cleanly on SIGUSR1 and Ctrl-C. Grid Engine warns with SIGUSR2 before KILL.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGUSR1))
     try:
         tuner.fit()
     finally:
