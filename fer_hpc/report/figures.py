@@ -19,6 +19,7 @@ from fer_hpc.evaluation.results import result_files
 from fer_hpc.report.read import Run
 from fer_hpc.report.tables import DataSet, group_key, val_accuracy
 
+NARROW = 300  # pixels of height up to which a heat map can be read on a phone
 MAX_DRAWN_RUNS = 12  # a run's figures take about half a second and 100 kB of the page
 MAX_OVERLAID = 8  # configurations in one picture of curves
 MAX_EMBEDDED = 150_000  # bytes of a picture; a larger one is only linked
@@ -151,7 +152,8 @@ def heat_map(sweep: Path, out: Path) -> list[Figure]:
     if not path.exists():
         return []
     figure = copied(path, sweep.name, out, "Mean over the seeds")
-    return [dataclasses.replace(figure, is_wide=True)]  # its cells hold numbers
+    is_wide = figure.is_wide or _size(path)[1] > NARROW  # its cells hold numbers
+    return [dataclasses.replace(figure, is_wide=is_wide)]
 
 
 def _draw(run: Run, out: Path) -> Iterator[Figure]:
