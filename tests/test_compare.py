@@ -90,6 +90,7 @@ def test_a_clear_difference_is_named_and_a_small_one_is_not(tmp_path: Path) -> N
     text = format_comparison(found)
     assert "not distinguishable" in text
     assert "can show a difference" in text
+    assert "the same class" not in text
 
 
 def test_the_bootstrap_has_the_spread_of_theory(tmp_path: Path) -> None:
@@ -139,7 +140,9 @@ def test_faces_in_another_order_and_of_another_size_are_matched(tmp_path: Path) 
     turned["logits"] = turned["logits"][:, swap]
     turned["labels"] = np.argsort(swap)[turned["labels"]]
     b = scored_run(tmp_path / "b", 0, **turned)
-    pair = compare(CompareConfig(runs=(a, b)))["pairs"][0]
+    found = compare(CompareConfig(runs=(a, b)))
+    pair = found["pairs"][0]
+    assert "both give every face the same class" in format_comparison(found)
     assert (pair["mcnemar"]["only_a"], pair["mcnemar"]["only_b"]) == (0, 0)
     assert pair["mcnemar"]["p"] == 1.0
     assert pair["smallest_difference"] > 0
