@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,8 +170,10 @@ def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path: Path) -> None:
-    source = ("--source", "synthetic", "--count", 2000, "--workers", 2, "--out", tmp_path / "out")
-    call = command("preprocess", *source)
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from fer_hpc.cli.main import main; sys.exit(main())"  # a shell's & ignores SIGINT
+    source = ("--source", "synthetic", "--count", "2000", "--workers", "2")
+    call = [sys.executable, "-c", code, "preprocess", *source, "--out", str(tmp_path / "out")]
     with subprocess.Popen(call, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stderr
         assert until(lambda: len(processes_of(process.pid)) > 2)

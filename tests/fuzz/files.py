@@ -66,7 +66,7 @@ def column_file(box: Path) -> Fuzz:
 
     def parse(data: bytes) -> None:
         path.write_bytes(data)
-        read_columns(path, ["a", "b"])
+        read_columns(path, ["a", "b"], [])
 
     good = b"source_id,age\na,1\nb,\n"
     text = st.lists(line, max_size=5).map(lambda x: "\n".join(x).encode())
