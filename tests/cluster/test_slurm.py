@@ -44,7 +44,7 @@ def lasting(run: Path, seconds: float) -> tuple[object, ...]:
 @pytest.fixture(scope="module")
 def short(finished_run: Path) -> tuple[object, ...]:
     """Long enough to be lost on the way."""
-    return lasting(finished_run, 8)
+    return lasting(finished_run, 12)
 
 
 def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
