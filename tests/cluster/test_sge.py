@@ -52,7 +52,7 @@ def stub(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def short(finished_run: Path) -> tuple[object, ...]:
     """Long enough to be lost on the way."""
-    return lasting(finished_run, 12)
+    return lasting(finished_run, 20)
 
 
 def qsub(cell: Cell, place: Path, *args: object, **env: object) -> str:
