@@ -179,7 +179,7 @@ def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path: Path) -> None:
         assert until(lambda: len(processes_of(process.pid)) > 2)
         while process.poll() is None:  # again, where an imported library has swallowed it
             os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
-            until(lambda: process.poll() is not None, 3)
+            until(lambda: process.poll() is not None, 20)
         text = process.stderr.read().decode()
         assert process.returncode == 75, text
     assert "Traceback" not in text
