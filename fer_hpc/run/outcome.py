@@ -28,8 +28,8 @@ def check_history(run: Path) -> None:
             f"{run} has {left[0]}, but not the folder attempts/ that it came from; "
             "restore that from a copy, or give another --run folder"
         )
-    left_out = set(numbers) - {number for number, _ in attempt_lineage(run)}
-    if numbers and numbers[-1] in left_out and has_results(run, numbers[-1]):
+    newest = next(attempt_lineage(run), (0, 0.0))[0]
+    if numbers and numbers[-1] != newest and has_results(run, numbers[-1]):
         record = attempt_path(run, numbers[-1]) / "environment.json"
         raise UserError(
             f"{record} is missing or damaged, and with it what this attempt continued; "

@@ -159,11 +159,8 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
 
         # End: the last checkpoint, from which more epochs may follow, final.pt and best.pt.
         stalled = is_stalled(state, config.early_stop, clock.epoch(state.images_seen))
-        why = (
-            f"no gain in {config.best_on} for {counted(config.early_stop, 'epoch')}"
-            if stalled
-            else ""
-        )
+        epochs = counted(config.early_stop, "epoch")
+        why = f"no gain in {config.best_on} for {epochs}" if stalled else ""
         run.finish(state, partial(results, learner, state), why)
     return read_status(config.run)
 
