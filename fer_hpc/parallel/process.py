@@ -27,7 +27,7 @@ def process_count(flag: str, count: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library reuse freed buffers instead of returning them to the kernel.
+    """Let the C library reuse freed buffers instead of returning them to the kernel, in any thread.
 
     Activations are tens of megabytes and a decoded photo half a one: mapping them anew each time
     costs more in page faults than the arithmetic, or as much as the decoding (docs/benchmarks.md
@@ -37,6 +37,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation by mmap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the heap's top
+        mallopt(-8, 1)  # M_ARENA_MAX: a thread's own heap has no room for a whole shard
 
 
 @contextlib.contextmanager
