@@ -246,7 +246,7 @@ def test_the_model_card_says_what_is_known_and_what_is_not(exported: Path, shard
     [
         (lambda p: dict(run=p / "gone"), "is not a run folder"),
         (lambda p: dict(run=p / "gone.onnx"), "no such file"),
-        (lambda p: dict(run=p / "text.onnx"), "cannot be read by onnxruntime"),
+        (lambda p: dict(run=p / "text.onnx"), "no ONNX file, or a damaged one; export"),
         (lambda p: dict(photos=[]), "PHOTOS are missing"),
         (lambda p: dict(photos=[p / "empty"]), "no picture there"),
         (lambda p: dict(photos=[p / "gone.jpg", p / "*.gif"]), "gone.jpg.*: no such file; give"),

@@ -115,6 +115,8 @@ def test_a_robustness_card_and_a_gallery_open_the_split_once(fer: Fer, run: Path
         noise = list(csv.DictReader(f))
     assert len(noise) == found["label_noise"]["candidates"]
     assert all(row["label"] != row["suggested"] for row in noise)
+    beats = (predicted == labels).sum() > np.bincount(labels).max()
+    assert found["label_noise"]["beats_majority"] == beats
 
 
 def test_the_same_card_is_written_again(fer: Fer, run: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
 def test_other_data_is_refused(
     preprocess: Preprocess, train: Train, finished_run: Path, tmp_path: Path
 ) -> None:
-    preprocess("synthetic", tmp_path / "other", "--count", 100, "--seed", 9)
+    preprocess("synthetic", tmp_path / "other", "--count", 30, "--seed", 9)  # fewer than a batch
     done = train(finished_run, data=tmp_path / "other")
     assert done.returncode == 2
     assert "trained on other data" in done.stderr
@@ -348,6 +348,7 @@ def test_initial_weights_are_not_forgotten(
     (tmp_path / "text.pt").write_text("no weights")
     refused = train(tmp_path / "run", "--init-from", tmp_path / "text.pt")
     assert refused.returncode == 2
+    assert "not a file of weights; give a run folder" in refused.stderr
     assert "or the .h5 of a Keras model" in refused.stderr
     started = start(
         shards, tmp_path / "run", "--init-from", finished_run, "--checkpoint-every-s", 1000
@@ -391,7 +392,7 @@ def test_a_pickle_that_runs_code_is_refused(train: Train, tmp_path: Path) -> Non
     torch.save({"model": RunsCode()}, tmp_path / "pickle.pt")
     done = train(tmp_path / "run", "--init-from", tmp_path / "pickle.pt")
     assert done.returncode == 2
-    assert "not a file of weights" in done.stderr
+    assert "not a file of weights alone: it holds other Python objects" in done.stderr
 
 
 def test_what_tensorboard_shows(fer: Fer, shards: Path, tmp_path: Path) -> None:

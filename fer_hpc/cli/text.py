@@ -8,6 +8,10 @@ from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.evaluation.results import ROBUSTNESS, extra_files, result_files, wanted_extras
 from fer_hpc.files import read_stored
 
+WEAK_NETWORK = (
+    "the network is not better than to name the most frequent class every time: its suggestions "
+    "mean little"
+)
 VIEWS = {"none": "", "flip": ", mean of 2 views", "ten_crop": ", mean of 10 views"}
 
 
@@ -52,7 +56,10 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
         files += [f"robust-{name}.{kind}" for kind in ("json", "csv", "png")]
         files.append(f"robust-{name}-sheet.png")
     if config.gallery:
-        files += [f"gallery-{name}.png", f"label-noise-{name}.csv"]
+        files += [f"gallery-{name}.{kind}" for kind in ("json", "png")]
+        pictures = (f"gallery-{name}-pairs.png", f"label-noise-{name}.png")
+        files += [file for file in pictures if (config.run / file).exists()]
+        files.append(f"label-noise-{name}.csv")
     lines.append(f"  written: {config.run}/{', '.join(files)}")
     return "\n".join(lines)
 
@@ -64,7 +71,10 @@ def format_extra(config: EvaluateConfig, name: str, extra: str) -> list[str]:
         return _robustness(content)
     noise = content["label_noise"]
     seen = "; the network was trained on these faces" if noise["seen_in_training"] else ""
-    return [f"  labels that may be wrong: {noise['candidates']:,}{seen}"]
+    lines = [f"  labels that may be wrong: {noise['candidates']:,}{seen}"]
+    if noise.get("beats_majority") is False:
+        lines.append(f"    {WEAK_NETWORK}")
+    return lines
 
 
 def _more_scores(scores: dict[str, Any]) -> list[str]:

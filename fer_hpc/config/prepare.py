@@ -114,7 +114,8 @@ class DoctorConfig:
     )
     suspects: Path | None = option(
         None,
-        "label-noise-NAME.csv of a run: faces to show as well; --fix drops those of train",
+        "label-noise-NAME.csv of evaluate --gallery: faces to show as well; "
+        "--fix drops those of train",
         file=True,
     )
 

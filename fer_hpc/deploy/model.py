@@ -105,6 +105,8 @@ class OnnxModel:
             )
         except Exception as error:  # its own errors have no common class
             reason = str(error).splitlines()[0]
+            if "INVALID_PROTOBUF" in reason:
+                reason = "it is no ONNX file, or a damaged one; export the run again"
             raise UserError(f"{path} cannot be read by onnxruntime: {reason}") from None
         try:
             metadata = self._session.get_modelmeta().custom_metadata_map

@@ -56,6 +56,7 @@ def gallery(opened: OpenedRun) -> dict[str, Any]:
         "label_noise": {
             "candidates": len(noise.rows),
             "seen_in_training": opened.config.split == "train" and opened.is_own_data,
+            "beats_majority": faces.beats_majority,
             "shown": [
                 faces.about(i) | faces.suggestion(i, k)
                 for i, k in zip(noise.rows[:NOISE_SHOWN].tolist(), noise.suggested, strict=False)
@@ -97,6 +98,8 @@ class _Predicted:
             self.temperature = stored_temperature(opened.config.run, opened.weights)[0]
         self.p = np.exp(log_softmax(stored.logits / (self.temperature or 1.0)))
         self.rows = np.flatnonzero(opened.faces.rows)
+        hits = int((self.labels == self.predicted).sum())
+        self.beats_majority = hits > int(np.bincount(self.labels).max())
 
     def about(self, i: int) -> dict[str, Any]:
         """Face i as the JSON has it."""

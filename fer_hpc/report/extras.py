@@ -33,7 +33,12 @@ GALLERY = {
     "data": str,
     "weights": str,
     "n": int,
-    "label_noise": {"candidates": int, "seen_in_training": bool, "shown": [SUSPECT, ...]},
+    "label_noise": {
+        "candidates": int,
+        "seen_in_training": bool,
+        "beats_majority": (bool, None),  # not in those of older versions
+        "shown": [SUSPECT, ...],
+    },
 }
 AUDIT = {
     "fingerprint": str,

@@ -49,16 +49,16 @@ def resolve_config(
     """
     for split in ("train", "val"):
         open_split(manifest, split)  # raises where it is absent or damaged
-    if config.batch_size > manifest.n("train"):
-        raise UserError(
-            f"--batch-size {config.batch_size} is larger than the training split; "
-            f"use at most {manifest.n('train')}"
-        )
     stored = find_run_config(config.run)
     if stored is None:
         _check_folder_is_free(config)
     else:
         _check_same_run(config, manifest, stored)
+    if config.batch_size > manifest.n("train"):
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the training split; "
+            f"use at most {manifest.n('train')}"
+        )
     if isinstance(config, TrainConfig):
         load_run_plugins(config.run, config.plugin)
         _check_classifier(config, manifest, device, world)

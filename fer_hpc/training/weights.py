@@ -119,6 +119,13 @@ def _ours(path: Path) -> tuple[Tensors, list[str] | None]:
     return weights, data.get("classes") if isinstance(data, dict) else None
 
 
+def _why(error: Exception) -> str:
+    """What may be said of an error of torch.load; most name only its own inner steps."""
+    if "weights_only" in str(error) and "GLOBAL" in str(error):
+        return " alone: it holds other Python objects, which are not unpickled"
+    return ""
+
+
 def _plain(path: Path) -> Tensors:
     """The tensors of a state dict that torch or safetensors saved; never unpickles objects."""
     try:
@@ -133,7 +140,7 @@ def _plain(path: Path) -> Tensors:
         ) from None
     except Exception as error:  # a damaged file raises anything from KeyError to RuntimeError
         raise UserError(
-            f"--init-from {path}: not a file of weights ({type(error).__name__}); "
+            f"--init-from {path}: not a file of weights{_why(error)}; "
             "give a run folder, its best.pt or final.pt, a state dict (.pth, .safetensors) "
             "or the .h5 of a Keras model"
         ) from None
