@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -349,3 +350,24 @@ def test_a_task_that_does_not_exist_is_refused(preprocess: Preprocess, tmp_path:
     done = preprocess("synthetic", tmp_path, "--count", 70, "--task", 3, "--tasks", 3)
     assert done.returncode == 2
     assert "--task 3 of --tasks 3: wanted 0 to 2" in done.stderr
+
+
+def test_shared_memory_that_is_used_again(preprocess: Preprocess, tmp_path: Path) -> None:
+    """More blocks than there are slots for: each image is the one that its row was hashed from."""
+    n, size = 700, 512  # 170 faces a shard, 5 a block, 93 slots
+    (tmp_path / "arrays").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 4), np.uint8)
+    np.save(tmp_path / "arrays/X_train.npy", images)
+    np.save(tmp_path / "arrays/y_train.npy", np.arange(n) % 7)
+    flags = ("--input", tmp_path / "arrays", "--size", size, "--channels", 3)
+    done = preprocess("arrays", tmp_path / "shards", *flags, "--classes", "fer2013")
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "shards")
+    seen = 0
+    for name in shards.SPLITS:
+        split = open_split(manifest, name)
+        images_of = itertools.chain.from_iterable(split.images)
+        for image, stored in zip(images_of, split.columns["image_hash"], strict=True):
+            assert shards.image_hash(image) == stored
+            seen += 1
+    assert seen == n

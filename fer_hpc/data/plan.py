@@ -100,11 +100,14 @@ def block_rows(config: PreprocessConfig) -> int:
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (config.size**2 * config.channels)))
 
 
+def shard_rows(config: PreprocessConfig) -> int:
+    """Faces of a shard, at most."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // (config.size**2 * config.channels)))
+
+
 def _shards(config: PreprocessConfig, split: NDArray[np.str_]) -> list[Shard]:
     """Every shard, over all splits; task I of K makes those at I, I + K, ..."""
-    face_bytes = config.size**2 * config.channels
-    per_shard = max(1, min(SHARD_ROWS, SHARD_BYTES // face_bytes))
-    per_block = block_rows(config)
+    per_shard, per_block = shard_rows(config), block_rows(config)
     return [
         Shard(name, k, members[first : first + per_shard], per_block)
         for name in shards.SPLITS

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
@@ -98,11 +97,11 @@ def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> Non
             ThreadPoolExecutor(1) as writer,
         ):
             blocks = read_blocks(workers, locators)
-            written: Future[None] | None = None
+            written: Future[list[int]] | None = None
             for shard in todo:
                 gathered = _gather(config, plan, shard, blocks, progress)
                 if written is not None:
-                    written.result()  # at most two shards are in memory
+                    workers.free.extend(written.result())  # at most two shards are in memory
                 written = writer.submit(_write, config, plan, shard, gathered)
             if written is not None:
                 written.result()
@@ -142,7 +141,8 @@ def _remove_leftovers(config: PreprocessConfig, mine: list[Shard]) -> None:
 class Gathered:
     """What the workers made of a shard's rows."""
 
-    columns: dict[str, NDArray[Any]]  # of the good rows, in their order
+    columns: dict[str, Any]  # of the good rows, in their order; images are a list of parts
+    slots: list[int]  # where the images are
     reasons: list[str | None]  # per row of the shard; None: good
     fallbacks: dict[str, tuple[int, str]]  # kind -> how many, and the first one's id
 
@@ -158,15 +158,18 @@ def _gather(
     n, good = len(shard.rows), 0
     fallback = np.zeros(n, np.uint8)
     reasons: list[str | None] = []
-    columns = {"images": np.empty((n, config.size, config.size, config.channels), np.uint8)}
+    images = [np.empty((0, config.size, config.size, config.channels), np.uint8)]
+    slots, columns = [], {}
     for name in READ_COLUMNS:
         dtype, shape = shards.COLUMNS[name]
         columns[name] = np.empty((n, *shape), dtype)
     for block in itertools.islice(blocks, len(shard.blocks())):
         progress.advance(len(block.reasons))
         reasons += block.reasons
+        slots.append(block.slot)
         usable = block.reasons.count(None)
         if usable:
+            images.append(block.columns["images"])
             for name in columns:
                 columns[name][good : good + usable] = block.columns[name]
             fallback[good : good + usable] = block.columns["fallback"]
@@ -177,11 +180,12 @@ def _gather(
         which = np.flatnonzero(fallback == code)
         example = plan.rows.source_id[kept[which[0]]] if len(which) else ""
         fallbacks[kind] = (len(which), example)
-    return Gathered({name: v[:good] for name, v in columns.items()}, reasons, fallbacks)
+    of_good = {name: values[:good] for name, values in columns.items()}
+    return Gathered({"images": images, **of_good}, slots, reasons, fallbacks)
 
 
-def _write(config: PreprocessConfig, plan: Plan, shard: Shard, gathered: Gathered) -> None:
-    """Write one shard and its part file, which the manifest is made of."""
+def _write(config: PreprocessConfig, plan: Plan, shard: Shard, gathered: Gathered) -> list[int]:
+    """Write one shard and its part file, which the manifest is made of; gives the slots back."""
     rows = plan.rows
     kept = shard.rows[np.array([reason is None for reason in gathered.reasons], bool)]
     reasons = zip(shard.rows, gathered.reasons, strict=True)
@@ -200,3 +204,4 @@ def _write(config: PreprocessConfig, plan: Plan, shard: Shard, gathered: Gathere
         "fallbacks": gathered.fallbacks,
     }
     write_json(config.out / "parts" / f"{shard.name}.json", part)
+    return gathered.slots

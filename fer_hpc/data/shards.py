@@ -29,7 +29,7 @@ from fer_hpc.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from fer_hpc.files import write_bytes
+from fer_hpc.files import replacement
 
 __all__ = (
     "COLUMNS",
@@ -71,32 +71,56 @@ def image_hash(image: NDArray[np.uint8]) -> bytes:
 
 
 def write_shard(
-    path: Path, columns: dict[str, NDArray[Any]], extra: dict[str, NDArray[Any]]
+    path: Path, columns: dict[str, Any], extra: dict[str, NDArray[Any]]
 ) -> dict[str, Any]:
     """Write one shard, whole or not at all; gives its manifest entry {file, n, bytes, sha256}.
 
-    `columns` holds images, source_id (str) and everything in COLUMNS; `extra` goes to
-    columns/<name>. The bytes depend on the content alone. Raises OSError with the file's name.
+    `columns` holds source_id (str), everything in COLUMNS, and images: [N, H, W, C], or a list of
+    such parts, of which no copy is made; `extra` goes to columns/<name>. The bytes depend on the
+    content alone. Raises OSError with the file's name.
     """
-    # HDF5 builds the file in memory and Python writes it: no lock is needed (some file systems
-    # refuse them), and a full disk is an ordinary error instead of a half-open HDF5 file.
-    with h5py.File(
-        path.name, "w", driver="core", backing_store=False, libver=("earliest", "v110")
-    ) as f:
-        for name, values in {**columns, **{f"columns/{k}": v for k, v in extra.items()}}.items():
-            if len(values) != len(columns["images"]):
-                n = len(columns["images"])
-                raise ValueError(f"{path.name}: {name} has {len(values)} rows, images {n}")
-            f.create_dataset(name, data=_storable(values), track_times=False)
+    images = columns["images"]
+    parts: list[NDArray[np.uint8]] = images if isinstance(images, list) else [images]
+    parts = [part for part in parts if len(part)] or parts[:1]
+    n = sum(map(len, parts))
+    head, tail = _around_images(
+        path.name,
+        {**columns, **{f"columns/{k}": v for k, v in extra.items()}},
+        (n, *parts[0].shape[1:]),
+        parts[-1][-1:],
+    )
+    digest = hashlib.sha256()
+    with replacement(path) as f:
+        contents: list[Any] = [head, *map(np.ascontiguousarray, parts), tail]
+        for data in contents:
+            f.write(data)
+            digest.update(data)
+        size = f.tell()
+    return {"file": path.name, "n": n, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _around_images(
+    name: str, columns: dict[str, Any], shape: tuple[int, ...], last: NDArray[np.uint8]
+) -> tuple[bytes, bytes]:
+    """What a shard's file holds before its images and after them.
+
+    HDF5 makes the file in memory, with a hole for the images, and Python writes it: no lock is
+    needed (some file systems refuse them), and a full disk is an ordinary error instead of a
+    half-open HDF5 file. `last`: the last image [1, H, W, C], which makes room for all of them.
+    """
+    with h5py.File(name, "w", driver="core", backing_store=False, libver=("earliest", "v110")) as f:
+        for key, values in columns.items():
+            if key != "images" and len(values) != shape[0]:
+                raise ValueError(f"{name}: {key} has {len(values)} rows, images {shape[0]}")
+            if key == "images" and len(last):
+                f.create_dataset(key, shape, np.uint8, track_times=False)[-1:] = last
+            else:
+                stored = last if key == "images" else _storable(values)
+                f.create_dataset(key, data=stored, track_times=False)
         f.flush()
         data = f.id.get_file_image()
-    write_bytes(path, data)
-    return {
-        "file": path.name,
-        "n": len(columns["images"]),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+        begin = f["images"].id.get_offset() or len(data)  # none where there is no image
+    return data[:begin], data[begin + math.prod(shape) :]
 
 
 def _storable(values: NDArray[Any]) -> NDArray[Any]:

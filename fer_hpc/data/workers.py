@@ -28,7 +28,7 @@ from fer_hpc.data import faces, shards
 from fer_hpc.data.annotations import Face, Source
 from fer_hpc.data.finder import training_box
 from fer_hpc.data.photos import Photo
-from fer_hpc.data.plan import block_rows
+from fer_hpc.data.plan import block_rows, shard_rows
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import (
     end_with_parent,
@@ -51,12 +51,13 @@ _slots: Slots | None
 class Slots:
     """Memory that workers write images to, one slot a block: a pipe would copy them four times.
 
-    It has no name in /dev/shm, where it would stay for ever after a job that is killed as a whole.
+    Shards are written from it. What is never used takes no memory. It has no name in /dev/shm,
+    where it would stay for ever after a job that is killed as a whole.
     """
 
     def __init__(self, config: PreprocessConfig, descriptor: int) -> None:
         face = (config.size, config.size, config.channels)
-        shape = (BLOCKS_AHEAD + 1, block_rows(config), *face)
+        shape = (slot_count(config), block_rows(config), *face)
         self.path = f"/proc/{os.getpid()}/fd/{descriptor}"  # for the other processes
         memory = mmap.mmap(descriptor, math.prod(shape))
         self.images: NDArray[np.uint8] = np.ndarray(shape, np.uint8, memory)
@@ -64,15 +65,15 @@ class Slots:
     @classmethod
     @contextmanager
     def make(cls, config: PreprocessConfig) -> Iterator[Slots | None]:
-        """New memory; None where there is not enough."""
-        size = (BLOCKS_AHEAD + 1) * block_rows(config) * config.size**2 * config.channels
+        """New memory; None where there is none to have."""
+        size = slot_count(config) * block_rows(config) * config.size**2 * config.channels
         try:
             descriptor = os.memfd_create("faces")
         except OSError:
             yield None
             return
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            os.ftruncate(descriptor, size)
             slots = cls(config, descriptor)
         except OSError:
             slots = None
@@ -88,12 +89,18 @@ class Slots:
             return cls(config, file.fileno())
 
 
+def slot_count(config: PreprocessConfig) -> int:
+    """Blocks that are read ahead, of the shard that is gathered, and of the one being written."""
+    return BLOCKS_AHEAD + 1 + 2 * math.ceil(shard_rows(config) / block_rows(config))
+
+
 @dataclass(frozen=True)
 class FaceWorkers:
-    """The processes, and the memory that they share, if any."""
+    """The processes, the memory that they share, if any, and the slots that are free."""
 
     pool: ProcessPoolExecutor
     slots: Slots | None
+    free: list[int]  # the last is taken first: its memory was in use before
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def face_workers(
             with without_interrupts():
                 for _ in range(0 if (config.out / "manifest.json").exists() else workers):
                     pool.submit(os.getpid)
-            yield FaceWorkers(pool, slots)
+            yield FaceWorkers(pool, slots, list(range(slot_count(config))[::-1]))
         except BrokenProcessPool:
             raise UserError(
                 "a worker process ended, most likely because memory ran out; run the same command "
@@ -152,29 +159,27 @@ class Block:
 
     columns: dict[str, NDArray[Any]]
     reasons: list[str | None]  # per row of the block; None: good
+    slot: int  # of its images; it is to be freed when they are not needed any more
 
 
 def read_blocks(workers: FaceWorkers, blocks: Iterator[list[Any]]) -> Iterator[Block]:
     """The faces of each block of locators, in order; BLOCKS_AHEAD are read in advance.
 
-    A block's images are valid until the next one is asked for.
+    A block's images are valid until its slot is put back to `workers.free`.
     """
-    slots = itertools.cycle(range(BLOCKS_AHEAD + 1))
-    pending: collections.deque[tuple[int, Future[Block]]] = collections.deque()
+    pending: collections.deque[Future[Block]] = collections.deque()
 
     def submit(count: int) -> None:
         for block in itertools.islice(blocks, count):
-            slot = next(slots)
             with without_interrupts():  # it may start a process
-                pending.append((slot, workers.pool.submit(read_block, block, slot)))
+                pending.append(workers.pool.submit(read_block, block, workers.free.pop()))
 
     submit(BLOCKS_AHEAD)
     while pending:
-        slot, future = pending.popleft()
-        block = future.result()
+        block = pending.popleft().result()
         submit(1)
         if workers.slots and block.columns:
-            block.columns["images"] = workers.slots.images[slot, : block.reasons.count(None)]
+            block.columns["images"] = workers.slots.images[block.slot, : block.reasons.count(None)]
         yield block
 
 
@@ -192,12 +197,12 @@ def read_block(locators: list[Any], slot: int) -> Block:
         except faces.Reject as reject:
             reasons.append(str(reject))
     if not rows:
-        return Block({}, reasons)
+        return Block({}, reasons, slot)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     # into crop pixels all at once: for each face alone it would take longer than its hash
     to_crop = columns.pop("to_crop")[:, None]
     columns["landmarks"] = columns["landmarks"] * to_crop[..., :2] + to_crop[..., 2:]
-    return Block(columns, reasons)
+    return Block(columns, reasons, slot)
 
 
 def _face(locator: Any) -> Face:
