@@ -51,8 +51,8 @@ def stub(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def short(finished_run: Path) -> tuple[object, ...]:
-    """Long enough to be lost on the way."""
-    return lasting(finished_run, 20)
+    """Long enough to be lost three times on the way."""
+    return lasting(finished_run, 35)
 
 
 def qsub(cell: Cell, place: Path, *args: object, **env: object) -> str:
