@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 from fer_hpc.config import TrainConfig, fields_of
 from fer_hpc.models.registry import build_network
@@ -16,11 +16,16 @@ from fer_hpc.training.optim import make_optimizer
 
 
 def bare_step(
-    config: TrainConfig, device: torch.device, shape: tuple[int, int, int], classes: int, n: int
+    config: TrainConfig,
+    device: torch.device,
+    shape: tuple[int, int, int],
+    classes: int,
+    n: int,
+    warps: bool = False,
 ) -> Callable[[], None]:
     """A step on `n` resident images of `shape` (H, W, C); all that it uses stays at its place.
 
-    Gather rows, mirror half, forward pass, cross-entropy, backward pass, update, count.
+    Gather rows, mirror half or warp all, forward pass, cross-entropy, backward pass, update, count.
     """
     torch.manual_seed(0)
     model = build_network(fields_of(config, "science"), classes, shape).train()
@@ -34,12 +39,18 @@ def bare_step(
     labels = torch.randint(0, classes, (n,), device=device)
     rows = torch.randint(0, n, (config.batch_size,), device=device)
     mirrored = (torch.rand(config.batch_size, device=device) < 0.5)[:, None, None, None]
+    theta = torch.eye(2, 3, device=device).repeat(config.batch_size, 1, 1)
+    theta += 0.1 * torch.rand_like(theta)
     sums = torch.zeros(2, device=device)
 
     def step() -> None:
         pixels = images.index_select(0, rows)
-        pixels = torch.where(mirrored, pixels.flip(2), pixels)
+        if not warps:
+            pixels = torch.where(mirrored, pixels.flip(2), pixels)
         x, y = pixels.permute(0, 3, 1, 2).float().mul_(1 / 255), labels.index_select(0, rows)
+        if warps:
+            grid = affine_grid(theta, list(x.shape), align_corners=False)
+            x = grid_sample(x, grid, align_corners=False)
         with autocast(config.precision, device):
             out = net(x)
         loss = cross_entropy(out.float(), y)

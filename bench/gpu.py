@@ -6,8 +6,10 @@
 Needs a checkout and torch, no network. Each figure is a line of JSON in --out; a table is printed.
 "ours" is `train()`: loader, augmentation, sums, logs, checks of every step, in epochs after the
 first, without validation. "bare" is the plainest loop of the same network, optimiser and precision
-(bench/bare_loop.py), called directly, as a CUDA graph, and compiled and captured. All of a preset
-runs in one process. After --limit-s nothing new begins, and a line says what is left out.
+(bench/bare_loop.py), called directly, as a CUDA graph, and compiled and captured; it mirrors faces,
+and "warped" it moves them, as the preset does. "ratio" is ours to the best bare loop that does the
+same to its faces. All of a preset runs in one process. After --limit-s nothing new begins, and a
+line says what is left out.
 """
 
 from __future__ import annotations
@@ -110,12 +112,12 @@ def rate(bench: Bench, name: str, epochs: int, **fields: Any) -> dict[str, float
     return {"train": max(r["images_per_s"] for r in rows), "epoch": max(whole)}
 
 
-def bare_rate(bench: Bench, name: str, batch: int, kind: str) -> float:
+def bare_rate(bench: Bench, name: str, batch: int, kind: str, warps: bool = False) -> float:
     """Images/s of the plain loop: `eager`, `graph`, or `compile+graph`."""
     config = bench.config(name, batch_size=batch, compile=kind.startswith("compile"))
     side = (64 if bench.tiny else 224) if name == BIG else 48
     shape, n = (side, side, 3 if name == BIG else 1), 64 if bench.tiny else 4096
-    step = bare_loop.bare_step(config, bench.device, shape, CLASSES, n)
+    step = bare_loop.bare_step(config, bench.device, shape, CLASSES, n, warps)
     if bench.device.type == "cuda" and kind != "eager":
         step = bare_loop.captured(step)
     return bare_loop.rate(step, bench.device, config.batch_size, 0.1 if bench.tiny else 0.8)
@@ -135,12 +137,17 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
             compiled = not options.no_compile and batch == own
             configure_torch(os.cpu_count() or 1, False, bench.device)
             figures: dict[str, float] = {}
-            for kind in ("eager", "graph", *(["compile+graph"] if compiled else [])):
-                figures[f"bare {kind}"] = bare_loop.or_zero(
-                    f"bare {kind}, {name}", partial(bare_rate, bench, name, batch, kind)
+            kinds = ["eager", "graph", *(["compile+graph"] if compiled else [])]
+            preset_of = bench.config(name)
+            warps = bool(preset_of.rotate or preset_of.shift or preset_of.scale)
+            warped = [(kind, True) for kind in kinds[1:] if warps]
+            for kind, warp in [*((kind, False) for kind in kinds), *warped]:
+                label = f"bare {kind}{', warped' * warp}"
+                figures[label] = bare_loop.or_zero(
+                    f"{label}, {name}", partial(bare_rate, bench, name, batch, kind, warp)
                 )
                 torch.cuda.empty_cache()
-            best = max(figures.values())
+            best = max(rate for label, rate in figures.items() if label.endswith("warped") == warps)
             n = (bench.tiny and 32) or (2_560 if name == BIG else 14_336)
             epochs = 2 if bench.tiny else max(3, min(40, round(0.7 * best / n) + 2))
             modes: dict[str, dict[str, Any]] = {
