@@ -88,7 +88,7 @@ def test_a_clear_difference_is_named_and_a_small_one_is_not(tmp_path: Path) -> N
     assert by_names["good", "like"]["verdict"] == "not distinguishable"
     assert by_names["bad", "like"]["verdict"] == f"{like} is better"
     text = format_comparison(found)
-    assert "not distinguishable" in text
+    assert ", by accuracy: not distinguishable" in text
     assert "can show a difference" in text
     assert "the same class" not in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -292,3 +293,19 @@ def test_an_exit_in_the_midst_of_a_command_is_an_error(capsys: pytest.CaptureFix
     assert __file__ in line
     assert run_command("tune", lambda: sys.exit(signal.SIGTERM)) == 75, "as Ray ends at SIGTERM"
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_sigterm_is_as_ctrl_c_where_nothing_else_handles_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command("evaluate", lambda: signal.raise_signal(signal.SIGTERM) or 0) == 75
+    assert "the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_too_many_open_files_name_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert run_command("preprocess", fail) == 2
+    assert "too many open files: ulimit -n allows" in capsys.readouterr().err

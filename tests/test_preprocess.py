@@ -170,7 +170,8 @@ def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> Non
     assert segments() <= before
 
 
-def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_its_workers_start_is_one_line(number: int, tmp_path: Path) -> None:
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "from fer_hpc.cli.main import main; sys.exit(main())"  # a shell's & ignores SIGINT
     source = ("--source", "synthetic", "--count", "2000", "--workers", "2")
@@ -179,7 +180,7 @@ def test_ctrl_c_while_its_workers_start_is_one_line(tmp_path: Path) -> None:
         assert process.stderr
         assert until(lambda: len(processes_of(process.pid)) > 2)
         while process.poll() is None:  # again, where an imported library has swallowed it
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+            os.killpg(process.pid, number)  # as a terminal or a scheduler sends it
             until(lambda: process.poll() is not None, 20)
         text = process.stderr.read().decode()
         assert process.returncode == 75, text

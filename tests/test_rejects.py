@@ -214,3 +214,15 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(
     assert got.pop("/data/of/another/machine/7.jpg") == "missing image"  # not as other rows begin
     assert got.pop("1.jpg") == "duplicate row"
     assert list(got.values()) == ["3 columns, wanted 6"]
+
+
+def test_where_every_face_is_broken_there_is_no_data_set(fer: Fer, tmp_path: Path) -> None:
+    for name in ("happy", "sad"):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for k in range(3):
+            (tmp_path / "faces" / name / f"{k}.jpg").write_bytes(b"no picture")
+    flags = ("--source", "folder", "--input", tmp_path / "faces", "--max-rejects", 1)
+    done = fer("preprocess", *flags, "--out", tmp_path / "shards")
+    assert done.returncode == 2
+    assert "is usable; " in done.stderr and "rejects.csv has the reasons" in done.stderr
+    assert not (tmp_path / "shards" / "manifest.json").exists()

@@ -68,6 +68,17 @@ def test_images_in_parts_make_the_same_file(tmp_path: Path) -> None:
         write_shard(tmp_path / "train-00000.h5", {"images": parts[:2], "group": rows["group"]}, {})
 
 
+def test_too_little_memory_for_hdf5_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Can't synchronously write data (unable to allocate memory block)")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(MemoryError, match="unable to allocate"):
+        write_shard(tmp_path / "train-00000.h5", {"images": np.zeros((1, *SHAPE), np.uint8)}, {})
+
+
 def rewrite(data: Path, change: Callable[[h5py.File], object]) -> None:
     """Change a shard's content; the manifest then states its new size and checksum."""
     path = data / "train-00000.h5"

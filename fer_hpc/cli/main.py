@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import io
@@ -13,8 +14,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from fer_hpc import __version__
@@ -98,7 +100,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
     try:
-        code = command()
+        with _interrupted_by_term():
+            code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code
     except HelpShown:
@@ -118,7 +121,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         # Without a file it may be a network that comes back: a scheduler may start it again.
-        is_users = error.filename is not None or _is_full(error)
+        is_users = error.filename is not None or _is_full(error) or error.errno == errno.EMFILE
         return _refuse(name, system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
     except (ImportError, RuntimeError, MemoryError) as error:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -138,6 +141,26 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return _refuse(name, f"{frame.filename}, line {frame.lineno}: it calls exit()")
     except KeyboardInterrupt:
         return _stopped(name)
+
+
+@contextlib.contextmanager
+def _interrupted_by_term() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, for what does not handle it itself; a second one ends the process."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stopped(name: str) -> int:
@@ -161,6 +184,9 @@ def system_error(error: OSError) -> str:
     what = error.strerror or str(error)
     if _is_full(error):
         what = "the disk or quota is full"
+    elif error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        what = f"too many open files: ulimit -n allows {limit:,}; ulimit -n 1024 lifts it"
     if error.filename is not None:
         name = os.fsdecode(error.filename)
         if len(name) > MAX_NAME:
@@ -176,7 +202,7 @@ def system_error(error: OSError) -> str:
         if f"{os.sep}fer_hpc{os.sep}" in frame.filename
     ]
     where = f" (in {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno})" if ours else ""
-    return what.splitlines()[0] + where
+    return what.splitlines()[0] + where * (error.errno != errno.EMFILE)
 
 
 if __name__ == "__main__":

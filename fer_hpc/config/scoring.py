@@ -67,7 +67,7 @@ class EvaluateConfig:
 class CompareConfig:
     """Compare the stored predictions of runs on the same faces, in pairs, or two sets of seeds.
 
-    A difference whose interval contains zero is called not distinguishable.
+    A difference in accuracy whose interval contains zero is called not distinguishable.
     """
 
     runs: tuple[Path, ...] = required("run folders", positional=True)

@@ -187,7 +187,12 @@ def check_strict(config: PreprocessConfig, plan: Plan) -> None:
 
 
 def _check_classes(config: PreprocessConfig, plan: Plan, entries: dict[str, Any]) -> None:
-    """UserError where every face of a class is rejected."""
+    """UserError where every face, or every one of a class, is rejected."""
+    if not sum(entry["n"] for entry in entries.values()):
+        raise UserError(
+            f"no face of {config.input or config.source} is usable; "
+            f"{config.out / 'rejects.csv'} has the reasons: repair them"
+        )
     planned = np.concatenate([plan.rows.label[shard.rows] for shard in plan.shards])
     counts = np.bincount(planned, minlength=len(plan.classes)).tolist()
     for name, n in zip(plan.classes, counts, strict=True):

@@ -83,12 +83,11 @@ def write_shard(
     parts: list[NDArray[np.uint8]] = images if isinstance(images, list) else [images]
     parts = [part for part in parts if len(part)] or parts[:1]
     n = sum(map(len, parts))
-    head, tail = _around_images(
-        path.name,
-        {**columns, **{f"columns/{k}": v for k, v in extra.items()}},
-        (n, *parts[0].shape[1:]),
-        parts[-1][-1:],
-    )
+    others = {**columns, **{f"columns/{k}": v for k, v in extra.items()}}
+    try:
+        head, tail = _around_images(path.name, others, (n, *parts[0].shape[1:]), parts[-1][-1:])
+    except OSError as error:  # of HDF5, which writes no file here
+        raise MemoryError(str(error)) from None
     digest = hashlib.sha256()
     with replacement(path) as f:
         contents: list[Any] = [head, *map(np.ascontiguousarray, parts), tail]
@@ -204,7 +203,7 @@ def open_split(manifest: Manifest, split: str) -> Split:
     if not manifest.n(split):
         present = ", ".join(f"{s} {manifest.n(s):,}" for s in SPLITS if manifest.n(s))
         raise UserError(
-            f"{manifest.folder} has no {split} split (it has {present}); "
+            f"{manifest.folder} has no {split} split (it has {present or 'no face'}); "
             "give a data folder that holds one"
         )
     entries = manifest.content["splits"][split]["shards"]

@@ -124,9 +124,10 @@ def face_workers(
                     pool.submit(os.getpid)
             yield FaceWorkers(pool, slots, list(range(slot_count(config))[::-1]))
         except BrokenProcessPool:
+            fewer = f" with fewer --workers (now {workers})" if workers > 1 else ""
             raise UserError(
                 "a worker process ended, most likely because memory ran out; run the same command "
-                f"again with fewer --workers (now {workers}): finished shards are kept"
+                f"again{fewer}: finished shards are kept"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -297,7 +297,7 @@ def format_comparison(found: dict[str, Any]) -> str:
 
 def _pair_lines(pair: dict[str, Any], pairs: int) -> list[str]:
     test, holms = pair["mcnemar"], f", of {pairs} pairs {pair['mcnemar']['p_holm']:.3g}"
-    lines = [f"{pair['a']} minus {pair['b']}: {pair['verdict']}"]
+    lines = [f"{pair['a']} minus {pair['b']}, by accuracy: {pair['verdict']}"]
     lines += ["  both give every face the same class"] if pair["equal_predictions"] else []
     lines += [f"  {_title(key)} {_difference(pair[key])}" for key in SHARES]
     lines.append(
@@ -313,7 +313,7 @@ def _pair_lines(pair: dict[str, Any], pairs: int) -> list[str]:
 
 def _versus_lines(sets: dict[str, Any]) -> list[str]:
     counts = f"{len(sets['a'])} against {len(sets['b'])} seeds"
-    lines = [f"{counts}: {sets['verdict']}"]
+    lines = [f"{counts}, by accuracy: {sets['verdict']}"]
     lines += [f"  {_title(key)} {_difference(sets[key])}" for key in SHARES]
     if sets["accuracy"]["p"] is not None:
         lines.append(
