@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import Fer, Once
 from tests.helpers import gridengine
 from tests.helpers.gridengine import Cell
+from tests.helpers.runs import lasting
 from tests.helpers.slurm import Cluster, lacking
 
 
@@ -30,6 +31,12 @@ def cell() -> Iterator[Cell]:
         pytest.skip(f"no Grid Engine here: {why}")
     with Cell() as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def short(finished_run: Path) -> tuple[object, ...]:
+    """Long enough to be lost three times on the way."""
+    return lasting(finished_run, 30)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import math
 import random
 import subprocess
 import sys
@@ -23,29 +22,11 @@ from fer_hpc.run.folder import (
     read_rows,
 )
 from tests.helpers.processes import finish, start_ranks
-from tests.helpers.runs import assert_same_outcome
+from tests.helpers.runs import TINY, assert_same_outcome, lasting
 from tests.helpers.slurm import Cluster, fer, until
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
 PYTHON = {"FER_PYTHON": sys.executable}
-
-
-def lasting(run: Path, seconds: float) -> tuple[object, ...]:
-    """Flags of a training that takes about so long on this machine, on which `run` was trained.
-
-    By its fastest epoch: the first also prepares the kernels, in bf16 for longer than it trains.
-    Where other tests ran beside `run`, it takes less than half the time.
-    """
-    rows = read_rows(run, "timing.jsonl")
-    epoch_s = min(row["train_s"] + row["val_s"] for row in rows)
-    return (*TINY, "--epochs", max(4, math.ceil(seconds / epoch_s)), "--no-tensorboard")
-
-
-@pytest.fixture(scope="module")
-def short(finished_run: Path) -> tuple[object, ...]:
-    """Long enough to be lost on the way."""
-    return lasting(finished_run, 20)
 
 
 def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:

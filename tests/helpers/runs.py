@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fer_hpc.drill.verify import flat_parts
 from fer_hpc.run.folder import attempt_path, list_checkpoints, read_rows
 
 SECONDS = 120  # for anything that a test waits for
+TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
 
 
 def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
@@ -54,3 +56,14 @@ def differing(path: Path, other: Path) -> list[str]:
         for name in a.keys() | b.keys()
         if content(a.get(name)) != content(b.get(name))
     )
+
+
+def lasting(run: Path, seconds: float) -> tuple[object, ...]:
+    """Flags of a training that takes about so long on this machine, on which `run` was trained.
+
+    By its fastest epoch: the first also prepares the kernels, in bf16 for longer than it trains.
+    Where other tests ran beside `run`, it takes less than half the time.
+    """
+    rows = read_rows(run, "timing.jsonl")
+    epoch_s = min(row["train_s"] + row["val_s"] for row in rows)
+    return (*TINY, "--epochs", max(4, math.ceil(seconds / epoch_s)), "--no-tensorboard")
