@@ -8,8 +8,7 @@ Needs a checkout and torch, no network. Each figure is a line of JSON in --out; 
 first, without validation. "bare" is the plainest loop of the same network, optimiser and precision
 (bench/bare_loop.py), called directly, as a CUDA graph, and compiled and captured; it mirrors faces,
 and "warped" it moves them, as the preset does. "ratio" is ours to the best bare loop that does the
-same to its faces. All of a preset runs in one process. After --limit-s nothing new begins, and a
-line says what is left out.
+same to its faces. All of a preset runs in one process. After --limit-s nothing new begins.
 """
 
 from __future__ import annotations
@@ -137,17 +136,13 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
             compiled = not options.no_compile and batch == own
             configure_torch(os.cpu_count() or 1, False, bench.device)
             figures: dict[str, float] = {}
-            kinds = ["eager", "graph", *(["compile+graph"] if compiled else [])]
-            preset_of = bench.config(name)
-            warps = bool(preset_of.rotate or preset_of.shift or preset_of.scale)
-            warped = [(kind, True) for kind in kinds[1:] if warps]
-            for kind, warp in [*((kind, False) for kind in kinds), *warped]:
-                label = f"bare {kind}{', warped' * warp}"
+            for label, kind, warps in bare_loop.variants(bench.config(name), compiled):
                 figures[label] = bare_loop.or_zero(
-                    f"{label}, {name}", partial(bare_rate, bench, name, batch, kind, warp)
+                    f"{label}, {name}", partial(bare_rate, bench, name, batch, kind, warps)
                 )
                 torch.cuda.empty_cache()
-            best = max(rate for label, rate in figures.items() if label.endswith("warped") == warps)
+            like_ours = {k: v for k, v in figures.items() if k.endswith("warped")} or figures
+            best = max(like_ours.values())
             n = (bench.tiny and 32) or (2_560 if name == BIG else 14_336)
             epochs = 2 if bench.tiny else max(3, min(40, round(0.7 * best / n) + 2))
             modes: dict[str, dict[str, Any]] = {

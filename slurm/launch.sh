@@ -69,7 +69,8 @@ fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the sit
         export CUDA_VISIBLE_DEVICES=${chosen//[ ,]/,}
         return
     fi
-    read -ra all -d '' <<<"${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | tr -dc '0-9\n')}"
+    read -ra all -d '' <<<"${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' |
+      tr -dc '0-9\n')}"
     if [ ${#all[@]} -lt "$1" ]; then
         echo "launch.sh: $1 GPUs granted, and $HOSTNAME has ${#all[@]}; FER_GPUS names them" >&2
         exit 1
