@@ -35,7 +35,8 @@ from fer_hpc.run.state import TrainState
 from fer_hpc.training.batches import step_block, train_loader
 from fer_hpc.training.optim import set_mode
 from fer_hpc.training.setup import make_learner, warm_up_ddp, wrap_ddp
-from fer_hpc.training.step import SUMS, step
+from fer_hpc.training.step import step
+from fer_hpc.training.sums import SUMS
 
 DEVICE = torch.device("cpu")
 BLOCK = 64  # steps whose inputs are made beforehand

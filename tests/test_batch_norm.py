@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from fer_hpc.data.stream import gather_rows
 from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_rows
-from fer_hpc.training.batch_norm import BatchNormEstimator
+from fer_hpc.training.batch_norm import (
+    BatchNormEstimator,
+    counted_together,
+    usual_batch_norms,
+)
 from fer_hpc.training.loop import train
 
 CPU = torch.device("cpu")
@@ -73,3 +78,27 @@ def test_a_short_run_is_validated_with_statistics_that_fit_its_weights(
         rows[count] = read_rows(tmp_path / str(count))[-1]
     assert rows[0]["train_loss"] == rows[256]["train_loss"]
     assert rows[256]["val_loss"] < 0.5 * rows[0]["val_loss"]
+
+
+def test_passes_are_counted_as_the_layers_count_them() -> None:
+    class Own(nn.BatchNorm2d):
+        """May read its counter."""
+
+    layers = [nn.BatchNorm2d(1), nn.BatchNorm2d(1, momentum=None), nn.BatchNorm2d(1), Own(1)]
+    together = nn.Sequential(*layers, nn.BatchNorm2d(1, track_running_stats=False)).train()
+    layers[2].eval()
+    alone = copy.deepcopy(together)
+    norms = usual_batch_norms(together)
+    assert layers[0] in norms and layers[3] not in norms
+    faces = torch.rand(4, 1, 3, 3)
+    for _ in range(3):
+        alone(faces)
+        with counted_together(norms):
+            assert layers[0].num_batches_tracked is None
+            together(faces)
+    wanted = alone.state_dict()
+    assert int(wanted["0.num_batches_tracked"]) == 3 and int(wanted["2.num_batches_tracked"]) == 0
+    assert all(torch.equal(v, wanted[name]) for name, v in together.state_dict().items())
+    with pytest.raises(ValueError), counted_together(norms):
+        together(torch.rand(1))
+    assert int(together[0].num_batches_tracked) == 3  # a pass that failed is not counted

@@ -167,7 +167,8 @@ def test_images_on_the_cpu_are_the_mapping_itself(shards: Path) -> None:
 def augmented(images: torch.Tensor, a: Augmentation, u: np.ndarray) -> torch.Tensor:
     """`images` with the parameters that `a` draws from `u`."""
     given = augment.parameters(a, u, *images.shape[2:])
-    return augment.augment(images, {k: torch.from_numpy(v) for k, v in given.items()})
+    places = augment.pixel_places(*images.shape[2:])
+    return augment.augment(images, {k: torch.from_numpy(v) for k, v in given.items()}, places)
 
 
 def test_pixels_on_a_ramp_move_as_the_parameters_say() -> None:

@@ -142,13 +142,15 @@ def partner_offset(u_first: NDArray[np.float64], batch_size: int) -> int:
 # ---- on the device: images [B, C, H, W] in [0, 1], parameters as tensors -------------------------
 
 
-def augment(images: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, given: Mapping[str, torch.Tensor], places: torch.Tensor
+) -> torch.Tensor:
     """Do to each image what its `parameters` say (mirroring without a warp, and mixup, apart).
 
-    Changes `images` in place where it can.
+    Changes `images` in place where it can. `places` are `pixel_places`, which a warp uses.
     """
     if "theta" in given:
-        images = warp(images, given["theta"])
+        images = warp(images, given["theta"], places)
     if "gamma" in given:
         images.pow_(_column(given["gamma"]))
     if "slope" in given:  # contrast around mid-gray, and brightness
@@ -158,9 +160,26 @@ def augment(images: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Te
     return images
 
 
-def warp(images: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Sample images bilinearly at `theta` [B, 2, 3]; outside of an image its border repeats."""
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+def pixel_places(height: int, width: int) -> torch.Tensor:
+    """The centres (x, y, 1) of all pixels, [H W, 3]; x and y in [-1, 1], the image's borders.
+
+    As torch's affine_grid makes them anew for each image of each batch.
+    """
+    x, y = (torch.linspace(-1, 1, n) * (n - 1) / n for n in (width, height))
+    ones = torch.ones(height, width)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width), ones], 2).view(
+        -1, 3
+    )
+
+
+def warp(images: torch.Tensor, theta: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Sample images bilinearly at `theta` [B, 2, 3]; outside of an image its border repeats.
+
+    `places` are the `pixel_places` of the images.
+    """
+    count, _, height, width = images.shape
+    grid = torch.bmm(places.expand(count, -1, -1), theta.transpose(1, 2))
+    grid = grid.view(count, height, width, 2)
     warped = functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="border", align_corners=False
     )

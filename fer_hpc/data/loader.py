@@ -48,6 +48,8 @@ class TrainLoader:
         self.order = Order(split.starts, seed, window, labels)
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.rank, self.size, self.class_weights = rank, size, class_weights
+        height, width = self.images.parts[0].shape[1:3]
+        self._places = augment.pixel_places(height, width).to(device)
 
     def rows(self, images_seen: int) -> NDArray[np.int64]:
         """Rows of the global batch that begins after `images_seen` images of the run."""
@@ -149,7 +151,7 @@ class TrainLoader:
 
     def _augmented(self, given: Inputs) -> Batch:
         batch = self.images.gather(given)
-        images = augment.augment(batch.images, given)
+        images = augment.augment(batch.images, given, self._places)
         return dataclasses.replace(batch, images=images)
 
     def batch(self, images_seen: int) -> Batch:

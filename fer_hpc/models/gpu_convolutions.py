@@ -26,7 +26,7 @@ SOME_SMALL, SMALL = 32, 32  # and up to which it is for images of so many pixels
 WIDE = 64  # channels, of the images and of the gradients
 
 
-class _QuickConv2d(nn.Conv2d):
+class QuickConv2d(nn.Conv2d):
     """A convolution whose weight gradient, on a GPU with determinism, has a quick form."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def use_quick_convolutions(network: nn.Module) -> nn.Module:
     """Let the network's plain convolutions of few channels be quick on a GPU."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _has_quick_form(module):
-            module.__class__ = _QuickConv2d
+            module.__class__ = QuickConv2d
     return network
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fer_hpc.config import UserError
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -86,8 +86,8 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     """Mixed precision for `bf16` and `fp16`, nothing for `fp32` and `fp64`."""
     return (
         # a GPU repeats its casts in a CUDA graph; on a CPU a weight is cast once
-        torch.autocast(device.type, _DTYPES[precision], cache_enabled=device.type == "cpu")
-        if precision in _DTYPES
+        torch.autocast(device.type, LOW_PRECISION[precision], cache_enabled=device.type == "cpu")
+        if precision in LOW_PRECISION
         else contextlib.nullcontext()
     )
 

@@ -42,9 +42,9 @@ class Chain:
     def add(self, given: Mapping[str, torch.Tensor], sums: torch.Tensor) -> None:
         """Add a step with inputs `given` (see `chain_inputs`), after which the epoch's sums of this
         rank are `sums` [k]. Stays on the device."""
-        self.values.mul_(MULTIPLIER).add_(sums)
+        torch.add(sums, self.values, alpha=MULTIPLIER, out=self.values)
         self.values[0].add_(given["order"])
-        self.stops.copy_(torch.where(given["stop"][:, None], self.values, self.stops))
+        torch.where(given["stop"][:, None], self.values, self.stops, out=self.stops)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.values, self.stops

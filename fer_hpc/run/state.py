@@ -115,7 +115,8 @@ class TrainState:
     def note_bad(self, finite: torch.Tensor, images_seen: torch.Tensor) -> None:
         """Note the step that began after `images_seen` images as bad unless it is `finite` (a bool
         on the device)."""
-        self.bad_step.clamp_(max=images_seen.masked_fill(finite, NO_BAD_STEP))
+        # a finite step counts as one after all bad ones
+        self.bad_step.clamp_(max=torch.add(images_seen, finite, alpha=NO_BAD_STEP))
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Everything on the device that a step changes."""

@@ -6,6 +6,9 @@ steps. In a short run its validation then says little about the network.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,6 +22,38 @@ from fer_hpc.parallel.device import autocast
 from fer_hpc.parallel.graph import StepRunner
 
 MOST = 8  # at most the eighth part of a split, but one chunk
+
+
+def usual_batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norm layers of torch and timm, of which it is known how they use their buffers."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and type(module).__module__.startswith(("torch.", "timm."))
+    ]
+
+
+@contextlib.contextmanager
+def counted_together(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Within the body, one forward pass in training, the layers do not count it; then all do.
+
+    On a GPU one kernel for all counters takes the place of one for each. Layers without a momentum
+    use their counter and count for themselves.
+    """
+    found = {}
+    for norm in norms:
+        counts = norm.training and norm.track_running_stats and norm.momentum is not None
+        if counts and norm.num_batches_tracked is not None:
+            found[norm] = norm.num_batches_tracked
+            norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, counter in found.items():
+            norm.num_batches_tracked = counter
+    if found:
+        torch._foreach_add_(list(found.values()), 1)
 
 
 class BatchNormEstimator:

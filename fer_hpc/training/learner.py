@@ -7,24 +7,28 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.store import Batch
-from fer_hpc.parallel.device import autocast
+from fer_hpc.parallel.device import LOW_PRECISION, autocast
 from fer_hpc.run.state import Stateful
+from fer_hpc.training.batch_norm import counted_together, usual_batch_norms
+from fer_hpc.training.casts import CastWeights, casts_together
 from fer_hpc.training.losses import LossNormalizer
 from fer_hpc.training.objective import Objective
 from fer_hpc.training.optim import LearningRate, MovingAverage
+from fer_hpc.training.sums import PartSums, part_sums
 
-# (objective, outputs, sum of plain cross-entropies, sum of the recipe's loss)
-Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# the objective, and what the part adds to the epoch's sums
+Losses = tuple[torch.Tensor, PartSums]
 
 
 @dataclass
 class Learner:
     """`model` holds the weights; `net` is what a step calls: with several ranks it averages
-    gradients over them. `forward` is forward pass and losses, compiled with --compile."""
+    gradients over them."""
 
     config: TrainConfig
     model: nn.Module
@@ -37,21 +41,36 @@ class Learner:
     ema: MovingAverage | None
     ranks: int = 1
     grad_norm: torch.Tensor = field(init=False)  # of the last step that asked for it
-    forward: Callable[[Batch, LossNormalizer], Losses] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.grad_norm = torch.zeros((), device=self.lr.tensors[0].device)
-        self.forward = self._forward
+        device = self.lr.tensors[0].device
+        self.grad_norm = torch.zeros((), device=device)
+        self._norms = usual_batch_norms(self.model)
+        self._cast_weights: Callable[[], dict[str, torch.Tensor]] = dict
+        if casts_together(self.config, device, self.ranks):
+            self._cast_weights = CastWeights(self.model, LOW_PRECISION[self.config.precision])
+        self._losses: Callable[..., Losses] = self._compute
         if self.config.compile and self.ranks == 1:  # with ranks, the network alone is compiled
-            self.forward = torch.compile(self._forward, dynamic=False)
+            self._losses = torch.compile(self._compute, dynamic=False)
 
-    def _forward(self, part: Batch, norm: LossNormalizer) -> Losses:
+    def forward(self, part: Batch, norm: LossNormalizer) -> Losses:
+        """Forward pass and losses of a part of a batch; compiled with --compile."""
+        with counted_together(self._norms):
+            return self._losses(part, norm, self._cast_weights())
+
+    def _compute(
+        self, part: Batch, norm: LossNormalizer, weights: dict[str, torch.Tensor]
+    ) -> Losses:
+        """`forward`, with `weights` in place of the network's own of these names."""
         precision = self.config.precision
         with autocast(precision, part.images.device):
-            outputs = self.net(part.images.double() if precision == "fp64" else part.images)
-            full = outputs if outputs.dtype == torch.float64 else outputs.float()
-            total, loss, recipe = self.objective(full, part, norm)
-        return total, outputs, loss, recipe
+            images = part.images.double() if precision == "fp64" else part.images
+            outputs = functional_call(self.net, weights, (images,)) if weights else self.net(images)
+        # not under autocast, which would round the class weights
+        full = outputs if outputs.dtype == torch.float64 else outputs.float()
+        total, loss, recipe = self.objective(full, part, norm)
+        logits = full.detach()[:, : self.objective.classes]
+        return total, part_sums(logits, part.labels, loss, recipe)
 
     @property
     def scored(self) -> nn.Module:

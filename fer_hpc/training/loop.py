@@ -51,7 +51,8 @@ from fer_hpc.training.setup import (
     uses_graph,
     warm_up_ddp,
 )
-from fer_hpc.training.step import SUMS, step
+from fer_hpc.training.step import step
+from fer_hpc.training.sums import SUMS
 from fer_hpc.training.validate import is_stalled, keep_best, train_metrics, validate
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import nll_loss
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.shards import Manifest
@@ -45,15 +46,11 @@ class Objective:
 
         outputs [b, classes (+ 2)] in float32 or float64.
         """
-        norm = norm.cast(outputs.dtype)
+        norm = norm.cast(outputs.dtype, affect=batch.affect is not None)
         logits = outputs[:, : self.classes]
         log_p = logits.log_softmax(1)  # [b, K]
-        target = self._target(batch.labels, batch.targets, log_p.dtype)
-        if batch.weights is not None and batch.other_labels is not None:
-            kept = batch.weights.to(log_p.dtype)[:, None]
-            other = self._target(batch.other_labels, batch.other_targets, log_p.dtype)
-            target = kept * target + (1 - kept) * other
-        plain = -(target * log_p).sum(1)  # [b]
+        plain, weights = self._plain(log_p, batch)
+        plain_sum = plain.sum()
         if self.loss is not None:
             total = self.loss(logits, batch, norm)
             recipe_sum = total.detach() * norm.weight_sum
@@ -61,16 +58,30 @@ class Objective:
             recipe = plain
             if self.smoothing:
                 recipe = (1 - self.smoothing) * plain - self.smoothing * log_p.mean(1)
-            if self.weights is not None:
-                recipe = recipe * (target @ self.weights.to(log_p.dtype))
-            total = recipe.sum() / norm.weight_sum
-            recipe_sum = recipe.detach().sum()
+            if weights is not None:
+                recipe = recipe * weights
+            recipe_sum = plain_sum if recipe is plain else recipe.sum()
+            total = recipe_sum / norm.weight_sum
         if self.va_weight and batch.affect is not None:
             known = batch.affect.isfinite()
             predicted = outputs[:, self.classes :].tanh()
             error = (predicted - batch.affect.nan_to_num().to(outputs.dtype)).square()
             total = total + self.va_weight * (error * known).sum() / norm.affect_count
-        return total, plain.detach().sum(), recipe_sum
+        return total, plain_sum.detach(), recipe_sum.detach()
+
+    def _plain(self, log_p: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cross-entropies [b], and the images' class weights [b] where there are any."""
+        weights = None if self.weights is None else self.weights.to(log_p.dtype)
+        mixed = batch.weights is not None and batch.other_labels is not None
+        if batch.targets is None and not mixed:
+            plain = nll_loss(log_p, batch.labels, reduction="none")
+            return plain, None if weights is None else weights.index_select(0, batch.labels)
+        target = self._target(batch.labels, batch.targets, log_p.dtype)
+        if batch.weights is not None and batch.other_labels is not None:
+            kept = batch.weights.to(log_p.dtype)[:, None]
+            other = self._target(batch.other_labels, batch.other_targets, log_p.dtype)
+            target = kept * target + (1 - kept) * other
+        return -(target * log_p).sum(1), None if weights is None else target @ weights
 
     def _target(
         self, labels: torch.Tensor, targets: torch.Tensor | None, dtype: torch.dtype

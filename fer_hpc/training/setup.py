@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fer_hpc.config import GanConfig, TrainConfig, UserError, fields_of
@@ -16,7 +15,7 @@ from fer_hpc.data.shards import Manifest
 from fer_hpc.models.registry import build_network
 from fer_hpc.parallel.world import World
 from fer_hpc.training import weights
-from fer_hpc.training.batch_norm import BatchNormEstimator
+from fer_hpc.training.batch_norm import BatchNormEstimator, usual_batch_norms
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.losses import LossNormalizer
 from fer_hpc.training.objective import make_objective
@@ -79,14 +78,11 @@ def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.devic
 
 def reads_buffers(model: nn.Module) -> bool:
     """Whether a training step may read a number that a buffer keeps: any but batch norm's may."""
-    known = [
-        isinstance(module, _BatchNorm) and type(module).__module__.startswith(("torch.", "timm."))
-        for module in model.modules()
-    ]
+    known = set(usual_batch_norms(model))
     return any(
         buffer.is_floating_point()
-        for module, is_known in zip(model.modules(), known, strict=True)
-        if not is_known
+        for module in model.modules()
+        if module not in known
         for buffer in module.buffers(recurse=False)
     )
 

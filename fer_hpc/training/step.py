@@ -6,29 +6,17 @@ The host gives nothing to it and reads nothing from it, so that a CUDA graph can
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fer_hpc.data.step_inputs import Inputs
 from fer_hpc.data.store import Batch
-from fer_hpc.run.state import UNIT, TrainState
+from fer_hpc.run.state import TrainState
 from fer_hpc.training.learner import Learner
 from fer_hpc.training.losses import LossNormalizer
-
-MAX_MEAN_LOSS = 1024  # a larger mean counts as this: sums over 2 million images stay within 64 bits
-SUMS = 4  # images, correct, plain loss, recipe's loss; losses in units of 1 / UNIT
-
-
-class PartSums(NamedTuple):
-    """What one part of a batch adds to the epoch's sums; tensors on the device."""
-
-    images: int
-    correct: torch.Tensor
-    loss: torch.Tensor  # sum of plain cross-entropies
-    recipe: torch.Tensor  # sum of what the recipe minimises
+from fer_hpc.training.sums import PartSums
 
 
 def step(
@@ -50,7 +38,8 @@ def step(
         learner.lr.tensors[0].copy_(given["lr"])
     learner.optimizer.zero_grad(set_to_none=True)
     for part in accumulate_gradients(learner, batch, norm):
-        add_to_sums(state, part, given["images_seen"])
+        state.sums += part.counts
+        state.note_bad(part.finite, given["images_seen"])
     if learner.config.clip or want_norm:
         _clip(learner)
     learner.scaler.step(learner.optimizer)
@@ -65,11 +54,11 @@ def accumulate_gradients(learner: Learner, batch: Batch, norm: LossNormalizer) -
     parts = batch.parts(learner.config.accumulate)
     for k, part in enumerate(parts):
         with sync_gradients(learner.net, k == len(parts) - 1):
-            total, outputs, loss, recipe = learner.forward(part, norm)
-            # DDP divides by the number of ranks.
-            learner.scaler.scale(total * learner.ranks).backward()
-        predicted = outputs.detach()[:, : learner.objective.classes].argmax(1)
-        sums.append(PartSums(len(part.labels), (predicted == part.labels).sum(), loss, recipe))
+            total, added = learner.forward(part, norm)
+            if learner.ranks > 1:
+                total = total * learner.ranks  # DDP divides by it
+            learner.scaler.scale(total).backward()
+        sums.append(added)
     return sums
 
 
@@ -78,18 +67,6 @@ def sync_gradients(net: nn.Module, last: bool) -> contextlib.AbstractContextMana
     if last or not isinstance(net, DistributedDataParallel):
         return contextlib.nullcontext()
     return net.no_sync()
-
-
-def add_to_sums(state: TrainState, part: PartSums, images_seen: torch.Tensor) -> None:
-    """Count a part of a batch. Stays on the device; integers, so no order changes the result."""
-    limit = float(MAX_MEAN_LOSS * part.images)
-    units = [
-        (value.double().nan_to_num().clamp(-limit, limit) * UNIT).round().long()
-        for value in (part.loss, part.recipe)
-    ]
-    images = torch.full_like(state.bad_step, part.images)
-    state.sums += torch.stack([images, part.correct, *units])
-    state.note_bad(part.loss.isfinite() & part.recipe.isfinite(), images_seen)
 
 
 def _clip(learner: Learner) -> None:
