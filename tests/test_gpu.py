@@ -62,6 +62,17 @@ def test_a_graph_gives_the_bytes_of_direct_calls(
     assert "--graph off" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("recipe", ["cnn_improved", "everything", "fp16"])
+def test_weights_that_are_cast_together_give_autocasts_bytes(
+    recipe: str, gpu_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, fields = RECIPES[recipe]
+    train(config_of(name, gpu_shards, tmp_path / "together", **fields), World())
+    monkeypatch.setattr("fer_hpc.training.learner.casts_together", lambda *_: False)
+    train(config_of(name, gpu_shards, tmp_path / "autocast", **fields), World())
+    assert_same_outcome(tmp_path / "together", tmp_path / "autocast")
+
+
 @pytest.mark.parametrize("recipe", ["cnn_improved", "everything"])
 def test_killed_and_run_again_it_ends_with_the_same_bytes(
     recipe: str, gpu_shards: Path, tmp_path: Path
