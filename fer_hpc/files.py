@@ -110,12 +110,12 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
     changed for LEFTOVER_S, by the clock of the file system.
     """
     with contextlib.suppress(OSError):  # a folder that one may only read
-        found = list(folder.glob(pattern))
-        if not found:
+        paths = list(folder.glob(pattern))
+        if not paths:
             return
         with tempfile.TemporaryFile(dir=folder) as probe:
             now = os.fstat(probe.fileno()).st_mtime
-        for path in found:
+        for path in paths:
             rest, _, pid = path.name.removesuffix(".tmp").rpartition("-")
             is_ours = pid.isdigit() and rest.endswith(socket.gethostname())
             is_gone = is_ours and not Path(f"/proc/{pid}").exists()

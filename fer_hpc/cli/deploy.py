@@ -23,14 +23,14 @@ def predict(config: PredictConfig) -> int:
 
 def _lines(photo: dict[str, Any]) -> list[str]:
     """A photo's faces, a line each."""
-    shown = []
+    lines = []
     for face in photo["faces"]:
         left, top, right, bottom = (round(edge) for edge in face["cut"].values())
         ranked = sorted(face["probabilities"].items(), key=lambda item: -item[1])[:2]
         guesses = ", ".join(f"{name} {share:.0%}" for name, share in ranked)
         where = f"{left},{top} to {right},{bottom}"
-        shown.append(f"{photo['photo']}: face at {where}: {guesses}")
-    return shown
+        lines.append(f"{photo['photo']}: face at {where}: {guesses}")
+    return lines
 
 
 def export(config: ExportConfig) -> int:

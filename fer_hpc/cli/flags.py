@@ -129,7 +129,7 @@ def parse(
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
-            found, unknown = tyro.cli(
+            arguments, unknown = tyro.cli(
                 _arguments_type(parts, presets),
                 prog=command,
                 description=about,
@@ -142,13 +142,13 @@ def parse(
         if end.code:  # a mistake that the checks above do not know
             raise UserError(BOX.sub(" ", written.getvalue()).strip()) from None
         raise HelpShown from None
-    chosen = found.pop("PRESET", None)
-    preset = type(chosen).__name__ if chosen else None
+    subcommand = arguments.pop("PRESET", None)
+    preset = type(subcommand).__name__ if subcommand else None
     if unknown:
         names = [_title(f) for f in fields.values() if f.metadata.get("positional")]
         raise _unknown_argument(unknown[0], preset, presets, names)
     values: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in arguments.items():
         values |= value if isinstance(value, dict) else {key: value}
     for name, field in fields.items():
         if field.metadata.get("repeat"):  # one tuple for each time the flag is given

@@ -18,11 +18,11 @@ def submit(verb: str, args: list[str], command: str) -> int:
     from fer_hpc.cluster.submit import dry_run, layout
     from fer_hpc.cluster.submit import submit as submit_job
 
-    given, config = configure_job(verb, args, (JobConfig,), command)
-    resources = given.build(JobConfig)
+    settings, config = configure_job(verb, args, (JobConfig,), command)
+    resources = settings.build(JobConfig)
     folder, gpus = results_dir(config), 0 if verb == "preprocess" else resources.gpus_per_node
     tasks = config.tasks if isinstance(config, PreprocessConfig) else 1
-    once = [verb, *given.arguments(JobConfig)]
+    once = [verb, *settings.arguments(JobConfig)]
     commands = [[*once, "--task", str(i)] for i in range(tasks)] if tasks > 1 else [once]
     print(layout(resources, config, gpus))
     if resources.dry_run:
@@ -43,10 +43,10 @@ def submit(verb: str, args: list[str], command: str) -> int:
 
 def pipeline(args: list[str]) -> int:
     """Submit preprocessing, trainings, scorings and the report as jobs that wait for each other."""
-    given, resources, study = configure_pipeline(args)
+    settings, resources, study = configure_pipeline(args)
     from fer_hpc.cluster.pipeline import pipeline
 
-    train_args = given.arguments(JobConfig, type(study))
+    train_args = settings.arguments(JobConfig, type(study))
     for line in pipeline(resources, study, train_args[0], train_args[1:], configure):
         print(line, flush=True)
     return EXIT_FINISHED
@@ -54,11 +54,11 @@ def pipeline(args: list[str]) -> int:
 
 def sweep(args: list[str]) -> int:
     """Submit a sweep's trials as the tasks of an array, without Ray."""
-    given, (config, preset, base) = configure_job("tune", args, (JobConfig,), "jobs/sweep.py")
+    settings, (config, preset, base) = configure_job("tune", args, (JobConfig,), "jobs/sweep.py")
     from fer_hpc.cluster.pipeline import sweep_array
 
-    resources = given.build(JobConfig)
-    for line in sweep_array(resources, config, preset, base, given.arguments(JobConfig)):
+    resources = settings.build(JobConfig)
+    for line in sweep_array(resources, config, preset, base, settings.arguments(JobConfig)):
         print(line, flush=True)
     return EXIT_FINISHED
 

@@ -64,13 +64,13 @@ def main(args: list[str] | None = None, verb: str | None = None) -> int:
 
 def _run_verb(name: str, args: list[str]) -> int:
     """Run a verb in this process or, with --procs N, as N ranks of this machine."""
-    given, config = configure_job(name, args)
-    ranks = given.build(RanksConfig).procs if RanksConfig in given.values else 1
+    settings, config = configure_job(name, args)
+    ranks = settings.build(RanksConfig).procs if RanksConfig in settings.values else 1
     if ranks > 1:
         fewer = None
         if getattr(config, "elastic", False):
             fewer = partial(ranks_that_fit, config.batch_size, getattr(config, "accumulate", 1))
-        return run_ranks(ranks, name, given.arguments(RanksConfig), fewer)
+        return run_ranks(ranks, name, settings.arguments(RanksConfig), fewer)
     return VERBS[name].run(config)
 
 

@@ -57,17 +57,17 @@ def configure_job(
     parts = parts_of(verb, shown, as_job=bool(more)) + [Part(each) for each in more]
     presets = any(part.config_class is TrainConfig for part in parts)
     notes = (JOB_NOTES if more else {}) | (TUNE_NOTES if verb == "tune" else {})
-    given = parse(command or f"fer-hpc {verb}", VERBS[verb].about, parts, args, presets, notes)
+    settings = parse(command or f"fer-hpc {verb}", VERBS[verb].about, parts, args, presets, notes)
     if verb == "tune":
-        return given, _sweep(given)
+        return settings, _sweep(settings)
     if presets:
-        return given, _training(given)
+        return settings, _training(settings)
     if verb == "study":
-        return given, _study(given)
-    config: Any = given.build(VERBS[verb].config_class)
+        return settings, _study(settings)
+    config: Any = settings.build(VERBS[verb].config_class)
     if isinstance(config, PreprocessConfig):
         check_source(config.source, config.input, config.plugin)
-    return given, config
+    return settings, config
 
 
 def parts_of(verb: str, preset: str = "", as_job: bool = False) -> list[Part]:
@@ -86,12 +86,13 @@ def parts_of(verb: str, preset: str = "", as_job: bool = False) -> list[Part]:
     return [Part(VERBS[verb].config_class), *ranks]
 
 
-def _training(given: Given) -> TrainConfig:
+def _training(settings: Given) -> TrainConfig:
     """The configuration of a training, on a preset or on the best configuration of a sweep."""
-    folder = given.build(StartConfig).from_sweep
-    if folder and given.preset:
+    folder = settings.build(StartConfig).from_sweep
+    if folder and settings.preset:
         raise UserError(
-            f"{given.preset} with --from-sweep: the sweep decides the preset; leave one of them out"
+            f"{settings.preset} with --from-sweep: the sweep decides the preset; leave one of "
+            "them out"
         )
     if folder:
         from fer_hpc.sweep.tables import best_of
@@ -101,23 +102,23 @@ def _training(given: Given) -> TrainConfig:
         needed: dict[str, Any] = {"plugin": tuple(map(Path, files.get("plugin") or ()))}
         if files.get("init_from"):
             needed["init_from"] = Path(files["init_from"])
-        return given.build(TrainConfig, data=Path(best["data"]), **best["science"], **needed)
-    if given.preset is None and "model" in given.values[TrainConfig]:
-        return given.build(TrainConfig)
-    if given.preset is None:
+        return settings.build(TrainConfig, data=Path(best["data"]), **best["science"], **needed)
+    if settings.preset is None and "model" in settings.values[TrainConfig]:
+        return settings.build(TrainConfig)
+    if settings.preset is None:
         raise UserError(
-            f"which preset? {given.command} PRESET (or --model NAME) --data DIR --run RUN "
+            f"which preset? {settings.command} PRESET (or --model NAME) --data DIR --run RUN "
             f"(presets: {', '.join(PRESETS)}), or --from-sweep DIR for the best of a sweep"
         )
-    return given.build(TrainConfig, **PRESETS[given.preset])
+    return settings.build(TrainConfig, **PRESETS[settings.preset])
 
 
-def _sweep(given: Given) -> tuple[SweepConfig, str, TrainConfig]:
+def _sweep(settings: Given) -> tuple[SweepConfig, str, TrainConfig]:
     """The sweep, its preset's name, and what its trials share."""
-    sweep = given.build(SweepConfig)
-    preset = given.preset or "cnn_improved"
+    sweep = settings.build(SweepConfig)
+    preset = settings.preset or "cnn_improved"
     shared = {"data": sweep.data, "run": sweep.out / "trials", "threads": 1}
-    base = given.build(TrainConfig, **shared, **PRESETS[preset])
+    base = settings.build(TrainConfig, **shared, **PRESETS[preset])
     if not base.threads:
         raise UserError(
             "--threads 0: the trials of a sweep share the cores; say how many threads each "
@@ -126,12 +127,12 @@ def _sweep(given: Given) -> tuple[SweepConfig, str, TrainConfig]:
     return sweep, preset, base
 
 
-def _study(given: Given) -> tuple[StudyConfig, dict[str, Any], JobConfig]:
+def _study(settings: Given) -> tuple[StudyConfig, dict[str, Any], JobConfig]:
     """A study, the flags of it that are given, and the resources of its jobs."""
-    study = given.build(StudyConfig)
+    study = settings.build(StudyConfig)
     if study.source:
         check_source(study.source, study.input, ())
-    return study, given.values[StudyConfig], given.build(JobConfig, cluster="local")
+    return study, settings.values[StudyConfig], settings.build(JobConfig, cluster="local")
 
 
 def configure_pipeline(args: list[str]) -> tuple[Given, JobConfig, PipelineConfig]:
@@ -139,14 +140,14 @@ def configure_pipeline(args: list[str]) -> tuple[Given, JobConfig, PipelineConfi
     command = "jobs/pipeline.py"
     parts = [Part(PipelineConfig), Part(TrainConfig, SEEDED), Part(JobConfig)]
     about = str(PipelineConfig.__doc__)
-    given = parse(command, about, parts, args, presets=True, notes=PIPELINE_NOTES)
-    study = given.build(PipelineConfig)
-    if given.preset is None:
+    settings = parse(command, about, parts, args, presets=True, notes=PIPELINE_NOTES)
+    study = settings.build(PipelineConfig)
+    if settings.preset is None:
         raise UserError(
             f"which preset? {command} PRESET --source ... --out DIR (presets: {', '.join(PRESETS)})"
         )
-    check_source(study.source, study.input, given.values[TrainConfig].get("plugin", ()))
-    return given, given.build(JobConfig), study
+    check_source(study.source, study.input, settings.values[TrainConfig].get("plugin", ()))
+    return settings, settings.build(JobConfig), study
 
 
 def check_source(source: str, folder: Path | None, plugins: tuple[Path, ...]) -> None:

@@ -78,30 +78,30 @@ def _evaluate_gan(config: EvaluateConfig, name: str) -> int:
 def _stored_scores(config: EvaluateConfig, name: str) -> dict[str, Any] | None:
     """The scores of this split if they are stored already, from the same weights and data."""
     try:
-        found = read_scores(result_files(config.run, name)["scores"])
+        saved_scores = read_scores(result_files(config.run, name)["scores"])
     except UserError:  # absent or damaged: it is computed again
         return None
     weights = outcome_file(config.run, "best.pt")
     if not weights or read_status(config.run)["state"] != "finished":
         return None
     manifest = find_manifest(config.data or data_folder(config.run))
-    if not manifest or found["data"] != manifest.fingerprint:
+    if not manifest or saved_scores["data"] != manifest.fingerprint:
         return None
-    if "calibration" not in found or found["weights"] != sha256(weights):
+    if "calibration" not in saved_scores or saved_scores["weights"] != sha256(weights):
         return None
     from fer_hpc.evaluation.calibration import FITTED_HERE, stored_temperature
     from fer_hpc.evaluation.predictions import read_predictions, recalibrate
 
     try:
-        tables = found.get("groups") or {}
+        tables = saved_scores.get("groups") or {}
         if any(tables.get(column, {}).get("min_n") != config.min_group for column in config.by):
             return None
-        is_fitted_here = found["calibration"]["note"] == FITTED_HERE
-        if is_fitted_here and stored_temperature(config.run, found["weights"])[0] is None:
+        is_fitted_here = saved_scores["calibration"]["note"] == FITTED_HERE
+        if is_fitted_here and stored_temperature(config.run, saved_scores["weights"])[0] is None:
             return None  # calibration.json is gone or damaged
         if config.gallery:
             read_predictions(config.run, name)  # the gallery is made of them
-        scores = recalibrate(config.run, name, found)
+        scores = recalibrate(config.run, name, saved_scores)
         text.format_scores(replace(config, robust=False, gallery=False), scores, name)
         return scores
     except DAMAGE:  # the predictions are damaged, or a field of the scores
@@ -127,6 +127,6 @@ def _missing_extras(config: EvaluateConfig, name: str, scores: dict[str, Any]) -
 def compare(config: CompareConfig) -> int:
     from fer_hpc.evaluation.compare import compare, format_comparison
 
-    found = compare(config)
-    print(json.dumps(found, indent=1) if config.json else format_comparison(found))
+    comparison = compare(config)
+    print(json.dumps(comparison, indent=1) if config.json else format_comparison(comparison))
     return EXIT_FINISHED

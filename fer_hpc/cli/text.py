@@ -38,8 +38,12 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
     lines.append(f"  macro-F1          {_with_interval(scores, 'macro_f1')}")
     lines.append(f"  loss              {scores['loss']:.4f}")
     lines += _more_scores(scores)
-    for class_name, found in scores["classes"].items():
-        recall = f"{found['recall']:.4f}  of {found['n']:,}" if found["n"] else "-       no face"
+    for class_name, class_scores in scores["classes"].items():
+        recall = (
+            f"{class_scores['recall']:.4f}  of {class_scores['n']:,}"
+            if class_scores["n"]
+            else "-       no face"
+        )
         lines.append(f"  recall {class_name:<10} {recall}")
     for pair in scores["pairs"]:
         classes = " or ".join(pair["classes"])
@@ -84,16 +88,20 @@ def _more_scores(scores: dict[str, Any]) -> list[str]:
     lines = [f"  top-2 accuracy    {_with_interval(scores, 'top_2')}"]
     if scores["kappa"] is not None:
         lines.append(f"  Cohen's kappa     {_with_interval(scores, 'kappa')}")
-    found = scores["calibration"]
-    for key, name in (("before", "as trained"), ("after", f"T = {found['temperature'] or 1:.3f}")):
-        if found[key]:
-            of = found[key]
+    calibration = scores["calibration"]
+    for key, name in (
+        ("before", "as trained"),
+        ("after", f"T = {calibration['temperature'] or 1:.3f}"),
+    ):
+        if calibration[key]:
+            part = calibration[key]
             lines.append(
-                f"  calibration error {_with_interval(of, 'ece')}   NLL {of['nll']:.4f}  "
-                f"Brier {of['brier']:.4f}  {name} (a calibrated one: {of['ece_of_calibrated']:.4f})"
+                f"  calibration error {_with_interval(part, 'ece')}   NLL {part['nll']:.4f}  "
+                f"Brier {part['brier']:.4f}  {name} "
+                f"(a calibrated one: {part['ece_of_calibrated']:.4f})"
             )
-    if found["note"]:
-        lines.append(f"    temperature: {found['note']}")
+    if calibration["note"]:
+        lines.append(f"    temperature: {calibration['note']}")
     seven = scores.get("affectnet_7")
     if seven:
         lines.append(

@@ -53,8 +53,8 @@ def check_values_follow(args: list[str], fields: Mapping[str, dataclasses.Field[
         if value_type(field) is bool:
             if joined or after.lower() in ("true", "false"):
                 on, off = flag_name(field.name), flag_name(f"no_{field.name}")
-                given = shlex.quote(value if joined else after)
-                raise UserError(f"{name} {given}: takes no value; {on} alone is yes, {off} is no")
+                word = shlex.quote(value if joined else after)
+                raise UserError(f"{name} {word}: takes no value; {on} alone is yes, {off} is no")
         elif not joined and is_flag(after):
             element = element_type(field)
             choices = ", ".join(map(str, choices_of(element)))

@@ -230,8 +230,8 @@ def study(study: tuple[StudyConfig, dict[str, Any], JobConfig]) -> int:
     from fer_hpc.cli.parse import configure
     from fer_hpc.study.study import study as run_study
 
-    config, given, job = study
-    return run_study(config, given, job, configure)
+    config, flags, job = study
+    return run_study(config, flags, job, configure)
 
 
 def status(config: StatusConfig) -> int:

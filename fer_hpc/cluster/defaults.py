@@ -12,12 +12,12 @@ from fer_hpc.files import read_json
 FACES = "48x48x1"  # sub-folder of FER_DATA, unless FER_FACES names another
 
 
-def script_command(verb: str, args: list[str], found: Allocation | None) -> list[str]:
+def script_command(verb: str, args: list[str], allocation: Allocation | None) -> list[str]:
     """[verb, arguments...] of a script that was called with `args`.
 
     In an array, preprocessing is shared by its tasks, and each task of a training is a seed.
     """
-    array = found.array if found else None
+    array = allocation.array if allocation else None
     if verb == "preprocess":
         return [verb, *_preprocess(args, array)]
     if verb == "evaluate":
@@ -28,19 +28,20 @@ def script_command(verb: str, args: list[str], found: Allocation | None) -> list
         return [verb, run, *rest]
     if verb not in ("train", "train_gan", "tune"):
         return [verb, *args]
-    name, given = ("gan", args) if verb == "train_gan" else (args[0], args[1:])
-    if verb != "train_gan" and given and not given[0].startswith("-"):  # train_cnn.sh cnn_baseline
-        name, given = given[0], given[1:]
+    name, options = ("gan", args) if verb == "train_gan" else (args[0], args[1:])
+    # train_cnn.sh cnn_baseline
+    if verb != "train_gan" and options and not options[0].startswith("-"):
+        name, options = options[0], options[1:]
     command = [verb] if verb == "train_gan" else [verb, name]
     command += ["--data", str(_data())]
     if scratch := os.environ.get("FER_SCRATCH"):
         command += ["--stage", scratch]
     if verb == "tune":
-        return [*command, "--out", str(_runs() / f"sweep-{name}"), *given]
+        return [*command, "--out", str(_runs() / f"sweep-{name}"), *options]
     if array:
         command += ["--seed", str(array.index)]
         name += f"-seed{array.index}"
-    return [*command, "--run", str(_runs() / name), *given]
+    return [*command, "--run", str(_runs() / name), *options]
 
 
 def _runs() -> Path:
@@ -58,8 +59,8 @@ def _preprocess(args: list[str], array: ArrayTask | None) -> list[str]:
     env = os.environ
     command = ["--out", env.get("FER_DATA", "shards"), *args]
     if not any(arg == "--source" or arg.startswith("--source=") for arg in args):
-        given = ["--source", env["FER_SOURCE"], "--input", env["FER_INPUT"]]
-        command = [*given, *command]
+        options = ["--source", env["FER_SOURCE"], "--input", env["FER_INPUT"]]
+        command = [*options, *command]
     if array:
         out = Path(command[len(command) - 1 - command[::-1].index("--out") + 1])
         place = array.position if array.position is not None else _claimed_place(out, array)
@@ -85,9 +86,10 @@ def _claimed_place(out: Path, array: ArrayTask) -> int:
     )
 
 
-def command_of_array(listed: Path, found: Allocation | None) -> list[str]:
+def command_of_array(listed: Path, allocation: Allocation | None) -> list[str]:
     """The command of this task of an array; `listed` is a JSON file with those of all tasks."""
-    commands, place = read_json(listed), found.array.position if found and found.array else None
+    commands = read_json(listed)
+    place = allocation.array.position if allocation and allocation.array else None
     if not isinstance(commands, list) or place is None or place >= len(commands):
         raise UserError(
             f"{listed} is missing or damaged, or this is no task of an array; submit it again"

@@ -70,8 +70,8 @@ def _offered(site: Path) -> dict[str, str]:
     """File -> SHA-256 of the version that init last wrote or put beside it. Without the record
     every file that differs counts as edited."""
     record = read_json(site / RECORD)
-    found = record.get("offered") if isinstance(record, dict) else None
-    return found if isinstance(found, dict) else {}
+    hashes = record.get("offered") if isinstance(record, dict) else None
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def _group(path: Path, new: str, offered: str | None) -> str:

@@ -99,11 +99,11 @@ def begin(args: list[str], facts: str, configure: Configure) -> str:
     first. `facts` is what the scheduler says about the job; "" outside a job. Gives shell text.
     """
     kind = scheduler_of_process()
-    found = scheduler(kind).allocation(facts) if kind else None
+    allocation = scheduler(kind).allocation(facts) if kind else None
     if args[0] != "--job":
-        command = script_command(args[0], args[1:], found)
+        command = script_command(args[0], args[1:], allocation)
     elif args[1] == "--array":
-        command = command_of_array(Path(args[2]), found)
+        command = command_of_array(Path(args[2]), allocation)
     else:
         command = args[1:]
     step = current_step()
@@ -112,45 +112,45 @@ def begin(args: list[str], facts: str, configure: Configure) -> str:
             f"this script runs as {step.size} tasks of srun, and starts the processes by itself: "
             "submit it with sbatch, or run it with bash inside salloc"
         )
-    if found is None:
+    if allocation is None:
         return f"fer_task=({shlex.join(command)}) fer_start=exec\n"
     inside = kind != "slurm" or step is not None  # the processes are started on this host alone
-    nodes = found.nodes if not inside else found.nodes[:1]
-    per_node, hosts = _ranks_of_node(command[0], found, nodes), max(len(nodes), 1)
+    nodes = allocation.nodes if not inside else allocation.nodes[:1]
+    per_node, hosts = _ranks_of_node(command[0], allocation, nodes), max(len(nodes), 1)
     config = _checked(command, configure)
     if isinstance(config, TrainConfig | GanConfig) and config.elastic:
         nodes = _nodes_that_fit(config, nodes, per_node)
         hosts = max(len(nodes), 1)
-    found = _with_counted_restarts(config, found)
+    allocation = _with_counted_restarts(config, allocation)
     try:
         check_predecessors(scheduler(kind))
         check_job(config, per_node * hosts)
     except UserError as error:
-        record_refusal(config, found, command, str(error))
+        record_refusal(config, allocation, command, str(error))
         raise
     answer = [f"unset {name}" for name in sorted(os.environ) if name.startswith(INHERITED)]
-    answer += scheduler(kind).environment(found)
-    answer += _exports(found)
+    answer += scheduler(kind).environment(allocation)
+    answer += _exports(allocation)
     if inside and per_node > 1 and command[0] in LOCAL_VERBS:
         command = [*command, "--procs", str(per_node)]
-    logs = _record(config, found, command, answer)
-    again = f"start {found.restarts + 1}" + ("" if found.batch else ", interactive")
-    print(f"job {found.name}, {again}: fer_hpc {shlex.join(command)}", file=sys.stderr)
+    logs = _record(config, allocation, command, answer)
+    again = f"start {allocation.restarts + 1}" + ("" if allocation.batch else ", interactive")
+    print(f"job {allocation.name}, {again}: fer_hpc {shlex.join(command)}", file=sys.stderr)
     hosts_text = ",".join(host for host, _ in nodes) or socket.gethostname()
     print(f"on {hosts_text}, {per_node} task(s) a node; logs: {logs}", file=sys.stderr)
     answer += [
         f"fer_task=({shlex.join(command)})",
         f"fer_start={'here' if inside else 'srun'}",
-        f"fer_nodes={hosts} fer_ranks={per_node} fer_job={shlex.quote(found.id)}",
+        f"fer_nodes={hosts} fer_ranks={per_node} fer_job={shlex.quote(allocation.id)}",
         f"fer_logs={shlex.quote(str(logs))}",
         f"fer_srun_logs={shlex.quote(str(logs).replace('%', '%%'))}",
         f"fer_gpus={nodes[0][1] if nodes and kind == 'sge' else 0}",
-        f"fer_again={'yes' if found.batch and step is None else 'no'}",
+        f"fer_again={'yes' if allocation.batch and step is None else 'no'}",
     ]
     return "\n".join(answer) + "\n"
 
 
-def _ranks_of_node(verb: str, found: Allocation, nodes: tuple[tuple[str, int], ...]) -> int:
+def _ranks_of_node(verb: str, allocation: Allocation, nodes: tuple[tuple[str, int], ...]) -> int:
     """Processes on each node: one for each GPU, without GPUs one for each task asked for."""
     gpus = [count for _, count in nodes] or [0]
     if len(set(gpus)) > 1:
@@ -159,28 +159,29 @@ def _ranks_of_node(verb: str, found: Allocation, nodes: tuple[tuple[str, int], .
             f"the GPUs are spread unevenly ({shown}), and every node needs the same number: ask "
             f"for them by node, as --nodes={len(nodes)} --gpus-per-node={max(gpus)}"
         )
-    if found.asked_gpus > gpus[0]:
+    if allocation.asked_gpus > gpus[0]:
         raise UserError(
-            f"{found.asked_gpus} GPUs a node were asked for and {gpus[0]} granted: Slurm takes the "
-            f"script's own --gres=gpu:{gpus[0]} where --gpus-per-node is given; submit with "
-            f"--gres=gpu:{found.asked_gpus}"
+            f"{allocation.asked_gpus} GPUs a node were asked for and {gpus[0]} granted: Slurm "
+            f"takes the script's own --gres=gpu:{gpus[0]} where --gpus-per-node is given; submit "
+            f"with --gres=gpu:{allocation.asked_gpus}"
         )
     if verb not in LOCAL_VERBS:
         return 1
     if gpus[0]:
-        if found.tasks not in (1, len(nodes), gpus[0] * len(nodes)) and found.scheduler == "slurm":
+        processes = gpus[0] * len(nodes)
+        if allocation.scheduler == "slurm" and allocation.tasks not in (1, len(nodes), processes):
             print(
-                f"fer-hpc: {found.tasks} tasks were asked for; one process for each GPU is "
-                f"started: {gpus[0] * len(nodes)}",
+                f"fer-hpc: {allocation.tasks} tasks were asked for; one process for each GPU is "
+                f"started: {processes}",
                 file=sys.stderr,
             )
         return gpus[0]
-    if found.tasks % max(len(nodes), 1):
+    if allocation.tasks % max(len(nodes), 1):
         raise UserError(
-            f"{found.tasks} tasks on {len(nodes)} nodes: every node needs the same number; use "
-            f"--ntasks-per-node={-(-found.tasks // len(nodes))}"
+            f"{allocation.tasks} tasks on {len(nodes)} nodes: every node needs the same number; "
+            f"use --ntasks-per-node={-(-allocation.tasks // len(nodes))}"
         )
-    return found.tasks // max(len(nodes), 1)
+    return allocation.tasks // max(len(nodes), 1)
 
 
 def _nodes_that_fit(
@@ -210,26 +211,26 @@ def _checked(command: list[str], configure: Configure) -> JobCommand:
     return config[0]
 
 
-def _with_counted_restarts(config: JobCommand, found: Allocation) -> Allocation:
+def _with_counted_restarts(config: JobCommand, allocation: Allocation) -> Allocation:
     """With the number of starts in the job's record, where the scheduler keeps none."""
-    if found.scheduler != "sge" or not found.restarts:
-        return found
-    before = starts_of(results_dir(config) / "jobs" / f"{found.name}.json")
-    return dataclasses.replace(found, restarts=max(1, len(before)))
+    if allocation.scheduler != "sge" or not allocation.restarts:
+        return allocation
+    before = starts_of(results_dir(config) / "jobs" / f"{allocation.name}.json")
+    return dataclasses.replace(allocation, restarts=max(1, len(before)))
 
 
-def _exports(found: Allocation) -> list[str]:
+def _exports(allocation: Allocation) -> list[str]:
     """The job as its processes see it (parallel/job.py), and where the ranks meet."""
-    number = found.id.partition(".")[0]
+    number = allocation.id.partition(".")[0]
     values = {
-        "FER_JOB_NUMBER": f"{found.scheduler} {number}",
-        "FER_JOB_ID": found.id,
-        "FER_JOB_NAME": found.name,
-        "FER_JOB_RESTARTS": str(found.restarts),
-        "FER_JOB_END": str(found.end),
+        "FER_JOB_NUMBER": f"{allocation.scheduler} {number}",
+        "FER_JOB_ID": allocation.id,
+        "FER_JOB_NAME": allocation.name,
+        "FER_JOB_RESTARTS": str(allocation.restarts),
+        "FER_JOB_END": str(allocation.end),
     }
-    if len(found.nodes) > 1:
-        values |= {"MASTER_ADDR": found.nodes[0][0], "MASTER_PORT": str(_port(int(number)))}
+    if len(allocation.nodes) > 1:
+        values |= {"MASTER_ADDR": allocation.nodes[0][0], "MASTER_PORT": str(_port(int(number)))}
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 
 
@@ -243,7 +244,9 @@ def _port(job: int) -> int:
     return job_port(job)
 
 
-def _record(config: JobCommand, found: Allocation, command: list[str], answer: list[str]) -> Path:
+def _record(
+    config: JobCommand, allocation: Allocation, command: list[str], answer: list[str]
+) -> Path:
     """Record this start and keep its code; gives the folder of the ranks' logs.
 
     Adds to the shell text the place of the code that all starts of this job use.
@@ -256,12 +259,12 @@ def _record(config: JobCommand, found: Allocation, command: list[str], answer: l
         root = code_root(folder)
         kept = keep_code(root)
         copy = str(kept)
-        place = pointer(root, found.scheduler, found.id)
+        place = pointer(root, allocation.scheduler, allocation.id)
         write_pointer(place, kept)
         path = os.pathsep.join([copy, *filter(None, [os.environ.get("PYTHONPATH", "")])])
         answer += [f"export PYTHONPATH={shlex.quote(path)} PYTHONSAFEPATH=1"]
         answer += [f"fer_pointer={shlex.quote(str(place))}"]
-    record_start(config, found, command, [f"{found.id}-*.log"], copy)
+    record_start(config, allocation, command, [f"{allocation.id}-*.log"], copy)
     return logs
 
 
@@ -272,7 +275,6 @@ def end(code: int, may_start: bool, args: list[str], facts: str, configure: Conf
     """What follows after the ranks have ended with `code`; `args` is the command that has run.
 
     `may_start`: a script, which the scheduler can start again.
-
     Gives shell text: the command that starts the job again, or none, and the exit code.
     """
     config = configure(args[0], _without_procs(args[1:]))
@@ -287,15 +289,15 @@ def end(code: int, may_start: bool, args: list[str], facts: str, configure: Conf
     if again and not may_start_again(starts, reached):
         again, why = False, give_up_message(folder, without_gain(starts, reached))
     by = scheduler(scheduler_of_process())
-    found = _allocation_now(by, facts)
-    if again and not _is_ours(found):
+    allocation = _allocation_now(by, facts)
+    if again and not _is_ours(allocation):
         again, why = False, "the job is being ended, or belongs to another start: not started again"
     print(f"fer-hpc: {why}", file=sys.stderr)
-    print(summary(config, starts, found), file=sys.stderr)
+    print(summary(config, starts, allocation), file=sys.stderr)
     finished = not isinstance(config, TrainConfig | GanConfig) or _is_finished(config.run)
     exit_code = EXIT_CRASHED if code == EXIT_FINISHED and not finished else code
-    requeue = by.requeue_command(found) if again and found else []
-    if again and found and found.scheduler == "sge":
+    requeue = by.requeue_command(allocation) if again and allocation else []
+    if again and allocation and allocation.scheduler == "sge":
         exit_code = 99  # Grid Engine's code for: run this job again
     return f"fer_requeue=({shlex.join(requeue)}) fer_exit={exit_code}\n"
 
@@ -313,12 +315,12 @@ def _allocation_now(by: Scheduler, facts: str) -> Allocation | None:
         return None
 
 
-def _is_ours(found: Allocation | None) -> bool:
+def _is_ours(allocation: Allocation | None) -> bool:
     """Whether the job still runs, and this start is its newest."""
-    if found is None or not found.running or not found.batch:
+    if allocation is None or not allocation.running or not allocation.batch:
         return False
-    newest = found.scheduler == "sge" or found.restarts == int(os.environ["FER_JOB_RESTARTS"])
-    return newest
+    restarts = int(os.environ["FER_JOB_RESTARTS"])
+    return allocation.scheduler == "sge" or allocation.restarts == restarts
 
 
 def _is_finished(run: Path) -> bool:

@@ -7,8 +7,8 @@ import re
 
 def number_of(text: str) -> float:
     """The number that a text begins with; 0 where there is none."""
-    found = re.match(r"\d{1,15}(?:\.\d{1,9})?", text, re.ASCII)
-    return float(found[0]) if found else 0.0
+    match = re.match(r"\d{1,15}(?:\.\d{1,9})?", text, re.ASCII)
+    return float(match[0]) if match else 0.0
 
 
 def size_in_bytes(text: str) -> float:

@@ -56,24 +56,24 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
     A log's pattern that leaves the folder is left out.
     """
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("job"), str):
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("job"), str):
         return None
-    if not _is_number(found.get("time")) or not isinstance(found.get("command", []), list):
+    if not _is_number(record.get("time")) or not isinstance(record.get("command", []), list):
         return None
-    logs = found.get("logs")
-    found["logs"] = [
+    logs = record.get("logs")
+    record["logs"] = [
         log
         for log in (logs if isinstance(logs, list) else [])
         if isinstance(log, str) and log and "/" not in log and log != ".."
     ]
     # Records of earlier versions name only the job.
-    default = {"scheduler": "slurm" if found["job"][:1].isdigit() else "local", "submitted": 0.0}
-    found = {"cluster": "", "name": "", "starts": [], **default, **found}
-    good = all(isinstance(found[key], str) for key in TEXTS) and _is_number(found["submitted"])
-    starts = found["starts"]
+    default = {"scheduler": "slurm" if record["job"][:1].isdigit() else "local", "submitted": 0.0}
+    record = {"cluster": "", "name": "", "starts": [], **default, **record}
+    good = all(isinstance(record[key], str) for key in TEXTS) and _is_number(record["submitted"])
+    starts = record["starts"]
     good = good and isinstance(starts, list) and all(isinstance(s, dict) for s in starts)
-    return found if good else None
+    return record if good else None
 
 
 def _is_number(value: Any) -> bool:

@@ -134,5 +134,5 @@ def scheduler(name: str) -> Scheduler:
     from fer_hpc.cluster.slurm import Slurm
 
     known: dict[str, Any] = {"slurm": Slurm, "sge": GridEngine, "local": Local}
-    made: Scheduler = known[name]()
-    return made
+    instance: Scheduler = known[name]()
+    return instance

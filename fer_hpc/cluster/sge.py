@@ -255,8 +255,8 @@ def _options(request: Request) -> list[str]:
         options += ["-hold_jid", ",".join((*request.after, *request.also_after))]
     if len(request.commands) > 1:
         options += ["-t", f"1-{len(request.commands)}"]
-    for given in job.qsub:
-        name, _, value = given.partition("=")
+    for option in job.qsub:
+        name, _, value = option.partition("=")
         options += [f"-{name.lstrip('-')}", *([value] if value else [])]
     return options
 

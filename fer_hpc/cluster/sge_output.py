@@ -27,8 +27,8 @@ def parse_xml(xml: str) -> ET.Element | None:
 def job_elements(xml: str) -> dict[str, ET.Element]:
     """The jobs of `qstat -j ... -xml` by their number."""
     root = parse_xml(xml)
-    found = root.iterfind(".//djob_info/element") if root is not None else ()
-    return {element.findtext("JB_job_number", ""): element for element in found}
+    elements = root.iterfind(".//djob_info/element") if root is not None else ()
+    return {element.findtext("JB_job_number", ""): element for element in elements}
 
 
 def _tasks(element: ET.Element) -> Iterable[ET.Element]:
@@ -45,7 +45,7 @@ def task_start(element: ET.Element, task: str) -> float:
 
 def listed_states(xml: str) -> dict[str, JobState]:
     """The living jobs of `qstat -xml`, a task of an array each by itself."""
-    root, found = parse_xml(xml), {}
+    root, states = parse_xml(xml), {}
     for each in root.iter("job_list") if root is not None else ():
         number, letters = each.findtext("JB_job_number", ""), each.findtext("state", "")
         order = "dE" if letters[:1] == "d" or "E" in letters else "rtq"
@@ -60,17 +60,17 @@ def listed_states(xml: str) -> dict[str, JobState]:
         )
         tasks = each.findtext("tasks")
         for name in [number] if tasks is None else _task_names(number, tasks):
-            found[name] = state
-    return found
+            states[name] = state
+    return states
 
 
 def _task_names(number: str, tasks: str) -> list[str]:
     """JOB.TASK of 1-5:2,8."""
     names = []
     for part in tasks.split(","):
-        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?::([1-9]\d{0,8}))?", part.strip(), re.A)
-        if found:
-            first, last, step = (int(each or 0) for each in found.groups())
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?(?::([1-9]\d{0,8}))?", part.strip(), re.A)
+        if match:
+            first, last, step = (int(each or 0) for each in match.groups())
             numbers = range(first, (last or first) + 1, step or 1)
             names += [f"{number}.{i}" for i in numbers[:MAX_TASKS]]
     return names
@@ -78,12 +78,12 @@ def _task_names(number: str, tasks: str) -> list[str]:
 
 def accounting(number: str) -> dict[str, list[dict[str, str]]]:
     """The records of qacct for a job, by task ("undefined" outside an array), oldest first."""
-    found: dict[str, list[dict[str, str]]] = {}
+    records: dict[str, list[dict[str, str]]] = {}
     for block in output_of("qacct", "-j", number).split("=" * 62)[1:]:
         pairs = (line.split(None, 1) for line in block.splitlines() if line.strip())
         values = {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
-        found.setdefault(values.get("taskid", "undefined"), []).append(values)
-    return found
+        records.setdefault(values.get("taskid", "undefined"), []).append(values)
+    return records
 
 
 def end_state(block: dict[str, str]) -> JobState:

@@ -77,9 +77,9 @@ class Slurm:
         """srun would refuse cores for each GPU without GPUs, and does not read the job's cores for
         each task by itself."""
         names = ("SLURM_CPUS_PER_GPU", "SLURM_MEM_PER_GPU", "SLURM_GPUS")
-        found = [] if any(n for _, n in allocation.nodes) else [f"unset {name}" for name in names]
+        lines = [] if any(n for _, n in allocation.nodes) else [f"unset {name}" for name in names]
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "")
-        return [*found, f"export SRUN_CPUS_PER_TASK={cores}"] if cores.isdecimal() else found
+        return [*lines, f"export SRUN_CPUS_PER_TASK={cores}"] if cores.isdecimal() else lines
 
     def requeue_command(self, allocation: Allocation) -> list[str]:
         return ["scontrol", "requeue", allocation.name]
@@ -95,8 +95,8 @@ class Slurm:
 
     def cluster(self) -> str:
         config = output_of("scontrol", "show", "config")
-        found = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
-        return found[1] if found else ""
+        match = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
+        return match[1] if match else ""
 
     def submit(self, request: Request) -> list[str]:
         from submitit import SlurmExecutor
@@ -155,8 +155,8 @@ class Slurm:
                 job, state_name, code, submitted, job_name = cells
                 word = (state_name.split() or [""])[0]
                 reason, alive = _exit_in_words(code), word not in ENDED
-                found = JobState(word, reason, alive, _seconds(submitted), job_name)
-                states.setdefault(job, found)  # squeue knows better
+                job_state = JobState(word, reason, alive, _seconds(submitted), job_name)
+                states.setdefault(job, job_state)  # squeue knows better
         return states
 
     def waiting(self) -> list[tuple[str, JobState]]:
@@ -167,9 +167,9 @@ class Slurm:
     def usage(self, jobs: Sequence[str]) -> Usage | None:
         """From sacct, over all starts (-D)."""
         fields = "JobIDRaw,ElapsedRaw,AllocCPUS,TotalCPU,MaxRSS,AllocTRES"
-        found = output_of("sacct", "-n", "-P", "-D", "-o", fields, "-j", ",".join(jobs))
+        output = output_of("sacct", "-n", "-P", "-D", "-o", fields, "-j", ",".join(jobs))
         elapsed = cores = cpu = gpu_s = memory = 0.0
-        for job, elapsed_s, alloc_cpus, total_cpu, max_rss, tres in _lines(found, 6):
+        for job, elapsed_s, alloc_cpus, total_cpu, max_rss, tres in _lines(output, 6):
             memory = max(memory, size_in_bytes(max_rss) / 1e9)
             if "." in job:
                 continue
@@ -258,8 +258,8 @@ def _duration(text: str) -> float:
 
 def _lines(output: str, count: int) -> list[list[str]]:
     """The lines of `count` cells; what else a program prints is left out."""
-    found = [line.split("|", count - 1) for line in output.splitlines()]
-    return [cells for cells in found if len(cells) == count]
+    rows = [line.split("|", count - 1) for line in output.splitlines()]
+    return [cells for cells in rows if len(cells) == count]
 
 
 # ---- what sbatch is given ------------------------------------------------------------------------
@@ -268,9 +268,9 @@ def _lines(output: str, count: int) -> list[list[str]]:
 def _log_pattern(request: Request) -> str:
     """The job's log; Slurm replaces nothing in the folder's name."""
     folder = request.folder.absolute() / "jobs"
-    if found := re.search("%[jtAa]", str(folder)):
+    if match := re.search("%[jtAa]", str(folder)):
         raise UserError(
-            f"{request.folder}: {found[0]} in the name of a folder means a job's number to "
+            f"{request.folder}: {match[0]} in the name of a folder means a job's number to "
             "submitit; choose another name"
         )
     job = "%A_%a" if len(request.commands) > 1 else "%j"
@@ -293,12 +293,12 @@ def _parameters(request: Request) -> dict[str, Any]:
     if waits:
         more["dependency"] = waits
         more["kill-on-invalid-dep"] = "yes"
-    given = dict(option.partition("=")[::2] for option in job.sbatch)
-    if gpus and not any("gpus" in name or name == "gres" for name in given):
+    options = dict(option.partition("=")[::2] for option in job.sbatch)
+    if gpus and not any("gpus" in name or name == "gres" for name in options):
         more["gres"] = f"gpu:{gpus}"
     if gpus:
         more["cpus-per-gpu"] = job.cpus
-    wanted: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "job_name": request.name,
         "time": job.time_min,
         "nodes": _node_count(request),
@@ -314,9 +314,9 @@ def _parameters(request: Request) -> dict[str, Any]:
         ],
         "use_srun": False,
         "stderr_to_stdout": True,
-        "additional_parameters": more | {k: v if v else True for k, v in given.items()},
+        "additional_parameters": more | {k: v if v else True for k, v in options.items()},
     }
-    return {key: value for key, value in wanted.items() if value is not None}
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
 def _check_options(options: tuple[str, ...]) -> None:

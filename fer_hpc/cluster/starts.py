@@ -176,10 +176,10 @@ def exit_in_words(code: int) -> str:
 
 def last_lines(logs: Path, job: str) -> list[str]:
     """The end of the log that tells most: of srun's messages, and of the rank that wrote last."""
-    found: list[str] = []
+    messages: list[str] = []
     paths = sorted(logs.glob(f"{job}-*.log"), key=lambda path: path.stat().st_mtime)
     ranks = [path for path in paths if not path.name.endswith("-srun.log")]
     for path in [*ranks[-1:], *(p for p in paths if p.name.endswith("-srun.log"))]:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        found += [f"{path.name}: {line[:300]}" for line in lines[-LAST_LINES:]]
-    return found
+        messages += [f"{path.name}: {line[:300]}" for line in lines[-LAST_LINES:]]
+    return messages

@@ -37,7 +37,7 @@ def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
     """
     folders = _folders(paths)
     records = {folder: read_records(folder) for folder in folders}
-    states = states_of([record for found in records.values() for record in found])
+    states = states_of([record for group in records.values() for record in group])
     rows = [_row_of_folder(folder, records[folder], states) for folder in folders]
     known = {job for _, job in states}
     for job, state in [pair for name in SCHEDULERS for pair in scheduler(name).waiting()]:
@@ -53,16 +53,16 @@ def job_status(paths: tuple[Path, ...]) -> list[dict[str, Any]]:
 def states_of(records: list[dict[str, Any]]) -> dict[tuple[str, str], JobState]:
     """The state of each recorded job, by scheduler and job; one that another cluster numbered alike
     is not among them."""
-    found: dict[tuple[str, str], JobState] = {}
+    state_by_job: dict[tuple[str, str], JobState] = {}
     for name in ("local", *SCHEDULERS):
-        by, here = scheduler(name), [r for r in records if r["scheduler"] == name]
-        states = by.states(list(dict.fromkeys(r["job"] for r in here)))
+        by, group = scheduler(name), [r for r in records if r["scheduler"] == name]
+        states = by.states(list(dict.fromkeys(r["job"] for r in group)))
         cluster = by.cluster() if states else ""
-        for record in here:
+        for record in group:
             state = states.get(record["job"])
             if state and _is_same_job(record, state, cluster):
-                found[name, record["job"]] = state
-    return found
+                state_by_job[name, record["job"]] = state
+    return state_by_job
 
 
 def _is_same_job(record: dict[str, Any], state: JobState, cluster: str) -> bool:
@@ -100,9 +100,9 @@ def _row_of_folder(
             row |= {"state": "damaged", "why": damage_reason(error)}
     row["jobs"] = []
     for record in records:
-        found = states.get((record["scheduler"], record["job"]), JobState(""))
-        reason = record.get("refused", found.reason)
-        shown = {"job": record["job"], "state": found.state, "reason": reason}
+        state = states.get((record["scheduler"], record["job"]), JobState(""))
+        reason = record.get("refused", state.reason)
+        shown = {"job": record["job"], "state": state.state, "reason": reason}
         row["jobs"].append(shown | {"starts": len(record["starts"])})
     row["jobs"] = [row["jobs"][i] for i in _by_weight(records, states)]
     if not stored and records:
@@ -117,8 +117,8 @@ def _by_weight(records: list[dict[str, Any]], states: dict[tuple[str, str], JobS
     """The places of the records, what counts most last: a living job, then one that has started."""
 
     def weight(i: int) -> tuple[bool, bool, int]:
-        found = states.get((records[i]["scheduler"], records[i]["job"]))
-        return bool(found and found.alive), "refused" not in records[i], i
+        state = states.get((records[i]["scheduler"], records[i]["job"]))
+        return bool(state and state.alive), "refused" not in records[i], i
 
     return sorted(range(len(records)), key=weight)
 

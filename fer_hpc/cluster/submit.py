@@ -64,8 +64,8 @@ def make_request(
     if keep and job.keep_code and job.cluster != "local":
         code = str(keep_code(code_root(folder)))
     launch = launch_script() if job.cluster in ("slurm", "sge") else Path()
-    wanted = (job, folder, commands, launch_args, gpus, after, dependency_type, also_after)
-    return Request(*wanted, launch, code)
+    values = (job, folder, commands, launch_args, gpus, after, dependency_type, also_after)
+    return Request(*values, launch, code)
 
 
 def submit(

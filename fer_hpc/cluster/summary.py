@@ -18,7 +18,7 @@ from fer_hpc.config.commands import (
 from fer_hpc.run.folder import read_rows, read_status
 
 
-def summary(config: JobCommand, starts: list[dict[str, Any]], found: Allocation | None) -> str:
+def summary(config: JobCommand, starts: list[dict[str, Any]], allocation: Allocation | None) -> str:
     """The lines at the end of a job's log; `starts` are its own, this one last."""
     lines, folder = [], results_dir(config)
     reached, before = gained(config), starts[-1]["before"] if starts else 0
@@ -33,7 +33,7 @@ def summary(config: JobCommand, starts: list[dict[str, Any]], found: Allocation 
             text += f"; peak memory {memory:.1f} GB" if isinstance(memory, float) else ""
         lines.append(text)
     seconds = sum(_seconds(start) for start in starts)
-    gpus = sum(count for _, count in found.nodes) if found else 0
+    gpus = sum(count for _, count in allocation.nodes) if allocation else 0
     cost = f", {seconds * gpus / 3600:.2f} GPU hours" if gpus else ""
     lines.append(f"{len(starts) or 1} start(s), {_clock(seconds)} in all{cost}")
     lines.append(f"results: {folder}    next: {next_command(config)}")

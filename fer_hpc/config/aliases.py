@@ -26,7 +26,7 @@ def current_science(stored: dict[str, Any]) -> dict[str, Any]:
 
 def current_arguments(args: list[str]) -> list[str]:
     """A command line with old flags and old values replaced by the present ones."""
-    found: list[str] = []
+    arguments: list[str] = []
     field = ""
     for arg in args:
         if arg.startswith("--"):
@@ -39,5 +39,5 @@ def current_arguments(args: list[str]) -> list[str]:
                 arg = arg.removesuffix(value) + VALUES[field, value]
         elif (field, arg) in VALUES:
             arg = VALUES[field, arg]
-        found.append(arg)
-    return found
+        arguments.append(arg)
+    return arguments

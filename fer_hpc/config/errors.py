@@ -60,5 +60,5 @@ def choice_error(flag: str, got: object, choices: list[str]) -> UserError:
         c for c in choices if text and (text.startswith(c) or c.startswith(text))
     ]
     hint = f"; did you mean {near[0]}?" if len(near) == 1 else ""
-    given = shlex.quote(str(got))
-    return UserError(f"{flag} {given}: wanted one of {', '.join(choices)}{hint}")
+    word = shlex.quote(str(got))
+    return UserError(f"{flag} {word}: wanted one of {', '.join(choices)}{hint}")

@@ -118,15 +118,17 @@ def check_name_free(what: str, name: str, origin: Origin | None, known: Any) -> 
     """
     if known is None:
         return
-    taken: Origin | None = known.origin
-    if taken is None:
+    known_origin: Origin | None = known.origin
+    if known_origin is None:
         raise UserError(f"{what} {name!r} is built in; register yours under another name")
-    same = origin is not None and (origin.sha256 == taken.sha256 or origin.path == taken.path)
-    interactive = not taken.is_plugin and (origin is None or not origin.is_plugin)
+    same = origin is not None and (
+        origin.sha256 == known_origin.sha256 or origin.path == known_origin.path
+    )
+    interactive = not known_origin.is_plugin and (origin is None or not origin.is_plugin)
     if not same and not interactive:
         raise UserError(
-            f"{what} {name!r} is registered by {taken.path} already; register this one under "
-            "another name"
+            f"{what} {name!r} is registered by {known_origin.path} already; register this one "
+            "under another name"
         )
 
 

@@ -100,5 +100,5 @@ def changed_fields(name: str, config: TrainConfig) -> dict[str, Any]:
 def preset_changes(name: str) -> dict[str, Any]:
     """The fields that preset `name` sets to something else than their defaults, model first."""
     recipe, defaults = PRESETS[name], {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    changed = {key: value for key, value in recipe.items() if value != defaults[key]}
-    return {"model": recipe["model"], **changed}
+    changes = {key: value for key, value in recipe.items() if value != defaults[key]}
+    return {"model": recipe["model"], **changes}

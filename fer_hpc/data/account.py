@@ -49,14 +49,14 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
         members = [parts[s.name] for s in plan.shards if s.split == name]
         if members:
             entries[name] = _merged(members, plan.classes)
-    taken = sum(entry["n"] for entry in entries.values())
-    fallbacks = _fallbacks(parts.values(), taken)
+    face_count = sum(entry["n"] for entry in entries.values())
+    fallbacks = _fallbacks(parts.values(), face_count)
     ignored = plan.rows.ignored
     _check_limits(config, plan, rejected, fallbacks)
     _check_classes(config, plan, entries)
-    found = len(plan.rows.source_id) + len(plan.rows.rejects) + ignored.total - _left_out(plan)
-    if found != taken + rejected.total + ignored.total:
-        raise AssertionError(f"{found} found, {taken} + {rejected.total} + {ignored.total}")
+    total = len(plan.rows.source_id) + len(plan.rows.rejects) + ignored.total - _left_out(plan)
+    if total != face_count + rejected.total + ignored.total:
+        raise AssertionError(f"{total} found, {face_count} + {rejected.total} + {ignored.total}")
     source: dict[str, Any] = {
         "kind": config.source,
         "fingerprint": plan.rows.fingerprint,
@@ -81,8 +81,8 @@ def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
             "reasons": {reason: kind.n for reason, kind in rejected.kinds.items()},
         },
         "account": {
-            "found": found,
-            "taken": taken,
+            "found": total,
+            "taken": face_count,
             "rejected": rejected.as_json(),
             "ignored": ignored.as_json(),
             "fallbacks": fallbacks.as_json(),
@@ -101,16 +101,16 @@ def _left_out(plan: Plan) -> int:
     return len(plan.rows.source_id) - sum(len(shard.rows) for shard in plan.shards)
 
 
-def _fallbacks(parts: Iterable[dict[str, Any]], taken: int) -> Tally:
+def _fallbacks(parts: Iterable[dict[str, Any]], face_count: int) -> Tally:
     """Faces that are whole pictures although others are cut; none where all are whole."""
-    found = Tally()
+    fallbacks = Tally()
     for part in parts:
         for kind, what in (("outside", OUTSIDE), ("no_box", NO_BOX)):
             n, example = part["fallbacks"][kind]
-            found.add(what, example, n)
-    if NO_BOX in found.kinds and found.kinds[NO_BOX].n == taken:
-        del found.kinds[NO_BOX]
-    return found
+            fallbacks.add(what, example, n)
+    if NO_BOX in fallbacks.kinds and fallbacks.kinds[NO_BOX].n == face_count:
+        del fallbacks.kinds[NO_BOX]
+    return fallbacks
 
 
 def _merged(parts: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -179,9 +179,9 @@ def check_strict(config: PreprocessConfig, plan: Plan) -> None:
     """UserError for anything in the input that is ignored, with --strict: before it is read."""
     if config.strict and plan.rows.ignored.total:
         reason, kind = plan.rows.ignored.worst()[0]
-        things = counted(plan.rows.ignored.total, "thing")
+        amount = counted(plan.rows.ignored.total, "thing")
         raise UserError(
-            f"--strict: {things} in {config.input} would be ignored; most often: "
+            f"--strict: {amount} in {config.input} would be ignored; most often: "
             f"{kind.n:,} {reason}, for example {kind.example}"
         )
 

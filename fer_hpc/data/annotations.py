@@ -112,8 +112,8 @@ class Collector:
         self._labels.append(label)
         self._splits.append(split)
         self._locators.append(locator)
-        told = repr((self._ids[-1], str(label), split, str(stamp), group, targets))
-        self._identity.update(told.encode("utf-8", "backslashreplace"))
+        entry = repr((self._ids[-1], str(label), split, str(stamp), group, targets))
+        self._identity.update(entry.encode("utf-8", "backslashreplace"))
 
     def labels(self) -> dict[str, int]:
         """How many faces each label has, in order of appearance."""

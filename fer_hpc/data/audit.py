@@ -90,12 +90,12 @@ class _Faces:
         count: int | None = None,
     ) -> Finding:
         """A finding that drops some rows; `partner` [n] is the other side of each, or -1."""
-        found = np.flatnonzero(dropped)
-        rows = [(self.names[self.part[i]], int(self.row[i])) for i in found]
-        number = len(found) if count is None else count
+        indices = np.flatnonzero(dropped)
+        rows = [(self.names[self.part[i]], int(self.row[i])) for i in indices]
+        number = len(indices) if count is None else count
         if partner is None:
-            return Finding(what, number, rows, [self.place(int(i)) for i in found[:PAIRS]])
-        sides = [(int(i), int(partner[i])) for i in found if partner[i] >= 0][:PAIRS]
+            return Finding(what, number, rows, [self.place(int(i)) for i in indices[:PAIRS]])
+        sides = [(int(i), int(partner[i])) for i in indices if partner[i] >= 0][:PAIRS]
         pairs = [(self.place(a), self.place(b)) for a, b in sides]
         return Finding(what, number, rows, [], pairs)
 
@@ -104,20 +104,20 @@ def audit(manifest: Manifest, splits: dict[str, Split]) -> list[Finding]:
     """All kinds of findings, also those with a count of 0."""
     faces = _Faces(manifest, splits)
     blank = np.concatenate([_blank(split) for split in splits.values()])
-    found = [faces.finding("blank images (all pixels alike)", blank), _conflicts(faces)]
+    findings = [faces.finding("blank images (all pixels alike)", blank), _conflicts(faces)]
     everything = np.ones(len(faces.part), bool)
     for i, name in enumerate(faces.names):
         mine = faces.part == i
         first = _first_with(faces.image, faces.image, mine)
         repeats = mine & (first != np.arange(len(first)))
         what = f"{name} images that repeat an earlier one of {name}"
-        found.append(faces.finding(what, repeats, first))
-    found += _shared(faces, faces.image, everything, "images")
-    found += _nearly_shared(faces)
+        findings.append(faces.finding(what, repeats, first))
+    findings += _shared(faces, faces.image, everything, "images")
+    findings += _nearly_shared(faces)
     known = faces.columns["group"] >= 0
     if not known.any():  # no finding, rather than a reassuring 0
-        return found
-    return found + _shared(faces, faces.columns["group"], known, "people")
+        return findings
+    return findings + _shared(faces, faces.columns["group"], known, "people")
 
 
 def _conflicts(faces: _Faces) -> Finding:
@@ -139,7 +139,7 @@ def _shared(
     faces: _Faces, key: NDArray[np.int64], known: NDArray[np.bool_], what: str
 ) -> list[Finding]:
     """Keys that two splits share. The earlier split loses its rows: what is scored stays."""
-    found = []
+    findings = []
     for i, early in enumerate(faces.names):
         for j, late in list(enumerate(faces.names))[i + 1 :]:
             one, other = (faces.part == i) & known, (faces.part == j) & known
@@ -150,15 +150,15 @@ def _shared(
                 text = f"{late} images that are also in {early}"
             else:
                 count, text = len(common), f"people in both {early} and {late}"
-            found.append(faces.finding(text, dropped, _first_with(key, key, other), count))
-    return found
+            findings.append(faces.finding(text, dropped, _first_with(key, key, other), count))
+    return findings
 
 
 def _nearly_shared(faces: _Faces) -> list[Finding]:
     """Nearly equal images in two splits, but not equal ones. The earlier split loses its rows."""
     if len(faces.names) < 2:
         return []
-    found = []
+    findings = []
     known = {name: hashes(split) for name, split in faces.splits.items()}
     first_row = {name: int(np.argmax(faces.part == i)) for i, name in enumerate(faces.names)}
     for i, early in enumerate(faces.names):
@@ -173,8 +173,8 @@ def _nearly_shared(faces: _Faces) -> list[Finding]:
                         partner[a] = b
                         others.add(b)
             what = f"{late} images that are nearly the same as one of {early}"
-            found.append(faces.finding(what, partner >= 0, partner, len(others)))
-    return found
+            findings.append(faces.finding(what, partner >= 0, partner, len(others)))
+    return findings
 
 
 def _first_with(

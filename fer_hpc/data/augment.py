@@ -71,23 +71,23 @@ def parameters(
     flip [n] bool, unless the warp mirrors; theta [n, 2, 3], gamma, slope, offset [n] float32;
     box [n, 4] int32 (top, left, bottom, right); kept [n] float32, an image's share in its mix.
     """
-    found: dict[str, NDArray[Any]] = {}
+    inputs: dict[str, NDArray[Any]] = {}
     if a.warps:
-        found["theta"] = _warp_matrices(a, u)
+        inputs["theta"] = _warp_matrices(a, u)
     elif a.flip:
-        found["flip"] = mirrored(a, u)
+        inputs["flip"] = mirrored(a, u)
     if a.gamma:
-        found["gamma"] = ((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)).astype(np.float32)
+        inputs["gamma"] = ((1 + a.gamma) ** (2 * u[:, GAMMA] - 1)).astype(np.float32)
     if a.contrast or a.brightness:
         slope = 1 + a.contrast * (2 * u[:, CONTRAST] - 1)
         shift = a.brightness * (2 * u[:, BRIGHTNESS] - 1)
-        found["slope"] = slope.astype(np.float32)
-        found["offset"] = (GRAY * (1 - slope) + shift).astype(np.float32)
+        inputs["slope"] = slope.astype(np.float32)
+        inputs["offset"] = (GRAY * (1 - slope) + shift).astype(np.float32)
     if a.erase:
-        found["box"] = _erased_boxes(a, u, height, width)
+        inputs["box"] = _erased_boxes(a, u, height, width)
     if a.mixup:
-        found["kept"] = mix_weights(a, u)
-    return found
+        inputs["kept"] = mix_weights(a, u)
+    return inputs
 
 
 def mirrored(a: Augmentation, u: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -143,20 +143,20 @@ def partner_offset(u_first: NDArray[np.float64], batch_size: int) -> int:
 
 
 def augment(
-    images: torch.Tensor, given: Mapping[str, torch.Tensor], places: torch.Tensor
+    images: torch.Tensor, inputs: Mapping[str, torch.Tensor], places: torch.Tensor
 ) -> torch.Tensor:
     """Do to each image what its `parameters` say (mirroring without a warp, and mixup, apart).
 
     Changes `images` in place where it can. `places` are `pixel_places`, which a warp uses.
     """
-    if "theta" in given:
-        images = warp(images, given["theta"], places)
-    if "gamma" in given:
-        images.pow_(_column(given["gamma"]))
-    if "slope" in given:  # contrast around mid-gray, and brightness
-        images.mul_(_column(given["slope"])).add_(_column(given["offset"])).clamp_(0, 1)
-    if "box" in given:
-        images.masked_fill_(_inside(given["box"], *images.shape[2:]), GRAY)
+    if "theta" in inputs:
+        images = warp(images, inputs["theta"], places)
+    if "gamma" in inputs:
+        images.pow_(_column(inputs["gamma"]))
+    if "slope" in inputs:  # contrast around mid-gray, and brightness
+        images.mul_(_column(inputs["slope"])).add_(_column(inputs["offset"])).clamp_(0, 1)
+    if "box" in inputs:
+        images.masked_fill_(_inside(inputs["box"], *images.shape[2:]), GRAY)
     return images
 
 

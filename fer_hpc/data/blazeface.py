@@ -71,21 +71,21 @@ class BlazeFace:
             np.concatenate(part)
             for part in zip(*(self._detect(image, view) for view in _views(image)), strict=True)
         )
-        found = []
+        faces = []
         for k in _suppress(boxes, scores):
             landmarks, is_face = self._landmarks(image, boxes[k], eyes[k])
             score = float(scores[k])
             if is_face >= MIN_FACE:
                 left, top = landmarks.min(0).tolist()
                 right, bottom = landmarks.max(0).tolist()
-                found.append(Found((left, top, right, bottom), score, landmarks))
+                faces.append(Found((left, top, right, bottom), score, landmarks))
             elif score >= SURE:
                 left, top, right, bottom = boxes[k].tolist()
-                found.append(Found((left, top, right, bottom), score))
+                faces.append(Found((left, top, right, bottom), score))
         # a tile may have shown a part of a face, which the mesh has completed
-        tight = np.array([face.box for face in found], np.float32).reshape(-1, 4)
-        kept = _suppress(tight, np.array([face.score for face in found], np.float32))
-        return sorted((found[k] for k in kept), key=lambda face: -face.area)
+        tight = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
+        indices = _suppress(tight, np.array([face.score for face in faces], np.float32))
+        return sorted((faces[k] for k in indices), key=lambda face: -face.area)
 
     def _detect(self, image: Image, view: Box) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Boxes [n, 4], eyes [n, 2, 2] in pixels and scores [n] in one view of the picture."""
@@ -151,14 +151,14 @@ def _views(image: Image) -> Iterator[Box]:
 
 def _suppress(boxes: FloatArray, scores: FloatArray) -> list[int]:
     """Indices of the boxes that are kept: of those that overlap, the one of the highest score."""
-    kept: list[int] = []
+    indices: list[int] = []
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     for k in np.argsort(-scores).tolist():
-        low = np.maximum(boxes[k, :2], boxes[kept, :2])
-        high = np.minimum(boxes[k, 2:], boxes[kept, 2:])
+        low = np.maximum(boxes[k, :2], boxes[indices, :2])
+        high = np.minimum(boxes[k, 2:], boxes[indices, 2:])
         shared = np.prod(np.maximum(high - low, 0), axis=1)
-        union = areas[k] + areas[kept] - shared
-        smaller = np.minimum(areas[k], areas[kept])
+        union = areas[k] + areas[indices] - shared
+        smaller = np.minimum(areas[k], areas[indices])
         if not ((shared > OVERLAP * union) | (shared > CONTAINED * smaller)).any():
-            kept.append(k)
-    return kept
+            indices.append(k)
+    return indices

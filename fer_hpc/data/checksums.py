@@ -45,23 +45,23 @@ def verify_shards(manifest: Manifest, splits: Sequence[str], spare: Path) -> Non
 
 def verify_in_background(manifest: Manifest, splits: Sequence[str], spare: Path) -> Future[None]:
     """`verify_shards` in a thread, which does not keep the process from ending."""
-    found: Future[None] = Future()
+    future: Future[None] = Future()
 
     def verify() -> None:
         try:
             verify_shards(manifest, splits, spare)
-            found.set_result(None)
+            future.set_result(None)
         except BaseException as error:
-            found.set_exception(error)
+            future.set_exception(error)
 
     threading.Thread(target=verify, name="checksums", daemon=True).start()
-    return found
+    return future
 
 
 def _state(path: Path) -> list[int]:
     """What changes when a file is written or replaced."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _remember(places: Sequence[Path], known: dict[str, list[int | str]]) -> None:

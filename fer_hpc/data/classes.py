@@ -152,8 +152,8 @@ def read_stated(text: str) -> StatedClasses:
         del lines[0]
     wrong = [line for line in lines if len(line) != 2]
     if wrong or not lines:
-        found = f"a line has {len(wrong[0])} columns" if wrong else "it has no line"
-        raise UserError(f"--classes {path}: {found}; wanted two: label in the data, class name")
+        problem = f"a line has {len(wrong[0])} columns" if wrong else "it has no line"
+        raise UserError(f"--classes {path}: {problem}; wanted two: label in the data, class name")
     keys = [label_key(line[0]).lower() for line in lines]
     twice = [k for k in keys if keys.count(k) > 1]
     if twice:

@@ -62,16 +62,16 @@ def doctor(config: DoctorConfig) -> int:
 
 
 def _as_json(manifest: Manifest, damage: list[str], findings: list[Finding]) -> dict[str, Any]:
-    found = {}
+    entries = {}
     for f in findings:
         pairs = [[dataclasses.asdict(place) for place in pair] for pair in f.pairs]
-        found[f.what] = {"count": f.count, "examples": f.examples(SHOWN), "pairs": pairs}
+        entries[f.what] = {"count": f.count, "examples": f.examples(SHOWN), "pairs": pairs}
     return {
         "folder": str(manifest.folder),
         "fingerprint": manifest.fingerprint,
         "faces": {s: manifest.n(s) for s in SPLITS},
         "damage": damage,
-        "findings": found,
+        "findings": entries,
     }
 
 

@@ -53,11 +53,11 @@ class Cascade:
         least = max(24, min(image.shape[:2]) // LEAST_SHARE)
         gray = with_channels(image, 1)
         boxes = np.asarray(self._cascade.detectMultiScale(gray, 1.1, 5, minSize=(least, least)))
-        found = [
+        faces = [
             Found((float(x), float(y), float(x + width), float(y + height)), 1.0)
             for x, y, width, height in boxes.reshape(-1, 4).tolist()
         ]
-        return sorted(found, key=lambda face: -face.area)
+        return sorted(faces, key=lambda face: -face.area)
 
 
 def best_finder() -> FinderName:

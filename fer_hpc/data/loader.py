@@ -77,16 +77,20 @@ class TrainLoader:
         drawn = {name: v.reshape(steps, self.batch_size, *v.shape[1:]) for name, v in drawn.items()}
         per_rank = self.batch_size // self.size
         mine = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
-        made = {name: values[:, mine] for name, values in drawn.items()}
+        inputs = {name: values[:, mine] for name, values in drawn.items()}
         if self.augmentation.mixup and self.size == 1:
-            made["partner"] = partner
+            inputs["partner"] = partner
         elif self.augmentation.mixup:
             step = np.arange(steps)[:, None]
             for name in drawn.keys() - {"kept"}:
-                made[OTHER + name] = drawn[name][step, partner[:, mine]]
+                inputs[OTHER + name] = drawn[name][step, partner[:, mine]]
         weight_sum, affect_count = self._normalizers(drawn, partner)
         seen = images_seen + self.batch_size * np.arange(steps)
-        return made | {"weight_sum": weight_sum, "affect_count": affect_count, "images_seen": seen}
+        return inputs | {
+            "weight_sum": weight_sum,
+            "affect_count": affect_count,
+            "images_seen": seen,
+        }
 
     def _normalizers(
         self, drawn: dict[str, NDArray[Any]], partner: NDArray[np.int64]
@@ -117,14 +121,14 @@ class TrainLoader:
             affect_count = np.maximum(known.sum((1, 2)), 1).astype(np.float64)
         return weight_sum, affect_count
 
-    def make(self, given: Inputs) -> Batch:
+    def make(self, inputs: Inputs) -> Batch:
         """The batch that a step's inputs describe; runs on the device alone."""
-        batch = self._augmented(given)
-        if "kept" not in given:
+        batch = self._augmented(inputs)
+        if "kept" not in inputs:
             return batch
-        kept, affect = given["kept"], batch.affect
-        if "partner" in given:  # the images to mix in are in this batch
-            partner = given["partner"]
+        kept, affect = inputs["kept"], batch.affect
+        if "partner" in inputs:  # the images to mix in are in this batch
+            partner = inputs["partner"]
             other_images = batch.images.index_select(0, partner)
             other_labels = batch.labels.index_select(0, partner)
             other_affect = None if affect is None else affect.index_select(0, partner)
@@ -133,7 +137,7 @@ class TrainLoader:
             images = batch.images
         else:  # they come through the same buffer
             images = batch.images.clone()
-            its = {k.removeprefix(OTHER): v for k, v in given.items() if k.startswith(OTHER)}
+            its = {k.removeprefix(OTHER): v for k, v in inputs.items() if k.startswith(OTHER)}
             others = self._augmented(its)
             other_images, other_labels, other_affect = others.images, others.labels, others.affect
             other_targets = others.targets
@@ -149,9 +153,9 @@ class TrainLoader:
             other_targets=other_targets,
         )
 
-    def _augmented(self, given: Inputs) -> Batch:
-        batch = self.images.gather(given)
-        images = augment.augment(batch.images, given, self._places)
+    def _augmented(self, inputs: Inputs) -> Batch:
+        batch = self.images.gather(inputs)
+        images = augment.augment(batch.images, inputs, self._places)
         return dataclasses.replace(batch, images=images)
 
     def batch(self, images_seen: int) -> Batch:
@@ -160,8 +164,8 @@ class TrainLoader:
         Training asks for blocks of steps instead.
         """
         block = Block(self.block(images_seen, 1)).to(self.images.device)
-        given = block.inputs(0)
-        return self.make(given | PixelStream(self.images).at(block, 0))
+        inputs = block.inputs(0)
+        return self.make(inputs | PixelStream(self.images).at(block, 0))
 
 
 def eval_rows(n: int, rank: int = 0, size: int = 1) -> NDArray[np.int64]:

@@ -131,9 +131,9 @@ def _check_names(content: dict[str, Any]) -> None:
             if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
                 raise UserError(f"the checksum of {shard['file']} is not one")
             names.add(shard["file"])
-    found = content["fingerprint"]
-    if found != fingerprint(content):
-        raise UserError(f"its fingerprint {found[:40]!r} does not belong to its content")
+    digest = content["fingerprint"]
+    if digest != fingerprint(content):
+        raise UserError(f"its fingerprint {digest[:40]!r} does not belong to its content")
 
 
 def read_manifest(folder: Path) -> Manifest:

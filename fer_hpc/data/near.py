@@ -76,9 +76,9 @@ def near_pairs(
         return np.stack([mine, theirs + first], 1)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for found in pool.map(candidates, range(0, len(other_hashes), step)):
-            for i in range(0, len(found), PAIRS_AT_ONCE):
-                pairs = found[i : i + PAIRS_AT_ONCE]
+        for row_pairs in pool.map(candidates, range(0, len(other_hashes), step)):
+            for i in range(0, len(row_pairs), PAIRS_AT_ONCE):
+                pairs = row_pairs[i : i + PAIRS_AT_ONCE]
                 for k in np.flatnonzero(_is_same(one, other, pairs)).tolist():
                     yield int(pairs[k, 0]), int(pairs[k, 1])
 

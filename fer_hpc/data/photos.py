@@ -34,16 +34,16 @@ class Photo:
 
     def pixels(self, channels: int, reduced: int = 1) -> Pixels:
         """[H, W] luma or [H, W, 3] RGB, upright, each side divided by `reduced`; raises Reject."""
-        found = self._decoded.get((reduced, channels))
-        if found is None:
+        pixels = self._decoded.get((reduced, channels))
+        if pixels is None:
             other = self._decoded.get((reduced, 4 - channels))
             if other is not None and (channels == 1 or self._encoded is None):
-                found = with_channels(other, channels)
+                pixels = with_channels(other, channels)
             else:
                 assert self._encoded is not None
-                found = decode(self._encoded, channels, reduced)
-            self._decoded[reduced, channels] = found
-        return found
+                pixels = decode(self._encoded, channels, reduced)
+            self._decoded[reduced, channels] = pixels
+        return pixels
 
     def find(self, finder: FinderName | None = None) -> list[Found]:
         """The faces, the largest first, in pixels of the whole picture; raises Reject.
@@ -53,8 +53,8 @@ class Photo:
         size = jpeg_size(self._encoded) if self._encoded is not None else None
         longer = max(size) if size else 0
         reduced = next((f for f in (8, 4, 2) if longer >= f * FIND_SIDE), 1)
-        found = face_finder(finder).find(self.pixels(3, reduced))
-        return [_enlarged(face, reduced) for face in found]
+        faces = face_finder(finder).find(self.pixels(3, reduced))
+        return [_enlarged(face, reduced) for face in faces]
 
     def crop(
         self, box: Box | None, size: int, channels: int

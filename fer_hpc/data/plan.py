@@ -202,11 +202,13 @@ def _renamed(
     table = dict(zip(own, stated.names, strict=True)) if stated.names else stated.table
     counts = np.bincount(rows.label, minlength=len(classes)).tolist()
     occurring = {c: n for c, n in zip(classes, counts, strict=True) if n}
-    found = map_classes(occurring, StatedClasses(table=table), f"--source {spec.name}")
-    index = [found.classes.index(found.class_of[c]) if c in occurring else 0 for c in classes]
+    stated_map = map_classes(occurring, StatedClasses(table=table), f"--source {spec.name}")
+    index = [
+        stated_map.classes.index(stated_map.class_of[c]) if c in occurring else 0 for c in classes
+    ]
     label = np.array(index)[rows.label]
-    class_map = ClassMap(found.classes, found.class_of, source="--classes")
-    return dataclasses.replace(rows, label=label, class_map=class_map), found.classes
+    class_map = ClassMap(stated_map.classes, stated_map.class_of, source="--classes")
+    return dataclasses.replace(rows, label=label, class_map=class_map), stated_map.classes
 
 
 def _numbered(people: NDArray[Any]) -> NDArray[np.int64]:

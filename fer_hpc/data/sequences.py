@@ -42,9 +42,9 @@ def stem(name: str) -> str:
 def persons(names: Sequence[str]) -> tuple[str, list[str]]:
     """(form, person of each file) where all names are of one coded form; else ("", [])."""
     for code in NAME_CODES:
-        found = [match["person"] for n in names if (match := code.pattern.fullmatch(stem(n)))]
-        if len(found) == len(names):
-            return code.form, found
+        people = [match["person"] for n in names if (match := code.pattern.fullmatch(stem(n)))]
+        if len(people) == len(names):
+            return code.form, people
     return "", []
 
 

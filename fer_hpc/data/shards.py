@@ -264,8 +264,10 @@ def _check_columns(f: h5py.File, n: int, classes: int, has_targets: bool) -> Non
     for name, (kind, shape) in {**COLUMNS, **targets}.items():
         column = _own_data_set(f, name)
         if column.dtype != np.dtype(kind) or column.shape != (n, *shape):
-            found, wanted = list(column.shape), [n, *shape]
-            raise ValueError(f"its {name} are {column.dtype} {found}, wanted {kind} {wanted}")
+            stored_shape, stated_shape = list(column.shape), [n, *shape]
+            raise ValueError(
+                f"its {name} are {column.dtype} {stored_shape}, wanted {kind} {stated_shape}"
+            )
     if len(_own_data_set(f, "source_id")) != n:
         raise ValueError(f"its source_id has not {n} rows")
     labels = f["labels"][()]
@@ -277,10 +279,10 @@ def _check_columns(f: h5py.File, n: int, classes: int, has_targets: bool) -> Non
 def _own_data_set(f: h5py.File, name: str) -> h5py.Dataset:
     """A data set of this very file; links may lead into another one."""
     link = f.get(name, getlink=True)
-    found = f[name] if isinstance(link, h5py.HardLink) else None
-    if not isinstance(found, h5py.Dataset):
+    column = f[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(column, h5py.Dataset):
         raise ValueError(f"its {name} are missing, or a link")
-    return found
+    return column
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:

@@ -87,27 +87,27 @@ class ImageStore:
             local = torch.from_numpy(rows[members] - self.split.starts[k])
             out[torch.from_numpy(members)] = self.parts[k].index_select(0, local)
 
-    def gather(self, given: Mapping[str, torch.Tensor]) -> Batch:
-        """The images of `given["rows"]` [B] as one batch in [0, 1], those of `flip` [B] mirrored.
+    def gather(self, inputs: Mapping[str, torch.Tensor]) -> Batch:
+        """The images of `inputs["rows"]` [B] as one batch in [0, 1], those of `flip` [B] mirrored.
 
-        `given["pixels"]` [B, H, W, C] uint8 holds the pixels of a streamed batch. On the CPU a
+        `inputs["pixels"]` [B, H, W, C] uint8 holds the pixels of a streamed batch. On the CPU a
         batch lies in one reused buffer: fresh memory costs more in page faults than the arithmetic.
         """
-        rows, flip = given["rows"], given.get("flip")
-        floats = self._on_cpu(rows, flip) if self.on_cpu else self._on_gpu(given)
+        rows, flip = inputs["rows"], inputs.get("flip")
+        floats = self._on_cpu(rows, flip) if self.on_cpu else self._on_gpu(inputs)
         affect = None if self.affect is None else self.affect.index_select(0, rows)
         labels = self.labels.index_select(0, rows)
         targets = None if self.targets is None else self.targets.index_select(0, rows)
         return Batch(floats.permute(0, 3, 1, 2), labels, rows, affect=affect, targets=targets)
 
-    def _on_gpu(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if "pixels" in given:
-            pixels = given["pixels"]
+    def _on_gpu(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if "pixels" in inputs:
+            pixels = inputs["pixels"]
         else:
             flat = self.parts[0].view(len(self.parts[0]), -1)
-            pixels = flat.index_select(0, given["rows"]).view(-1, *self.parts[0].shape[1:])
-        if "flip" in given:
-            pixels = torch.where(given["flip"][:, None, None, None], pixels.flip(2), pixels)
+            pixels = flat.index_select(0, inputs["rows"]).view(-1, *self.parts[0].shape[1:])
+        if "flip" in inputs:
+            pixels = torch.where(inputs["flip"][:, None, None, None], pixels.flip(2), pixels)
         return pixels.to(torch.float32).mul_(1 / 255)
 
     def _on_cpu(self, rows: torch.Tensor, flip: torch.Tensor | None) -> torch.Tensor:
@@ -131,12 +131,14 @@ def affect_of(split: Split) -> NDArray[np.float32]:
 
 def _joined(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """The parts, one after the other, in one tensor on the device."""
-    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, device=device)
+    images = torch.empty(
+        sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, device=device
+    )
     first = 0
     for part in parts:
-        whole[first : first + len(part)].copy_(part)
+        images[first : first + len(part)].copy_(part)
         first += len(part)
-    return whole
+    return images
 
 
 def _buffer(shape: tuple[int, ...], dtype: type) -> torch.Tensor:

@@ -54,16 +54,16 @@ class PixelStream:
         self._next[2].result()
         slot = self._slots[self._turn]
         torch.cuda.current_stream(self._images.device).wait_event(slot.copied)
-        found, first = {}, 0
+        pixels, first = {}, 0
         for name in ("rows", "other_rows"):
             if name in block.arrays:
                 count = block.arrays[name].shape[1]
-                found[name.replace("rows", "pixels")] = slot.device[first : first + count]
+                pixels[name.replace("rows", "pixels")] = slot.device[first : first + count]
                 first += count
         self._slots[self._turn ^ 1].used.record()  # by the steps launched so far
         if k + 1 < len(block):
             self._start(block, k + 1)
-        return found
+        return pixels
 
     def _start(self, block: Block, k: int) -> None:
         names = [name for name in ("rows", "other_rows") if name in block.arrays]

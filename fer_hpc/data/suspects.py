@@ -33,15 +33,15 @@ def suspects(path: Path, manifest: Manifest, splits: dict[str, Split]) -> Findin
         name: {each.decode("utf-8", "backslashreplace"): row for row, each in _ids(split)}
         for name, split in splits.items()
     }
-    found: dict[tuple[str, int], Line] = {}
+    line_by_place: dict[tuple[str, int], Line] = {}
     strange = 0
     for _, line in table:
         row = None if isinstance(line, str) else known.get(line["split"], {}).get(line["source_id"])
         if isinstance(line, str) or row is None or not _has_label(line, row, manifest, splits):
             strange += 1
         else:
-            found.setdefault((line["split"], row), line)
-    if strange and not found:
+            line_by_place.setdefault((line["split"], row), line)
+    if strange and not line_by_place:
         raise UserError(
             f"--suspects {path}: none of its faces ({strange:,}) is one of {manifest.folder} with "
             "this label; give the file of a run that was scored on these shards"
@@ -51,10 +51,10 @@ def suspects(path: Path, manifest: Manifest, splits: dict[str, Split]) -> Findin
         print(f"--suspects {path}: {strange:,} {words}", file=sys.stderr)
     return Finding(
         "labels that may be wrong, by --suspects (--fix drops those of train)",
-        len(found),
-        [place for place in found if place[0] == "train"],
-        [place_of(manifest, splits[name], row) for name, row in list(found)[:PAIRS]],
-        texts=[_text(line) for line in list(found.values())[:PAIRS]],
+        len(line_by_place),
+        [place for place in line_by_place if place[0] == "train"],
+        [place_of(manifest, splits[name], row) for name, row in list(line_by_place)[:PAIRS]],
+        texts=[_text(line) for line in list(line_by_place.values())[:PAIRS]],
     )
 
 

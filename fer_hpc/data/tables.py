@@ -127,14 +127,14 @@ class CsvTable:
         size = self.path.stat().st_size
         if size - self._start < count << 8:
             return [line for _, line in self if not isinstance(line, str)]
-        found = []
+        lines = []
         with self.path.open("rb") as f:
             for k in range(count):
                 f.seek(self._start + (size - self._start) * k // count - 1)
                 f.readline(1 << 20)  # the rest of a line, or the line break before one
                 line = self._row(f.readline(1 << 20))
-                found += [] if isinstance(line, str) else [line]
-        return found
+                lines += [] if isinstance(line, str) else [line]
+        return lines
 
     def line(self, offset: int) -> Line:
         """The cells of the line at an offset that the iterator gave."""

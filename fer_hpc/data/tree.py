@@ -87,8 +87,8 @@ class Tree:
     def stamp(self, name: str) -> Stamp:
         """A file's stamp; a Reject where there is no such file."""
         folder, _, last = name.rpartition("/")
-        found = self.folder(folder).get(last, _MISSING)
-        return _OUTSIDE if found is _MISSING and folder in self._outside else found
+        stamp = self.folder(folder).get(last, _MISSING)
+        return _OUTSIDE if stamp is _MISSING and folder in self._outside else stamp
 
     def _list(self, name: str) -> tuple[dict[str, Stamp], list[str]]:
         if name not in self._listed:

@@ -226,11 +226,11 @@ def _cut(face: Face) -> dict[str, Any]:
         raise faces.Reject("the source gives neither encoded nor pixels")
     photo, landmarks, box, no_box = Photo(content), face.landmarks, None, False
     if _config.crop == "detect":
-        found = photo.find()
-        if not found:
+        detections = photo.find()
+        if not detections:
             raise faces.Reject("no face found")
-        box = training_box(found[0])
-        landmarks = found[0].landmarks if landmarks is None else landmarks
+        box = training_box(detections[0])
+        landmarks = detections[0].landmarks if landmarks is None else landmarks
     elif _config.crop == "auto":
         no_box = landmarks is None and face.box is None
         box = None if face.box is None else faces.add_margin(face.box)

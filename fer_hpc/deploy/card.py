@@ -129,9 +129,9 @@ def _training(run: Path, stored: dict[str, Any], about: About) -> str:
     seen = 0
     with contextlib.suppress(*DAMAGE):
         seen = max((int(row["images_seen"]) for row in read_rows(run)), default=0)
-    chosen = f"Epoch {about.epoch} was chosen on val"
-    chosen += f"; {seen:,} images were seen in all.\n\n" if seen else ".\n\n"
-    return "## Training\n\n" + chosen + _table(["setting", "value"], rows)
+    text = f"Epoch {about.epoch} was chosen on val"
+    text += f"; {seen:,} images were seen in all.\n\n" if seen else ".\n\n"
+    return "## Training\n\n" + text + _table(["setting", "value"], rows)
 
 
 def _performance(scores: list[dict[str, Any]], run: Path) -> str:
@@ -161,8 +161,12 @@ def _performance(scores: list[dict[str, Any]], run: Path) -> str:
         text += f"\nThe test split was opened {opened:,} time{'s' * (opened != 1)} for this run.\n"
     last = next((s for s in scores if s["name"] == "test"), scores[-1])
     recalls = [
-        [name, f"{found['n']:,}", *(_share(found[key]) for key in ("recall", "precision"))]
-        for name, found in last["classes"].items()
+        [
+            name,
+            f"{class_scores['n']:,}",
+            *(_share(class_scores[key]) for key in ("recall", "precision")),
+        ]
+        for name, class_scores in last["classes"].items()
     ]
     head = [f"class, on {last['name']}", "n", "recall", "precision"]
     return text + "\n" + _table(head, recalls)
@@ -179,9 +183,9 @@ def _calibration(scores: list[dict[str, Any]], about: About) -> str:
             text += "It is the largest that is tried: the logits hardly say which class it is.\n"
     rows = []
     for each in scores:
-        found = each.get("calibration")
+        calibration = each.get("calibration")
         for when in ("before", "after"):
-            part = found.get(when) if isinstance(found, dict) else None
+            part = calibration.get(when) if isinstance(calibration, dict) else None
             if isinstance(part, dict) and "ece" in part:
                 ece = _interval(part, "ece")
                 rows.append([each["name"], when, ece, f"{part['nll']:.3f}", f"{part['brier']:.3f}"])
@@ -221,25 +225,26 @@ def _robustness(run: Path, about: About) -> str:
     text = "## Robustness\n\n"
     cards = []
     for path in sorted(run.glob("robust-*.json")):
-        found = read_json(path)
-        if isinstance(found, dict) and found.get("weights") == about.weights:
+        record = read_json(path)
+        if isinstance(record, dict) and record.get("weights") == about.weights:
             with contextlib.suppress(*DAMAGE):
-                cards.append(_robustness_table(path, found))
+                cards.append(_robustness_table(path, record))
     if not cards:
         return text + "Not measured. `fer-hpc evaluate RUN --split test --robust` does.\n"
     return text + "\n".join(cards)
 
 
-def _robustness_table(path: Path, found: dict[str, Any]) -> str:
+def _robustness_table(path: Path, record: dict[str, Any]) -> str:
     rows = [
         [kind["title"], f"{kind['mean']:.3f}", f"{kind['levels'][-1]['accuracy']:.3f}"]
-        for kind in found["disturbances"].values()
+        for kind in record["disturbances"].values()
     ]
-    clean = found["clean"]["accuracy"]
+    clean = record["clean"]["accuracy"]
     head = ["disturbance", "mean accuracy of the strengths", "at the strongest"]
     name = path.stem.removeprefix("robust-")
     intro = (
-        f"On {counted(found['n'], 'face')} of {name}; accuracy without disturbance {clean:.3f}.\n\n"
+        f"On {counted(record['n'], 'face')} of {name}; "
+        f"accuracy without disturbance {clean:.3f}.\n\n"
     )
     return intro + _table(head, rows)
 
@@ -259,10 +264,10 @@ def _manifest_of(run: Path, stored: dict[str, Any]) -> Manifest | None:
 
 def _scores_of(path: Path, about: About) -> dict[str, Any] | None:
     """Scores of these very weights, with the `name` of their split."""
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("weights") != about.weights:
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("weights") != about.weights:
         return None
-    scores = {**found, "name": path.stem.removeprefix("eval-")}
+    scores = {**record, "name": path.stem.removeprefix("eval-")}
     try:
         _performance([scores], path.parent)
         _calibration([scores], about)

@@ -53,9 +53,9 @@ class Exported(nn.Module):
         images = faces.permute(0, 3, 1, 2).float()
         outputs = self.network(images * (1 / 255) if self.of_bytes else images)
         logits = outputs[:, : self.classes]
-        found = logits, torch.softmax(logits / self.temperature, 1)
+        tensors = logits, torch.softmax(logits / self.temperature, 1)
         affect = outputs[:, self.classes :]
-        return (*found, torch.tanh(affect)) if affect.shape[1] else found
+        return (*tensors, torch.tanh(affect)) if affect.shape[1] else tensors
 
 
 def export(config: ExportConfig) -> list[str]:
@@ -166,11 +166,11 @@ def _onnx(model: Exported, about: About, faces: Faces) -> bytes:
         raise UserError(
             f"--model {about.network} cannot be exported as ONNX: {str(error).splitlines()[0]}"
         ) from error
-    found = onnx.load_model_from_string(buffer.getvalue())
-    entry = found.metadata_props.add()
+    onnx_model = onnx.load_model_from_string(buffer.getvalue())
+    entry = onnx_model.metadata_props.add()
     entry.key, entry.value = METADATA, about.as_json()
-    onnx.checker.check_model(found)
-    return bytes(found.SerializeToString())
+    onnx.checker.check_model(onnx_model)
+    return bytes(onnx_model.SerializeToString())
 
 
 def _check(content: bytes, about: About, faces: Faces, in_fp32: NDArray[np.float64]) -> float:
@@ -180,8 +180,8 @@ def _check(content: bytes, about: About, faces: Faces, in_fp32: NDArray[np.float
         file.write_bytes(content)
         model = OnnxModel(file, "cpu")
         batches = np.split(faces, np.cumsum(CHECKED)[:-1])
-        found = np.concatenate([model(batch).probabilities for batch in batches])
-    difference = float(np.abs(found - in_fp32).max())
+        probabilities = np.concatenate([model(batch).probabilities for batch in batches])
+    difference = float(np.abs(probabilities - in_fp32).max())
     if not difference <= TOLERANCE:  # also for NaN
         raise UserError(
             f"--model {about.network}: its ONNX file gives probabilities that differ from torch's "

@@ -81,8 +81,8 @@ def _matches(path: Path) -> list[Path]:
     if os.path.lexists(path):
         return [path]
     # for Path.glob, the pattern would have to be split at its first special character
-    found = glob.iglob(str(path), recursive=True)  # noqa: PTH207
-    return [Path(each) for each in sorted(found, key=natural_sort_key)]
+    matches = glob.iglob(str(path), recursive=True)  # noqa: PTH207
+    return [Path(each) for each in sorted(matches, key=natural_sort_key)]
 
 
 def _files_of(path: Path, ignored: Tally, out: Path | None) -> Iterable[Path]:
@@ -115,14 +115,14 @@ def list_boxes(table_path: Path, paths: Sequence[Path]) -> Tasks:
         raise UserError(f"--boxes {table_path}: no such file; wanted a CSV of paths and boxes")
     table = CsvTable(table_path, flag="--boxes")
     names = _columns(table)
-    found: dict[Path, Task] = {}
+    task_by_path: dict[Path, Task] = {}
     ignored = Tally()
     for _, line in table:
         if isinstance(line, str):
             ignored.add(f"rows of the table: {line}", table_path.name)
             continue
         path = _resolve(line[names.path], table_path.parent)
-        task = found.setdefault(path, Task(path, []))
+        task = task_by_path.setdefault(path, Task(path, []))
         assert task.faces is not None
         try:
             face = names.face(line)
@@ -131,23 +131,25 @@ def list_boxes(table_path: Path, paths: Sequence[Path]) -> Tasks:
             continue
         if face:
             task.faces.append(face)
-    if not found:
+    if not task_by_path:
         raise UserError(f"--boxes {table_path}: there is no row in it")
-    return Tasks(_chosen(found, paths, ignored) if paths else list(found.values()), ignored)
+    return Tasks(
+        _chosen(task_by_path, paths, ignored) if paths else list(task_by_path.values()), ignored
+    )
 
 
-def _chosen(found: dict[Path, Task], paths: Sequence[Path], ignored: Tally) -> list[Task]:
+def _chosen(task_by_path: dict[Path, Task], paths: Sequence[Path], ignored: Tally) -> list[Task]:
     """The tasks of `paths`, in their order; other rows are counted."""
     listed = list_photos(paths)
     ignored.update(listed.ignored)
-    of = {path.resolve(): task for path, task in found.items()}
-    chosen = []
+    of = {path.resolve(): task for path, task in task_by_path.items()}
+    tasks = []
     for task in listed.photos:
-        there = of.pop(task.path.resolve(), None)
-        chosen.append(there or Task(task.path, [], task.problem))
+        match = of.pop(task.path.resolve(), None)
+        tasks.append(match or Task(task.path, [], task.problem))
     for rest in of.values():
         ignored.add("photos of the table that were not asked for", printable(str(rest.path)))
-    return chosen
+    return tasks
 
 
 @dataclass(frozen=True)

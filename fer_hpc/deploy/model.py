@@ -38,16 +38,16 @@ class About:
     @staticmethod
     def from_json(text: str, where: str) -> About:
         """Raises a UserError, with `where` in it, for another content."""
-        found = json.loads(text)
+        record = json.loads(text)
         wanted = {"run": str, "network": str, "classes": [str, ...], "image_shape": [int, ...]}
         more = {"faces": {}, "weights": str, "epoch": int, "temperature": (float, None)}
-        check_shape(found, {**wanted, **more, "input": str}, where)
-        sides, names = found["image_shape"], found["classes"]
+        check_shape(record, {**wanted, **more, "input": str}, where)
+        sides, names = record["image_shape"], record["classes"]
         if len(sides) != 3 or not all(1 <= s <= MAX_SIDE for s in sides) or sides[2] not in (1, 3):
             raise UserError(f"{where}: image_shape is {sides}; wanted height, width, 1 or 3")
-        if len(names) < 2 or found["input"] not in ("uint8", "float"):
+        if len(names) < 2 or record["input"] not in ("uint8", "float"):
             raise UserError(f"{where}: its classes or its input are impossible")
-        return About(**{f.name: found[f.name] for f in fields(About)})
+        return About(**{f.name: record[f.name] for f in fields(About)})
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,18 @@ class OnnxModel:
             raise UserError(f"{path}: {damage_reason(error)}; export the run again") from None
 
     def __call__(self, faces: NDArray[np.uint8]) -> Outputs:
-        given = faces if self.about.input == "uint8" else faces.astype(np.float32) / 255
+        inputs = faces if self.about.input == "uint8" else faces.astype(np.float32) / 255
         try:
             names = [each.name for each in self._session.get_outputs()]
-            found = dict(zip(names, self._session.run(None, {"faces": given}), strict=True))
+            outputs = dict(zip(names, self._session.run(None, {"faces": inputs}), strict=True))
         except Exception as error:  # its own errors have no common class
             reason = str(error).splitlines()[0]
             raise UserError(f"{self._path} cannot be run: {reason}; export it again") from None
         shape = len(faces), len(self.about.classes)
-        if "probabilities" not in found or np.shape(found["probabilities"]) != shape:
+        if "probabilities" not in outputs or np.shape(outputs["probabilities"]) != shape:
             raise UserError(f"{self._path} gives no probabilities {list(shape)}; export it again")
-        affect = found.get("affect")
+        affect = outputs.get("affect")
         return Outputs(
-            found["probabilities"].astype(np.float64),
+            outputs["probabilities"].astype(np.float64),
             None if affect is None else affect.astype(np.float64),
         )

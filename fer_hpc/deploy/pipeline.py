@@ -139,21 +139,21 @@ def read_photo(task: Task, how: How) -> SeenPhoto:
 def _read(task: Task, how: How) -> SeenPhoto:
     photo = Photo(read_file(task.path))
     size, _, channels = how.about.image_shape
-    found, problem = task.faces, ""
+    detections, problem = task.faces, ""
     if how.whole:
         picture = photo.pixels(channels)
         height, width = picture.shape[:2]
-        found = [Found((0.0, 0.0, float(width), float(height)), 1.0)]
-    elif found is None:
-        found = photo.find(how.finder)
-        problem = "" if found else NO_FACE
-    elif not found:
+        detections = [Found((0.0, 0.0, float(width), float(height)), 1.0)]
+    elif detections is None:
+        detections = photo.find(how.finder)
+        problem = "" if detections else NO_FACE
+    elif not detections:
         photo.pixels(channels)
         problem = NO_ROW
     if how.largest:
-        found = sorted(found, key=lambda face: -face.area)[:1]
+        detections = sorted(detections, key=lambda face: -face.area)[:1]
     faces = []
-    for each in found:
+    for each in detections:
         box = None if how.whole else training_box(each)
         pixels, to_crop, empty = photo.crop(box, size, channels)
         if empty:

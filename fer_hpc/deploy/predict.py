@@ -43,7 +43,7 @@ def photo_as_json(photo: SeenPhoto, classes: list[str]) -> dict[str, Any]:
 def _face_as_json(face: PhotoFace, classes: list[str]) -> dict[str, Any]:
     shares = dict(zip(classes, (round(p, 6) for p in face.probabilities.tolist()), strict=True))
     best = int(face.probabilities.argmax())
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "class": classes[best],
         "probability": shares[classes[best]],
         "probabilities": shares,
@@ -52,10 +52,10 @@ def _face_as_json(face: PhotoFace, classes: list[str]) -> dict[str, Any]:
         "finder_score": round(face.found.score, 4),
     }
     if face.affect is not None:
-        found |= dict(zip(("valence", "arousal"), map(float, face.affect), strict=True))
+        entry |= dict(zip(("valence", "arousal"), map(float, face.affect), strict=True))
     if face.found.landmarks is not None:
-        found["landmarks"] = face.found.landmarks.round(1).tolist()
-    return found
+        entry["landmarks"] = face.found.landmarks.round(1).tolist()
+    return entry
 
 
 def table(photos: Iterable[dict[str, Any]], classes: list[str]) -> str:

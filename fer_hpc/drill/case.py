@@ -180,11 +180,11 @@ class Case:
 
     def check(self) -> None:
         """Failed unless the outcome is that of an undisturbed run, and nothing is left."""
-        found = differences(self.subject, self.work, self.reference)
-        found = [line for line in found if not (self.lost and "metrics.jsonl" in line)]
-        found += [f"left behind: {path.name}" for path in leftovers(self.work)]
-        if found:
-            raise Failed("; ".join(found[:4]))
+        lines = differences(self.subject, self.work, self.reference)
+        lines = [line for line in lines if not (self.lost and "metrics.jsonl" in line)]
+        lines += [f"left behind: {path.name}" for path in leftovers(self.work)]
+        if lines:
+            raise Failed("; ".join(lines[:4]))
 
     def count_starts(self) -> int:
         """How often the work was started, the struck start included."""

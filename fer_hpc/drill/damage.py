@@ -107,9 +107,9 @@ def all_checkpoints_damaged(case: Case) -> None:
 def checkpoints_deleted(case: Case) -> None:
     if not _frozen(case, 0.3):
         return
-    found = case.checkpoints()
-    case.detail += f", {len(found)} checkpoints deleted, CONT"
-    for path in found:
+    checkpoints = case.checkpoints()
+    case.detail += f", {len(checkpoints)} checkpoints deleted, CONT"
+    for path in checkpoints:
         path.unlink()
     case.starts[-1].send(signal.SIGCONT)
     case.ended(*case.starts, orderly=True)

@@ -129,17 +129,19 @@ def _earlier(config: DrillConfig, out: Path) -> tuple[list[dict[str, Any]], floa
     path = out / "drill.json"
     if not path.exists():
         return [], 0.0
-    found, new = read_record(path, SUMMARY), summarize(config, [], 0.0)
-    if found is None:
+    record, new = read_record(path, SUMMARY), summarize(config, [], 0.0)
+    if record is None:
         raise UserError(f"{path} is damaged or of another version; give a new folder")
     if config.only:
         raise UserError(f"{out} holds an earlier drill; give a new folder for --only")
-    others = [key for key in ("seed", "cluster", "flags", "code", "host") if found[key] != new[key]]
-    numbers = [fault["number"] for fault in found["faults"]]
+    others = [
+        key for key in ("seed", "cluster", "flags", "code", "host") if record[key] != new[key]
+    ]
+    numbers = [fault["number"] for fault in record["faults"]]
     if others or numbers != list(range(1, len(numbers) + 1)):
         what = f"another {others[0]}" if others else "single faults"
         raise UserError(f"{out} holds a drill of {what}; give a new folder")
-    return found["faults"], found["seconds"]
+    return record["faults"], record["seconds"]
 
 
 def _site(config: DrillConfig, out: Path) -> Site:

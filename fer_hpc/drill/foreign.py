@@ -43,8 +43,8 @@ class SlurmOwner:
     name = "slurm"
 
     def submit(self, script: Path, job: JobConfig, held: bool) -> str:
-        given = {"partition": job.partition, "account": job.account}
-        options = [f"--{name}={value}" for name, value in given.items() if value]
+        settings = {"partition": job.partition, "account": job.account}
+        options = [f"--{name}={value}" for name, value in settings.items() if value]
         options += [f"--{option}" for option in job.sbatch]
         options += ["--job-name=other-study", "--output=/dev/null", f"--time={job.time_min}"]
         options += ["--hold"] if held else []
@@ -83,7 +83,7 @@ class GridEngineOwner:
         options = ["-N", "other-study", "-S", "/bin/bash", "-o", "/dev/null", "-j", "y"]
         for flag, value in (("-q", job.partition), ("-P", job.account)):
             options += [flag, value] if value else []
-        options += [word for given in job.qsub for word in f"-{given}".split("=", 1)]
+        options += [word for option in job.qsub for word in f"-{option}".split("=", 1)]
         options += ["-h"] if held else []
         return call("qsub", "-terse", *options, script).strip().partition(".")[0]
 
@@ -146,9 +146,9 @@ class Foreign:
 
     def touched(self) -> str:
         """What happened to them; "" where nothing did."""
-        found = "; ".join(self.lines()[1:])
-        if found:
-            return f"the foreign job {self.jobs[0]} was touched: {found}"
+        text = "; ".join(self.lines()[1:])
+        if text:
+            return f"the foreign job {self.jobs[0]} was touched: {text}"
         states = self.by.states(self.jobs)
         for job, wanted in zip(self.jobs, ("RUNNING", "PENDING"), strict=True):
             if job not in states or states[job].state != wanted:

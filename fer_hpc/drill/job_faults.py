@@ -190,13 +190,13 @@ def controller_away(case: JobCase) -> None:
 
 def _command_processes(case: JobCase) -> list[int]:
     """The processes that run the command, where this machine sees them."""
-    found = []
+    pids = []
     for pid in case.orders.processes() if case.orders else []:
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"fer_hpc" in words and words[0].rpartition(b"/")[2].startswith(b"python"):
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 # ---- helpers -------------------------------------------------------------------------------------

@@ -91,12 +91,12 @@ def _release(case: Case, start: Start) -> None:
 
 def _command_lines(case: Case) -> dict[int, str]:
     """The command lines of the sweep's processes, by process id."""
-    found = {}
+    line_by_pid = {}
     for pid in case.orders.processes() if case.orders else []:
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-            found[pid] = text.decode(errors="replace")
-    return found
+            line_by_pid[pid] = text.decode(errors="replace")
+    return line_by_pid
 
 
 def _named(case: Case, program: str) -> list[int]:
@@ -109,5 +109,5 @@ def _named(case: Case, program: str) -> list[int]:
 
 def _temporary(case: Case) -> Path | None:
     """Ray's folder for sockets and logs, which is not below the sweep's."""
-    found = re.search(r"(/tmp/fer-ray-[^/ ]+)", " ".join(_command_lines(case).values()))
-    return Path(found[1]) if found else None
+    match = re.search(r"(/tmp/fer-ray-[^/ ]+)", " ".join(_command_lines(case).values()))
+    return Path(match[1]) if match else None

@@ -41,9 +41,9 @@ class Orders:
 
     def read(self, rank: int) -> tuple[Path, Trap | None]:
         """(folder of the command, the trap of a rank)."""
-        found = read_json(self.folder / "orders.json") or {"work": "/", "traps": {}}
-        trap = found["traps"].get(str(rank))
-        return Path(found["work"]), Trap(**trap) if trap else None
+        record = read_json(self.folder / "orders.json") or {"work": "/", "traps": {}}
+        trap = record["traps"].get(str(rank))
+        return Path(record["work"]), Trap(**trap) if trap else None
 
     def strike(self, rank: int, images: int) -> bool:
         """Note that the trap of a rank strikes; False where it has struck before."""
@@ -56,11 +56,11 @@ class Orders:
 
     def struck(self) -> dict[int, tuple[int, float]]:
         """(images seen, seconds since 1970) of every strike, by rank."""
-        found = {}
+        strikes = {}
         for path in self.folder.glob("struck-*"):
             images = (read_json(path) or {"images": 0})["images"]
-            found[int(path.name.partition("-")[2])] = images, path.stat().st_mtime
-        return found
+            strikes[int(path.name.partition("-")[2])] = images, path.stat().st_mtime
+        return strikes
 
     def release(self) -> None:
         """Let the held processes go on; the strike counts from now."""
@@ -75,13 +75,13 @@ class Orders:
 
     def processes(self) -> list[int]:
         """Living processes, seen from this machine, that have these orders."""
-        mark, found = f"{VARIABLE}={self.folder}".encode(), []
+        mark, pids = f"{VARIABLE}={self.folder}".encode(), []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
                     if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return found
+                        pids.append(int(entry.name))
+        return pids
 
 
 class _Marks(Probe):

@@ -142,7 +142,7 @@ class Start:
 
     def children(self) -> list[int]:
         """Living processes of this start's session: once it has ended, orphans."""
-        found = []
+        pids = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != self.pid:
                 try:
@@ -150,5 +150,5 @@ class Start:
                 except OSError:
                     continue
                 if int(fields[3]) == self.pid and fields[0] not in "ZX":
-                    found.append(int(entry.name))
-        return found
+                    pids.append(int(entry.name))
+        return pids

@@ -124,35 +124,35 @@ def results(subject: Subject, folder: Path) -> list[Path]:
         return [*sorted(folder.glob("*.h5")), folder / "manifest.json"]
     if subject.name == "evaluate":
         return [folder / "eval-val.json", folder / "predictions-val.npz"]
-    found = []
+    paths = []
     for run in runs_of(subject, folder):
-        found += [run / "metrics.jsonl", run / "final.pt"]
-        found += [run / "best.pt"] if subject.name != "GAN" else []
-    return found
+        paths += [run / "metrics.jsonl", run / "final.pt"]
+        paths += [run / "best.pt"] if subject.name != "GAN" else []
+    return paths
 
 
 def differences(subject: Subject, folder: Path, reference: Path) -> list[str]:
     """What differs from an undisturbed run, a line each."""
     wanted = [path.relative_to(reference) for path in results(subject, reference)]
-    found = []
+    lines = []
     for name in wanted:
         path = folder / name
         if not path.exists():
-            found.append(f"{name} is missing")
+            lines.append(f"{name} is missing")
         elif not _same(path, reference / name):
-            found.append(f"{name} differs")
+            lines.append(f"{name} differs")
     for other in runs_of(subject, reference):
         run = folder / other.relative_to(reference)
         last, others = (next(iter(list_checkpoints(each)), None) for each in (run, other))
         if not last or not others or last[1] != others[1]:
-            found.append(f"the last checkpoint is {last and last[2].name}")
+            lines.append(f"the last checkpoint is {last and last[2].name}")
         elif last[2].read_bytes() != others[2].read_bytes():
-            found.append(f"the last checkpoint differs: {last[2].name}")
-        found += _gaps(run, other)
+            lines.append(f"the last checkpoint differs: {last[2].name}")
+        lines += _gaps(run, other)
     if subject.ray and _ranking(folder) != _ranking(reference):
-        found.append("the ranking in summary.json differs")
-    found += [f"more files: {path.name}" for path in _unexpected(subject, folder, reference)]
-    return found
+        lines.append("the ranking in summary.json differs")
+    lines += [f"more files: {path.name}" for path in _unexpected(subject, folder, reference)]
+    return lines
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -55,8 +55,8 @@ def _flags(config: DrillConfig) -> str:
     """The flags beside seed and number that a repetition needs."""
     if config.cluster == "here":
         return ""
-    given = {"--partition": config.partition, "--account": config.account}
-    values = [word for flag, value in given.items() if value for word in (flag, value)]
+    settings = {"--partition": config.partition, "--account": config.account}
+    values = [word for flag, value in settings.items() if value for word in (flag, value)]
     values += [word for option in config.sbatch for word in ("--sbatch", option)]
     values += [word for option in config.qsub for word in ("--qsub", option)]
     values += ["--breaker", str(config.breaker)] if config.breaker else []

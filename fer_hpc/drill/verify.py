@@ -134,14 +134,14 @@ def _compare_chains(verdict: Verdict) -> float:
 
 def _chain_rows(run: Path) -> list[dict[str, Any]]:
     """The rows of chain.jsonl up to the first that is damaged; none in runs of older versions."""
-    found = []
+    rows = []
     for row in read_rows(run, "chain.jsonl"):
         try:
             check_shape(row, CHAIN, "chain.jsonl")
         except UserError:
             break
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _compare_tensors(verdict: Verdict) -> float:
@@ -151,9 +151,9 @@ def _compare_tensors(verdict: Verdict) -> float:
     """
     for name, images, path, other in _pairs(Path(verdict.a), Path(verdict.b)):
         if path.read_bytes() != other.read_bytes():
-            found = _first_difference(path, other)
-            if found:
-                verdict.first_tensor = f"{found}, of {name}"
+            difference = _first_difference(path, other)
+            if difference:
+                verdict.first_tensor = f"{difference}, of {name}"
                 verdict.compared.append(name)
                 return float(images)
         verdict.compared.append(name)
@@ -212,10 +212,10 @@ def flat_parts(value: Any, name: str = "") -> dict[str, Any]:
 
 def _settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Settings that decide the numbers and differ, a line each."""
-    found = []
+    lines = []
     if a["data"]["fingerprint"] != b["data"]["fingerprint"]:
         prints = f"{a['data']['fingerprint']} against {b['data']['fingerprint']}"
-        found.append(f"other data: fingerprint {prints}")
+        lines.append(f"other data: fingerprint {prints}")
     science, other = a["science"], b["science"]
     for name in [*science, *(n for n in other if n not in science)]:
         values = science.get(name), other.get(name)
@@ -225,33 +225,33 @@ def _settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             shown = " against ".join(
                 format_flag(name, v) if v is not None else "unset" for v in values
             )
-            found.append(f"another flag: {shown}")
+            lines.append(f"another flag: {shown}")
     for what, entry in a.get("plugins", {}).items():
         if entry.get("sha256") != b.get("plugins", {}).get(what, {}).get("sha256"):
-            found.append(f"another plugin for the {what}")
-    return found
+            lines.append(f"another plugin for the {what}")
+    return lines
 
 
 def _surroundings(a: Path, b: Path, until: float) -> list[str]:
     """What starts recorded that differs, of those before `until` images seen, a line each."""
-    found, starts = [], [_starts(run, until) for run in (a, b)]
+    lines, starts = [], [_starts(run, until) for run in (a, b)]
     for key, title in RECORDED.items():
         values = [sorted({_text(start.get(key)) for start in each}) for each in starts]
         if values[0] != values[1]:
             shown = " against ".join(" and ".join(each) or "nothing" for each in values)
-            found.append(f"another {title}: {shown}")
-    return found
+            lines.append(f"another {title}: {shown}")
+    return lines
 
 
 def _starts(run: Path, until: float) -> list[dict[str, Any]]:
     """environment.json of the starts in a run's history that trained before `until` images."""
-    found = []
+    environments = []
     for number, _ in attempt_lineage(run):
         environment = read_json(attempt_path(run, number) / "environment.json") or {}
         parent = environment.get("parent") or {"images_seen": 0}
         if parent["images_seen"] < until:
-            found.append(environment)
-    return found
+            environments.append(environment)
+    return environments
 
 
 def _text(value: Any) -> str:

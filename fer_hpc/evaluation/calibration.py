@@ -93,11 +93,11 @@ def ece_of_calibrated(bins: Bins, resamples: int = 200) -> float:
 
 def reliability(bins: Bins) -> list[dict[str, Any]]:
     """Each bin: n, mean confidence, accuracy, and Wilson's interval of the accuracy."""
-    found = []
+    rows = []
     parts = (np.split(values, bins.starts[1:]) for values in (bins.confidence, bins.correct))
     for confidence, correct in zip(*parts, strict=True):
         hits = int(correct.sum())
-        found.append(
+        rows.append(
             {
                 "n": len(correct),
                 "confidence": float(confidence.mean()),
@@ -105,7 +105,7 @@ def reliability(bins: Bins) -> list[dict[str, Any]]:
                 "accuracy_95": wilson(hits, len(correct)),
             }
         )
-    return found
+    return rows
 
 
 def brier(p: Probabilities, truth: Probabilities) -> float:
@@ -156,8 +156,8 @@ def fit_temperature(
         return float(-(truth * log_p).sum(1).mean())
 
     bounds = tuple(np.log(TEMPERATURES))
-    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    minimum = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(minimum.x))
 
 
 def calibration_file(run: Path) -> Path:
@@ -174,18 +174,18 @@ def stored_temperature(run: Path, weights: str) -> tuple[float | None, str]:
     """The temperature of these weights; None, and why, where there is none that can be used."""
     how = f"fer-hpc evaluate {run} (on val) fits it"
     try:
-        found = read_stored(calibration_file(run))
-        if found is None:
+        content = read_stored(calibration_file(run))
+        if content is None:
             return None, f"no temperature yet; {how}"
-        check_shape(found, STORED, "calibration.json")
+        check_shape(content, STORED, "calibration.json")
     except UserError as error:
         return None, str(error)
-    if found["weights"] != weights:
+    if content["weights"] != weights:
         return None, f"the temperature in calibration.json is that of other weights; {how}"
     low, high = TEMPERATURES
-    if not low <= found["temperature"] <= high:
+    if not low <= content["temperature"] <= high:
         return None, f"the temperature in calibration.json is impossible; {how}"
-    return float(found["temperature"]), ""
+    return float(content["temperature"]), ""
 
 
 def calibration(

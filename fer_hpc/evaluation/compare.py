@@ -36,14 +36,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if len(runs) < len(config.runs) + len(config.versus):
         raise UserError("a run is named twice; give each once")
     first, *others = [read_predictions(_classifier(run), name) for run in runs]
-    found = [first, *(align(first, other) for other in others)]
+    predictions = [first, *(align(first, other) for other in others)]
     about = {"name": name, "n": len(first.labels), "classes": list(first.classes)}
     about["majority_rate"] = float(np.bincount(first.labels).max() / len(first.labels))
-    scores = [{"run": str(p.run), **_scores(p)} for p in found]
+    scores = [{"run": str(p.run), **_scores(p)} for p in predictions]
     if config.versus:
         count = len(config.runs)
         return {**about, "runs": scores, "versus": _seed_sets(scores[:count], scores[count:])}
-    pairs = [_pair(a, b) for a, b in itertools.combinations(found, 2)]
+    pairs = [_pair(a, b) for a, b in itertools.combinations(predictions, 2)]
     for pair, adjusted in zip(pairs, holm([p["mcnemar"]["p"] for p in pairs]), strict=True):
         pair["mcnemar"]["p_holm"] = adjusted
         low, high = pair["accuracy"]["difference_95"]
@@ -117,8 +117,8 @@ def _order(first: Predictions, other: Predictions) -> NDArray[np.int64]:
 # ---- two runs -----------------------------------------------------------------------------------
 
 
-def _scores(found: Predictions) -> dict[str, float]:
-    counts = confusion(found.labels, found.predicted, len(found.classes))
+def _scores(predictions: Predictions) -> dict[str, float]:
+    counts = confusion(predictions.labels, predictions.predicted, len(predictions.classes))
     with np.errstate(invalid="ignore"):
         return {
             "accuracy": float(np.trace(counts) / counts.sum()),
@@ -132,16 +132,16 @@ def _pair(a: Predictions, b: Predictions) -> dict[str, Any]:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     scores, drawn, units = _scores(a), *resampled_differences(a, b)
     others = _scores(b)
-    found: dict[str, Any] = {"a": str(a.run), "b": str(b.run), "resampled": units}
+    pair: dict[str, Any] = {"a": str(a.run), "b": str(b.run), "resampled": units}
     for key in SHARES:
-        found[key] = {
+        pair[key] = {
             "difference": scores[key] - others[key],
             "difference_95": [float(v) for v in np.percentile(drawn[key], (2.5, 97.5))],
         }
-    found["mcnemar"] = {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
-    found["equal_predictions"] = bool((a.predicted == b.predicted).all())
-    found["smallest_difference"] = smallest_difference(drawn["accuracy"], len(a.labels))
-    return found
+    pair["mcnemar"] = {"only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
+    pair["equal_predictions"] = bool((a.predicted == b.predicted).all())
+    pair["smallest_difference"] = smallest_difference(drawn["accuracy"], len(a.labels))
+    return pair
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -225,21 +225,21 @@ def _differences(
 
 
 def _seed_sets(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    sets: dict[str, Any] = {
         "a": [row["run"] for row in a],
         "b": [row["run"] for row in b],
         "test": "Welch's t test, seeds as samples",
     }
     for key in SHARES:
-        found[key] = welch([row[key] for row in a], [row[key] for row in b])
-    interval = found["accuracy"]["difference_95"]
+        sets[key] = welch([row[key] for row in a], [row[key] for row in b])
+    interval = sets["accuracy"]["difference_95"]
     if interval is None:
-        found["verdict"] = f"{SAME}: {MIN_SEEDS} seeds of each are wanted for an interval"
+        sets["verdict"] = f"{SAME}: {MIN_SEEDS} seeds of each are wanted for an interval"
     elif interval[0] > 0 or interval[1] < 0:
-        found["verdict"] = f"the {'first' if interval[0] > 0 else 'second'} set is better"
+        sets["verdict"] = f"the {'first' if interval[0] > 0 else 'second'} set is better"
     else:
-        found["verdict"] = SAME
-    return found
+        sets["verdict"] = SAME
+    return sets
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     The last is at 5 % and 80 % power with this spread. None for fewer than MIN_SEEDS values.
     """
     means = float(np.mean(a)), float(np.mean(b))
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "means": means,
         "difference": means[0] - means[1],
         "difference_95": None,
@@ -256,18 +256,18 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
         "smallest_difference": None,
     }
     if min(len(a), len(b)) < MIN_SEEDS:
-        return found
+        return row
     from scipy.special import stdtrit
     from scipy.stats import ttest_ind
 
     variances = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
     if not sum(variances):  # every seed has the same score: no spread to test against
-        return found
+        return row
     test = ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
     t = stdtrit(test.df, 1 - LEVEL / 2) + stdtrit(test.df, POWER)
     return {
-        **found,
+        **row,
         "difference_95": [float(low), float(high)],
         "p": float(test.pvalue),
         "smallest_difference": float(t * np.sqrt(sum(variances))),
@@ -277,21 +277,21 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
 # ---- as text ------------------------------------------------------------------------------------
 
 
-def format_comparison(found: dict[str, Any]) -> str:
+def format_comparison(comparison: dict[str, Any]) -> str:
     """The comparison as lines for a terminal."""
     lines = [
-        f"predictions of {found['name']}, n = {counted(found['n'], 'face')}, "
-        f"majority class {found['majority_rate']:.4f}"
+        f"predictions of {comparison['name']}, n = {counted(comparison['n'], 'face')}, "
+        f"majority class {comparison['majority_rate']:.4f}"
     ]
-    for row in found["runs"]:
+    for row in comparison["runs"]:
         lines.append(
             f"  {row['run']}: accuracy {row['accuracy']:.4f}  "
             f"balanced {row['balanced_accuracy']:.4f}  macro-F1 {row['macro_f1']:.4f}"
         )
-    for pair in found.get("pairs", ()):
-        lines += _pair_lines(pair, len(found["pairs"]))
-    if "versus" in found:
-        lines += _versus_lines(found["versus"])
+    for pair in comparison.get("pairs", ()):
+        lines += _pair_lines(pair, len(comparison["pairs"]))
+    if "versus" in comparison:
+        lines += _versus_lines(comparison["versus"])
     return "\n".join(lines)
 
 

@@ -89,8 +89,8 @@ def noise(face: Face, strength: float) -> Pixels:
 def jpeg(face: Face, strength: float) -> Pixels:
     flags = [cv2.IMWRITE_JPEG_QUALITY, int(strength)]
     data = cv2.imencode(".jpg", face.pixels[..., ::-1], flags)[1]  # OpenCV takes BGR
-    found = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint8)
-    return np.ascontiguousarray(_channels(found, face.pixels)[..., ::-1])
+    pixels = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint8)
+    return np.ascontiguousarray(_channels(pixels, face.pixels)[..., ::-1])
 
 
 def low_resolution(face: Face, strength: float) -> Pixels:

@@ -40,7 +40,7 @@ def gallery(opened: OpenedRun) -> dict[str, Any]:
     run, name = opened.config.run, opened.name
     classes = opened.classes
     noise = candidates(faces.p, faces.labels)
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "split": opened.config.split,
         "data": opened.manifest.fingerprint,
         "weights": opened.weights,
@@ -64,25 +64,25 @@ def gallery(opened: OpenedRun) -> dict[str, Any]:
         },
     }
     title = f"{run.name}, {name}"
-    cells, rows = faces.class_cells(found["classes"])
+    cells, rows = faces.class_cells(content["classes"])
     columns = [f"miss {k + 1}" for k in range(PER_CLASS)] + [
         f"hit {k + 1}" for k in range(PER_CLASS)
     ]
     about = f"{title}: surest misses and hits of each class; below, what speaks for the prediction"
     plots.picture_table(cells, rows, columns, about, run / f"gallery-{name}.png")
-    cells, rows = faces.pair_cells(found["pairs"])
+    cells, rows = faces.pair_cells(content["pairs"])
     if rows:
         about = f"{title}: most confused pairs"
         plots.picture_table(cells, rows, [], about, run / f"gallery-{name}-pairs.png")
-    shown = found["label_noise"]["shown"]
+    shown = content["label_noise"]["shown"]
     if shown:
         cells_of = [faces.cell(face, f"{face['label']},\n{face['suggested']}?") for face in shown]
         lines = [cells_of[k : k + 8] for k in range(0, len(shown), 8)]
         about = f"{title}: labels that may be wrong, {len(noise.rows):,} candidates"
         plots.picture_table(lines, [""] * len(lines), [], about, run / f"label-noise-{name}.png")
     write_text(run / f"label-noise-{name}.csv", _noise_csv(faces, noise))
-    write_json(run / f"gallery-{name}.json", found)
-    return found
+    write_json(run / f"gallery-{name}.json", content)
+    return content
 
 
 class _Predicted:
@@ -129,18 +129,18 @@ class _Predicted:
         counts = np.bincount(self.labels * k + self.predicted, minlength=k * k).reshape(k, k)
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         both = np.triu(share + share.T, 1)
-        found = []
+        pairs = []
         for place in np.argsort(-both, axis=None, kind="stable")[:PAIRS]:
             a, b = (int(v) for v in np.unravel_index(place, both.shape))
             if both[a, b] > 0:
-                found.append(
+                pairs.append(
                     {
                         "classes": [self.classes[a], self.classes[b]],
                         "taken_for_the_other": [float(share[a, b]), float(share[b, a])],
                         "faces": [self._taken(a, b), self._taken(b, a)],
                     }
                 )
-        return found
+        return pairs
 
     def _taken(self, label: int, predicted: int) -> list[dict[str, Any]]:
         wanted = np.flatnonzero((self.labels == label) & (self.predicted == predicted))
@@ -168,11 +168,11 @@ class _Predicted:
     def cell(self, face: dict[str, Any], text: str) -> Cell:
         return self.pixels(face["row"]), text
 
-    def class_cells(self, found: dict[str, Any]) -> tuple[list[list[Cell]], list[str]]:
+    def class_cells(self, classes: dict[str, Any]) -> tuple[list[list[Cell]], list[str]]:
         """Two lines of cells for each class, faces and maps, and the names of the lines."""
         cells: list[list[Cell]] = []
         names = []
-        for name, kinds in found.items():
+        for name, kinds in classes.items():
             if not kinds["misses"] and not kinds["hits"]:
                 continue  # a class without a face
             faces: list[Cell] = []

@@ -28,7 +28,7 @@ def class_maps(
     """
     maps: list[torch.Tensor] = []
     hooks = [
-        module.register_forward_hook(lambda *given: maps.append(given[2]))
+        module.register_forward_hook(lambda *arguments: maps.append(arguments[2]))
         for module in model.modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -40,13 +40,13 @@ def class_maps(
             if not usable:
                 return None
             large = [m for m in usable if min(m.shape[2:]) >= MIN_MAP]
-            chosen = large[-1] if large else max(usable, key=lambda m: m.shape[2])
+            features = large[-1] if large else max(usable, key=lambda m: m.shape[2])
             score = outputs.gather(1, classes[:, None]).sum()
-            gradient = torch.autograd.grad(score, chosen)[0]
+            gradient = torch.autograd.grad(score, features)[0]
     finally:
         for hook in hooks:
             hook.remove()
-    found = (gradient * chosen).sum(1, keepdim=True).relu().detach().float()
-    found = interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    peak = found.amax((1, 2), keepdim=True)
-    return np.asarray((found / peak.clamp_min(1e-12)).cpu().numpy(), np.float32)
+    heat_maps = (gradient * features).sum(1, keepdim=True).relu().detach().float()
+    heat_maps = interpolate(heat_maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    peak = heat_maps.amax((1, 2), keepdim=True)
+    return np.asarray((heat_maps / peak.clamp_min(1e-12)).cpu().numpy(), np.float32)

@@ -27,15 +27,15 @@ class Candidates:
 def candidates(p: NDArray[np.float64], labels: NDArray[np.int64]) -> Candidates:
     """The candidates among faces with probabilities p [n, classes] and labels [n]."""
     classes = p.shape[1]
-    given = p[np.arange(len(labels)), labels]
+    p_label = p[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, given, minlength=classes)
+    sums = np.bincount(labels, p_label, minlength=classes)
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     confident = p >= thresholds - ROUNDING
     # One class is confident, or the largest probability decides, as in the paper.
     suggested = np.where(confident.sum(1) > 1, p.argmax(1), confident.argmax(1))
     is_candidate = confident.any(1) & (suggested != labels) & (p.argmax(1) != labels)
     rows = np.flatnonzero(is_candidate)
-    margin = given[rows] - p[rows, suggested[rows]]
+    margin = p_label[rows] - p[rows, suggested[rows]]
     order = np.argsort(margin, kind="stable")
     return Candidates(rows[order], suggested[rows[order]], margin[order])

@@ -234,12 +234,12 @@ def _faces_of(faces: Any) -> list[str | Path | NDArray[Any]]:
             "tensor.permute(0, 2, 3, 1).numpy()"
         )
     if isinstance(faces, list | tuple):
-        found = [face for part in faces for face in _faces_of(part)]
+        face_list = [face for part in faces for face in _faces_of(part)]
     else:
-        found = _split_batch(np.asarray(faces))
-    if not found:
+        face_list = _split_batch(np.asarray(faces))
+    if not face_list:
         raise UserError("faces are empty; wanted at least one")
-    return found
+    return face_list
 
 
 def _split_batch(array: NDArray[Any]) -> list[str | Path | NDArray[Any]]:

@@ -255,8 +255,8 @@ def without_class(
     if not kept.any():
         return None
     others = tuple(name for name in classes if name != left_out)
-    found = summary(np.delete(logits[kept], out, 1), labels[kept] - (labels[kept] > out), others)
-    return {"left_out": left_out, "dropped": int((~kept).sum()), **found}
+    scores = summary(np.delete(logits[kept], out, 1), labels[kept] - (labels[kept] > out), others)
+    return {"left_out": left_out, "dropped": int((~kept).sum()), **scores}
 
 
 # Expressions that are easily confused with each other.

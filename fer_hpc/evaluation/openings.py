@@ -28,7 +28,7 @@ def read_openings(run: Path) -> tuple[list[dict[str, Any]], int]:
     path = openings_file(run)
     if not path.exists():
         return [], 0
-    found: list[dict[str, Any]] = []
+    openings: list[dict[str, Any]] = []
     lines = path.read_bytes().splitlines()
     for line in lines:
         try:
@@ -36,8 +36,8 @@ def read_openings(run: Path) -> tuple[list[dict[str, Any]], int]:
             check_shape(row, LINE, path.name)
         except (ValueError, RecursionError, UserError):
             continue
-        found.append(row)
-    return found, len(lines) - len(found)
+        openings.append(row)
+    return openings, len(lines) - len(openings)
 
 
 def count_openings(run: Path, data: str) -> int:
@@ -53,14 +53,14 @@ def record_opening(
     what: what it is opened for; config: the hash of the run's science fields; weights: the SHA-256
     of their file. A damaged line counts as an opening.
     """
-    found, damaged = read_openings(run)
+    openings, damaged = read_openings(run)
     line = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "what": list(what),
         "data": data,
         "config": config,
         "weights": weights,
-        "count": sum(row["data"] == data for row in found) + damaged + 1,
+        "count": sum(row["data"] == data for row in openings) + damaged + 1,
     }
     path = openings_file(run)
     text = json.dumps(line).encode() + b"\n"

@@ -78,8 +78,8 @@ def recalibrate(run: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
     is_fitted_here = old["note"] == FITTED_HERE
     if scores["tta"] != "none" or is_fitted_here or temperature == old["temperature"]:
         return scores
-    found = read_predictions(run, name)
-    field = calibration(found.logits, found.labels, None, temperature, note)
+    predictions = read_predictions(run, name)
+    field = calibration(predictions.logits, predictions.labels, None, temperature, note)
     if abs(field["before"]["nll"] - old["before"]["nll"]) > 1e-6:
         return scores  # soft targets, which the predictions do not hold, or another scoring
     from fer_hpc.evaluation import plots

@@ -64,5 +64,5 @@ def extra_files(run: Path, name: str) -> dict[str, Path]:
 
 def is_current(path: Path, data: str, weights: str) -> bool:
     """Whether a result file is of this data (a fingerprint) and these weights (SHA-256)."""
-    found = read_record(path, {"data": str, "weights": str})
-    return bool(found and (found["data"], found["weights"]) == (data, weights))
+    record = read_record(path, {"data": str, "weights": str})
+    return bool(record and (record["data"], record["weights"]) == (data, weights))

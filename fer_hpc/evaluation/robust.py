@@ -89,13 +89,13 @@ class _Faces:
 
     def __init__(self, opened: OpenedRun) -> None:
         self.opened = opened
-        kept = np.flatnonzero(opened.faces.rows)
+        rows = np.flatnonzero(opened.faces.rows)
         most = opened.config.robust_faces or MAX_FACES[opened.device.type]
-        count = min(len(kept), most)
-        chosen = np.rint(np.linspace(0, len(kept) - 1, count)).astype(np.int64)
-        self.rows = kept[chosen]  # of the split
-        self.labels = opened.faces.labels[chosen]
-        self.group = opened.faces.columns["group"][chosen]
+        count = min(len(rows), most)
+        positions = np.rint(np.linspace(0, len(rows) - 1, count)).astype(np.int64)
+        self.rows = rows[positions]  # of the split
+        self.labels = opened.faces.labels[positions]
+        self.group = opened.faces.columns["group"][positions]
         self.landmarks = opened.split.columns["landmarks"][self.rows]  # [n, 68, 2]
         self.has_landmarks = np.isfinite(self.landmarks).all((1, 2))
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "faces")
@@ -131,15 +131,17 @@ class _Faces:
         """Logits [n, common classes]."""
         opened = self.opened
         model, science = opened.network.model, opened.network.science
-        found = []
+        chunk_outputs = []
         for chunk in self._chunks(kind, strength):
             images = torch.from_numpy(chunk).to(opened.device).permute(0, 3, 1, 2).float() / 255
             images = images.contiguous(memory_format=torch.channels_last)
             with autocast(science["precision"], opened.device):
                 images = images.double() if science["precision"] == "fp64" else images
                 outputs = [model(view).float() for view in views(images, opened.config.tta)]
-            found.append(torch.stack(outputs).mean(0).cpu().numpy())
-        logits, _ = split_outputs(np.concatenate(found), len(opened.network.data["classes"]))
+            chunk_outputs.append(torch.stack(outputs).mean(0).cpu().numpy())
+        logits, _ = split_outputs(
+            np.concatenate(chunk_outputs), len(opened.network.data["classes"])
+        )
         return np.asarray(opened.select(logits), np.float64)
 
     def by_pose(self, predicted: NDArray[np.int64]) -> dict[str, Any] | None:
@@ -199,7 +201,7 @@ def _mean(
     drawn = np.stack(
         [sums[:, rng.integers(0, count, count)].sum(1) for _ in range(RESAMPLES)], 1
     )  # [3, resamples]
-    found = {
+    means = {
         "accuracy": float(correct.mean()),
         "accuracy_95": np.percentile(drawn[0] / drawn[2], (2.5, 97.5)).tolist(),
         "retained": None,
@@ -207,10 +209,10 @@ def _mean(
     }
     if clean.any():
         some = drawn[1] > 0
-        found["retained"] = float(correct.mean() / clean.mean())
+        means["retained"] = float(correct.mean() / clean.mean())
         shares = drawn[0, some] / drawn[1, some]
-        found["retained_95"] = np.percentile(shares, (2.5, 97.5)).tolist()
-    return found
+        means["retained_95"] = np.percentile(shares, (2.5, 97.5)).tolist()
+    return means
 
 
 def _csv(card: dict[str, Any]) -> str:

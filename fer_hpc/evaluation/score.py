@@ -68,9 +68,9 @@ class Scorer:
         self._pixels = PixelStream(images)
         self._runner = StepRunner(self._score, None, images.device, graph)
 
-    def _score(self, given: Inputs, _: object) -> torch.Tensor:
+    def _score(self, inputs: Inputs, _: object) -> torch.Tensor:
         """The mean output [B, classes (+ 2)] over the views of one chunk."""
-        images = self.images.gather(given).images
+        images = self.images.gather(inputs).images
         with autocast(self._precision, images.device):
             images = images.double() if self._precision == "fp64" else images
             outputs = [self.model(view).float() for view in views(images, self._tta)]
@@ -80,14 +80,14 @@ class Scorer:
     def outputs(self) -> NDArray[np.float32]:
         """Outputs [n, classes (+ 2)] of the split in row order, on every rank."""
         self.model.eval()
-        found = torch.empty(0)
+        outputs = torch.empty(0)
         for k in range(len(self._block)):
-            given = self._pixels.at(self._block, k)
-            chunk = self._runner.run(self._block, k, streamed=given)
+            pixels = self._pixels.at(self._block, k)
+            chunk = self._runner.run(self._block, k, streamed=pixels)
             if not k:
-                found = chunk.new_empty(len(self._block), *chunk.shape)
-            found[k] = chunk
-        gathered = gather_round_robin(found.cpu(), self.world).flatten(0, 1)
+                outputs = chunk.new_empty(len(self._block), *chunk.shape)
+            outputs[k] = chunk
+        gathered = gather_round_robin(outputs.cpu(), self.world).flatten(0, 1)
         return gathered[: len(self.images.split)].contiguous().numpy()
 
 

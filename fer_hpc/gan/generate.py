@@ -149,10 +149,10 @@ def _missing_faces(config: GenerateConfig, counts: dict[str, int]) -> dict[str, 
                 f"--classes {name}: the train split has no face of that class, and the GAN needs "
                 "one to take the expression from"
             )
-    chosen = config.classes or [name for name in counts if name != "Neutral"]
-    missing = {name: wanted - n for name, n in counts.items() if name in chosen and 0 < n < wanted}
+    classes = config.classes or [name for name in counts if name != "Neutral"]
+    missing = {name: wanted - n for name, n in counts.items() if name in classes and 0 < n < wanted}
     if not missing:
-        present = ", ".join(f"{name} {n:,}" for name, n in counts.items() if name in chosen)
+        present = ", ".join(f"{name} {n:,}" for name, n in counts.items() if name in classes)
         raise UserError(f"no class has fewer than {wanted:,} train faces ({present}); raise --fill")
     return missing
 

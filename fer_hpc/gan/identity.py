@@ -101,7 +101,7 @@ def choose_faces(groups: Rows) -> tuple[list[Person], int]:
     """
     rng = np.random.default_rng(IDENTITY_SEED)
     people, counts = np.unique(groups[groups >= 0], return_counts=True)
-    chosen, total = [], 0
+    persons, total = [], 0
     for person in rng.permutation(people[counts >= MIN_FACES]):
         rows = rng.permutation(np.flatnonzero(groups == person))[:MAX_FACES_EACH]
         total += len(rows)
@@ -109,28 +109,28 @@ def choose_faces(groups: Rows) -> tuple[list[Person], int]:
             break
         held_out = max(1, len(rows) // HELD_OUT)
         train, val = np.sort(rows[held_out:]), np.sort(rows[:held_out])
-        chosen.append(Person(int(person), train, val))
-    return chosen, len(people)
+        persons.append(Person(int(person), train, val))
+    return persons, len(people)
 
 
 def make_shards(manifest: Manifest, folder: Path) -> None:
     """Shards of the train split's faces with persons as classes, at most MAX_SIDE pixels."""
     split = open_split(manifest, "train")
-    chosen, people = choose_faces(split.columns["group"])
-    if len(chosen) < MIN_PEOPLE:
+    persons, people = choose_faces(split.columns["group"])
+    if len(persons) < MIN_PEOPLE:
         raise NotMeasured(
             "the train split does not say who is on a face"
             if not people
-            else f"the train split has {len(chosen)} persons with {MIN_FACES} faces or more, "
+            else f"the train split has {len(persons)} persons with {MIN_FACES} faces or more, "
             f"its judge needs {MIN_PEOPLE}"
         )
-    names = [f"person {person.number}" for person in chosen]
+    names = [f"person {person.number}" for person in persons]
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, Any] = {}
     for name in ("train", "val"):
-        of_each = [person.train if name == "train" else person.val for person in chosen]
+        of_each = [person.train if name == "train" else person.val for person in persons]
         rows = np.concatenate(of_each)
-        labels = np.repeat(np.arange(len(chosen)), [len(each) for each in of_each])
+        labels = np.repeat(np.arange(len(persons)), [len(each) for each in of_each])
         columns = _columns(split, rows, labels)
         counts = np.bincount(labels, minlength=len(names)).tolist()
         splits[name] = {
@@ -147,7 +147,7 @@ def make_shards(manifest: Manifest, folder: Path) -> None:
         "split_rule": f"of each person, one face in {HELD_OUT} is val",
         "notes": [f"classes are persons, faces those of the train split of {manifest.folder}"],
         "faces": manifest.content["faces"],
-        "persons": [person.number for person in chosen],
+        "persons": [person.number for person in persons],
     }
     write_manifest(folder, content)
 
@@ -236,12 +236,14 @@ def measure_identity(
     features, _ = judge_rows(judge.features, loader, rows)
     pictures = Faces(features, people[rows], rows)
     neutral, donors = (pictures[np.searchsorted(rows, r)] for r in (neutral_rows, expressive_rows))
-    made = Faces(outputs[known], neutral.people, neutral.rows)
+    output_faces = Faces(outputs[known], neutral.people, neutral.rows)
     seen = None
     if judge.people is not None:
         seen = len(judge.people & set(pictures.people.tolist()))
-    found = identity_scores(made, neutral, donors, pictures, np.isin(rows, loader.pools[0]))
-    return {"judge": judge.about, "people_of_its_training": seen, **found}
+    scores = identity_scores(
+        output_faces, neutral, donors, pictures, np.isin(rows, loader.pools[0])
+    )
+    return {"judge": judge.about, "people_of_its_training": seen, **scores}
 
 
 def _pictures(people: Rows, neutral_rows: Rows, expressive_rows: Rows) -> Rows:

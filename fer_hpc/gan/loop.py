@@ -86,9 +86,9 @@ def train_gan(config: GanConfig, world: World) -> dict[str, Any]:
             timer = EpochTimer(state.images_seen)
             return 0
 
-        def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
-            step(networks, state, loader.make(given), given, world, *variant)
-            state.chain.add(given, state.sums)
+        def one_step(inputs: Inputs, variant: tuple[bool, bool]) -> None:
+            step(networks, state, loader.make(inputs), inputs, world, *variant)
+            state.chain.add(inputs, state.sums)
 
         networks.train()
         graph = uses_graph(config, device, world)

@@ -92,20 +92,20 @@ class PairLoader:
         rank_batch = self.batch_size // self.size
         mine = slice(self.rank * rank_batch, (self.rank + 1) * rank_batch)
         seen = images_seen + self.batch_size * np.arange(steps)
-        found = [np.stack(values) for values in zip(*map(self.rows, seen.tolist()), strict=True)]
-        neutral, expressive, same, u = (values[:, mine] for values in found)
-        made = {"rows": neutral, "other_rows": expressive, "same": same, "images_seen": seen}
+        columns = [np.stack(values) for values in zip(*map(self.rows, seen.tolist()), strict=True)]
+        neutral, expressive, same, u = (values[:, mine] for values in columns)
+        inputs = {"rows": neutral, "other_rows": expressive, "same": same, "images_seen": seen}
         if self.improved:
-            made["flip"] = u[:, :, 0] < 0.5
-            made["other_flip"] = np.where(same, made["flip"], u[:, :, 1] < 0.5)
-        return made
+            inputs["flip"] = u[:, :, 0] < 0.5
+            inputs["other_flip"] = np.where(same, inputs["flip"], u[:, :, 1] < 0.5)
+        return inputs
 
-    def make(self, given: Inputs) -> Pairs:
+    def make(self, inputs: Inputs) -> Pairs:
         """The pairs that a step's inputs describe; runs on the device alone."""
-        neutral = _scaled(self.images.gather(given))
-        others = {k.removeprefix("other_"): v for k, v in given.items() if k.startswith("other_")}
+        neutral = _scaled(self.images.gather(inputs))
+        others = {k.removeprefix("other_"): v for k, v in inputs.items() if k.startswith("other_")}
         expressive = self.images.gather(others)
-        return Pairs(neutral, _scaled(expressive), expressive.labels, given["same"])
+        return Pairs(neutral, _scaled(expressive), expressive.labels, inputs["same"])
 
     def batch(self, images_seen: int) -> Pairs:
         """This rank's part of the global batch. Training asks for blocks of steps instead."""

@@ -30,8 +30,8 @@ class Faces:
     people: Rows
     rows: Rows  # of the split; of a generated face, that of its neutral face
 
-    def __getitem__(self, chosen: NDArray[Any]) -> Faces:
-        return Faces(self.features[chosen], self.people[chosen], self.rows[chosen])
+    def __getitem__(self, index: NDArray[Any]) -> Faces:
+        return Faces(self.features[index], self.people[index], self.rows[index])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,20 +49,20 @@ def recognise(faces: Faces, gallery: Faces, without_itself: bool = False) -> dic
     """
     similarity = _unit(faces.features) @ _unit(gallery.features).T
     everything = np.ones(len(gallery), bool)
-    found = []  # position, nearer, rank 1, by chance
+    scores = []  # position, nearer, rank 1, by chance
     for k in range(len(faces)):
         is_other = gallery.rows != faces.rows[k] if without_itself else everything
         own = is_other & (gallery.people == faces.people[k])
         others = is_other & ~own
         if not own.any() or not others.any():
             continue
-        mine, strangers = similarity[k, own], np.sort(similarity[k, others])
-        below = [np.searchsorted(strangers, mine, side).mean() for side in ("left", "right")]
-        is_first = mine.max() > strangers[-1]
-        found.append((k, sum(below) / 2 / len(strangers), is_first, own.sum() / is_other.sum()))
-    if not found:
+        mine, theirs = similarity[k, own], np.sort(similarity[k, others])
+        below = [np.searchsorted(theirs, mine, side).mean() for side in ("left", "right")]
+        is_first = mine.max() > theirs[-1]
+        scores.append((k, sum(below) / 2 / len(theirs), is_first, own.sum() / is_other.sum()))
+    if not scores:
         return None
-    positions, nearer, first, chance = (np.array(values) for values in zip(*found, strict=True))
+    positions, nearer, first, chance = (np.array(values) for values in zip(*scores, strict=True))
     people = faces.people[positions]
     if len(np.unique(people)) < 2:
         return None
@@ -94,7 +94,7 @@ def identity_scores(
       expression; `cosine` of outputs to both.
     """
     gallery, expressive = pictures[is_neutral], pictures[~is_neutral]
-    strangers = Faces(donors.features, neutral.people, donors.rows)
+    impostors = Faces(donors.features, neutral.people, donors.rows)
     once = np.unique(neutral.rows, return_index=True)[1]
     counts = bootstrap_counts(outputs.people)
     to_neutral = cosine_similarity(outputs.features, neutral.features)
@@ -109,7 +109,7 @@ def identity_scores(
         "among_neutral": {
             "outputs": recognise(outputs, gallery),
             "real_faces": recognise(expressive, gallery),
-            "strangers": recognise(strangers, gallery),
+            "strangers": recognise(impostors, gallery),
             "unchanged": recognise(neutral[once], gallery),
         },
         "among_others": {

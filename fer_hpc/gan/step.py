@@ -47,7 +47,7 @@ def step(
     networks: Networks,
     state: TrainState,
     pairs: Pairs,
-    given: Inputs,
+    inputs: Inputs,
     world: World,
     adversarial: bool = True,
     average: bool = False,
@@ -55,8 +55,8 @@ def step(
     """Update each network once; without `adversarial` (warm-up) only what learns from labels.
 
     The generated batch is computed once and used by all three. `average` also moves the moving
-    average, by the share `given["ema_weight"]`. As for classifiers, a step is a function of tensors
-    on the device; `given["images_seen"]` names it.
+    average, by the share `inputs["ema_weight"]`. As for classifiers, a step is a function of
+    tensors on the device; `inputs["images_seen"]` names it.
     """
     config, generator = networks.config, networks.generator
     mixed = autocast(config.precision, pairs.neutral.device)
@@ -70,7 +70,7 @@ def step(
             means["code"] = functional.cross_entropy(logits, pairs.target)
     if not adversarial:
         backward_and_step(networks, "generator", means["code"], world)
-        return add_to_sums(state, len(pairs.target), means, given["images_seen"])
+        return add_to_sums(state, len(pairs.target), means, inputs["images_seen"])
 
     with mixed:
         encoded = generator.encode(pairs.neutral)
@@ -81,9 +81,9 @@ def step(
         loss = _generator_loss(networks, pairs, fake, encoded, real_features, labels, means, world)
     backward_and_step(networks, "generator", loss, world)
     if networks.ema and average:
-        networks.ema.update(given["ema_weight"])
+        networks.ema.update(inputs["ema_weight"])
     means["adversarial_steps"] = torch.ones_like(means["d_loss"])
-    add_to_sums(state, len(pairs.target), means, given["images_seen"])
+    add_to_sums(state, len(pairs.target), means, inputs["images_seen"])
 
 
 def _set_supervised_lr(networks: Networks, adversarial: bool) -> None:

@@ -77,27 +77,27 @@ def _mean_line(title: str, entry: dict[str, Any], note: str = "") -> str:
     return _line(title, entry["mean"], entry["interval_95"], ".4f", note)
 
 
-def _identity_lines(found: dict[str, Any]) -> list[str]:
+def _identity_lines(scores: dict[str, Any]) -> list[str]:
     """What the identity judge says, and how far it can be trusted."""
-    if "left_out" in found:
-        return [f"  identity judge: not measured: {found['left_out']}"]
-    seen = found["people_of_its_training"]
+    if "left_out" in scores:
+        return [f"  identity judge: not measured: {scores['left_out']}"]
+    seen = scores["people_of_its_training"]
     known = "" if seen is None else f", {seen or 'none'} of them in this split"
-    neutral = f"{found['neutral_pictures']:,} neutral faces of {found['neutral_people']:,} people"
+    neutral = f"{scores['neutral_pictures']:,} neutral faces of {scores['neutral_people']:,} people"
     lines = [
-        f"  identity judge, trained on {found['judge']['persons']:,} people{known}; "
-        f"{found['n']:,} pairs of {found['people']:,} people",
+        f"  identity judge, trained on {scores['judge']['persons']:,} people{known}; "
+        f"{scores['n']:,} pairs of {scores['people']:,} people",
         f"    {'':<34} {'nearer to an own picture':<27} nearest picture",
         f"    among {neutral:<28} {'than to a stranger' + chr(39) + 's':<27} is an own one",
     ]
-    among, others = found["among_neutral"], found["among_others"]
+    among, others = scores["among_neutral"], scores["among_others"]
     lines += [_who(title, among[key]) for key, title in AMONG_NEUTRAL]
-    lines.append(f"    among all {found['pictures']:,} real faces but the neutral face itself")
+    lines.append(f"    among all {scores['pictures']:,} real faces but the neutral face itself")
     lines += [_who(title, others[key]) for key, title in AMONG_OTHERS]
-    lines.append(_who(QUALITY, found["quality"]))
+    lines.append(_who(QUALITY, scores["quality"]))
     title = "    nearer to the neutral face than to the face that gave the expression"
-    lines.append(f"{title} {_interval(found['to_donor'])}")
-    quality = found["quality"]
+    lines.append(f"{title} {_interval(scores['to_donor'])}")
+    quality = scores["quality"]
     if quality is None or quality["nearer"]["interval_95"][0] < MIN_NEARER:
         lines.append("    warning: this judge hardly tells real faces apart; do not rely on it")
     return lines

@@ -111,17 +111,17 @@ def read_photo(path: Path, whole: bool) -> FacePhoto:
         if whole:
             photo.pixels(3)
             return FacePhoto(path, photo, None)
-        found = photo.find()
+        faces = photo.find()
     except Reject as reason:
         raise UserError(f"{path}: {reason}; give a JPEG or PNG photo") from None
-    if not found:
+    if not faces:
         height, width = photo.shown[0].shape[:2]
         raise UserError(
             f"{path} ({width}x{height}): no face found; give a photo of an upright face, or "
             "--whole if both pictures are cut-out faces"
         )
-    result = FacePhoto(path, photo, training_box(found[0]))
-    left, top, right, bottom = found[0].box
+    result = FacePhoto(path, photo, training_box(faces[0]))
+    left, top, right, bottom = faces[0].box
     if min(right - left, bottom - top) < MIN_FACE_SIDE:
         raise UserError(
             f"{result.describe()}: wanted a face of at least {MIN_FACE_SIDE} pixels, smaller finds "

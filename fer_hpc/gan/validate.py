@@ -36,10 +36,10 @@ def step_means(sums: list[int]) -> dict[str, float]:
     """Step-wise scalars of sums over pairs: losses of classifier, generator and discriminator."""
     pairs, *rest = sums
     means = {name: value / UNIT / pairs for name, value in zip(SUMS[1:], rest, strict=True)}
-    found = {"c_loss/train, steps": means["c_loss"]}
+    scalars = {"c_loss/train, steps": means["c_loss"]}
     if share := means["adversarial_steps"]:
-        found |= {f"{name}/train, steps": means[name] / share for name in ("g_loss", "d_loss")}
-    return found
+        scalars |= {f"{name}/train, steps": means[name] / share for name in ("g_loss", "d_loss")}
+    return scalars
 
 
 def progress_text(counts: list[int]) -> str:
@@ -72,8 +72,8 @@ def validate(networks: Networks, val: PairLoader, world: World) -> dict[str, flo
     """
     for network in (networks.scored, networks.classifier):
         broadcast_buffers(network, world)
-    found: dict[str, float] = on_rank_0(world, lambda: _scores(networks, val))
-    return found
+    metrics: dict[str, float] = on_rank_0(world, lambda: _scores(networks, val))
+    return metrics
 
 
 @torch.inference_mode()
@@ -97,8 +97,8 @@ def _scores(networks: Networks, val: PairLoader) -> dict[str, float]:
         labels = val.labels[mine] if networks.improved else np.ones_like(mine)
         hits += (guessed.argmax(1) == torch.from_numpy(labels).to(device)).sum()
         change += (unchanged.float() - neutral).abs().mean((1, 2, 3)).double().sum()
-    found = {"val_expression": int(hits), "val_reconstruction": float(change)}
-    return {name: value / len(rows) for name, value in found.items()}
+    sums = {"val_expression": int(hits), "val_reconstruction": float(change)}
+    return {name: value / len(rows) for name, value in sums.items()}
 
 
 @torch.inference_mode()

@@ -121,8 +121,8 @@ def _widened(
     how = (stride, padding, dilation, transposed, output_padding, groups)
     only_weight = (False, True, False)
     backward = torch.ops.aten.convolution_backward
-    found: torch.Tensor = backward(gradient, images, like, None, *how, only_weight)[1]
-    return found[:outputs, :channels].contiguous(memory_format=torch.channels_last)
+    weight_gradient: torch.Tensor = backward(gradient, images, like, None, *how, only_weight)[1]
+    return weight_gradient[:outputs, :channels].contiguous(memory_format=torch.channels_last)
 
 
 def _product(

@@ -117,9 +117,9 @@ def detect_lost_peers(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.search(broken, str(error))
-        if world.size > 1 and found:  # the rest is torch's advice to its developers
-            raise PeerLost(f"rank {world.rank} lost another rank ({found[0]})") from None
+        match = re.search(broken, str(error))
+        if world.size > 1 and match:  # the rest is torch's advice to its developers
+            raise PeerLost(f"rank {world.rank} lost another rank ({match[0]})") from None
         raise
 
 

@@ -26,14 +26,14 @@ def gpus_here() -> dict[str, float]:
     if not may_have_gpus():
         return {}
     query = ("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
-    found: dict[str, float] = {}
+    memory_by_gpu: dict[str, float] = {}
     for line in output_of("nvidia-smi", *query).splitlines():
         index, uuid, mebibytes = (part.strip() for part in line.split(",")[:3])
         wanted = visible.split(",") if visible else [index]
         name = next((w for w in wanted if w.strip() in (index, uuid)), None)
         if name is not None and mebibytes.isdigit():
-            found[name.strip()] = int(mebibytes) * 1024**2 / 1e9
-    return found
+            memory_by_gpu[name.strip()] = int(mebibytes) * 1024**2 / 1e9
+    return memory_by_gpu
 
 
 def small_trainings_on(memory_gb: float) -> int:

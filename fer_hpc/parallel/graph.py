@@ -82,27 +82,27 @@ class StepRunner:
                 graph, result = self._captured[variant]
                 graph.replay()
                 return result
-        given = {**block.views(block.packed[k]), **(streamed or {})}
+        inputs = {**block.views(block.packed[k]), **(streamed or {})}
         if not self._warm:
-            self._warm_up(given, variant)
+            self._warm_up(inputs, variant)
         if seed is not None:
             torch.manual_seed(seed)
-        return self._step(given, variant)
+        return self._step(inputs, variant)
 
     def _prepare(self, block: Packed, k: int, variant: Hashable, streamed: Inputs) -> None:
         """Capture `variant`, or switch graphs off where that cannot be."""
         if not self._row.numel():
             self._row = block.packed[k].clone()
             self._streamed = {name: tensor.clone() for name, tensor in streamed.items()}
-        given = {**block.views(self._row), **self._streamed}
+        inputs = {**block.views(self._row), **self._streamed}
         self._row.copy_(block.packed[k])
         for name, tensor in streamed.items():
             self._streamed[name].copy_(tensor)
         try:
             if any(t.device.type == "cpu" for t in self._places().values()):
                 raise RuntimeError("it changes a tensor in main memory")
-            self._warm_up(given, variant, forbid_waiting=True)
-            self._captured[variant] = self._capture(given, variant)
+            self._warm_up(inputs, variant, forbid_waiting=True)
+            self._captured[variant] = self._capture(inputs, variant)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -112,15 +112,15 @@ class StepRunner:
             print(f"--graph off: {why}", file=sys.stderr, flush=True)
             self.graph = False
 
-    def _capture(self, given: Inputs, variant: Hashable) -> tuple[torch.cuda.CUDAGraph, Any]:
+    def _capture(self, inputs: Inputs, variant: Hashable) -> tuple[torch.cuda.CUDAGraph, Any]:
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads (checkpoints, pixels) may use the GPU meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self._step(given, variant)
+            result = self._step(inputs, variant)
         self._pool = graph.pool()
         return graph, result
 
-    def _warm_up(self, given: Inputs, variant: Hashable, forbid_waiting: bool = False) -> None:
+    def _warm_up(self, inputs: Inputs, variant: Hashable, forbid_waiting: bool = False) -> None:
         """Some steps beside the training: they leave all tensors as they were.
 
         A tensor that appears in them (momentum, moments) starts as zero. `forbid_waiting` raises a
@@ -134,7 +134,7 @@ class StepRunner:
                 for i in range(WARM_UP_STEPS):
                     if forbid_waiting and i == WARM_UP_STEPS - 1:
                         torch.cuda.set_sync_debug_mode("error")
-                    self._step(given, variant)
+                    self._step(inputs, variant)
         finally:
             torch.cuda.set_sync_debug_mode("default")
             torch.cuda.current_stream(self._device).wait_stream(side)

@@ -129,19 +129,19 @@ def expand_hosts(text: str) -> list[str]:
 
 def _numbers(ranges: str) -> list[str]:
     """1-3,07 as 1, 2, 3, 07."""
-    found = []
+    numbers = []
     for each in ranges.split(","):
         first, _, last = each.partition("-")
         if int(last or first) - int(first) > MAX_HOSTS:
             raise ValueError(f"more than {MAX_HOSTS:,} nodes in {ranges[:40]!r}")
-        found += [f"{i:0{len(first)}}" for i in range(int(first), int(last or first) + 1)]
-    return found
+        numbers += [f"{i:0{len(first)}}" for i in range(int(first), int(last or first) + 1)]
+    return numbers
 
 
 def _tasks_per_node(text: str) -> list[int]:
     """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))] or [1]
+    matches = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in matches for _ in range(int(times or 1))] or [1]
 
 
 def number_in_environment(name: str, default: str | None = None) -> int:

@@ -35,9 +35,9 @@ def multi_process_service(folder: Path, required: bool = False) -> Iterator[dict
     already is used as it is. Where none starts, the environment is empty and a line says why; with
     `required`, a UserError.
     """
-    given = os.environ.get(VARIABLE, USUAL_FOLDER)
-    if Path(given, "control").exists():
-        yield {VARIABLE: given}
+    current_folder = os.environ.get(VARIABLE, USUAL_FOLDER)
+    if Path(current_folder, "control").exists():
+        yield {VARIABLE: current_folder}
         return
     process, why = _start(folder)
     if process is None:
@@ -91,8 +91,8 @@ def _start(folder: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
     while not (folder / "control").exists():
         if process.poll() is not None or time.monotonic() > deadline:
             _end(process, folder)
-            said = (folder / "output").read_text(errors="replace").strip().splitlines()
-            return None, f"{PROGRAM} did not start: {' '.join(said[-1:]) or 'it says nothing'}"
+            lines = (folder / "output").read_text(errors="replace").strip().splitlines()
+            return None, f"{PROGRAM} did not start: {' '.join(lines[-1:]) or 'it says nothing'}"
         time.sleep(0.05)
     return process, ""
 

@@ -46,8 +46,8 @@ class Cell:
 
     @property
     def span(self) -> int:
-        found = re.search(r'colspan="(\d+)"', self.attributes)
-        return int(found[1]) if found else 1
+        match = re.search(r'colspan="(\d+)"', self.attributes)
+        return int(match[1]) if match else 1
 
     @property
     def is_drawing(self) -> bool:
@@ -140,8 +140,8 @@ def cell_text(inner: str) -> str:
 
 def number(text: str) -> float | None:
     """The number that a cell begins with."""
-    found = NUMBER.match(text)
-    return float(found[0].replace(",", "")) if found else None
+    match = NUMBER.match(text)
+    return float(match[0].replace(",", "")) if match else None
 
 
 def mark_best(rows: Sequence[Row]) -> None:
@@ -217,8 +217,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         values: list[str] = []
         for k, cell in enumerate(line):
             plain = "" if cell.text == "–" else cell.text
-            if found := WITH_INTERVAL.fullmatch(plain):
-                values += found.groups()
+            if match := WITH_INTERVAL.fullmatch(plain):
+                values += match.groups()
             elif k in split:  # a number with a remark instead of its interval
                 first = NUMBER.match(plain)
                 values += [first[0] if first else plain, "", ""]

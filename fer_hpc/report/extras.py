@@ -86,16 +86,16 @@ def read_extras(runs: Sequence[Run], paths: Iterable[Path]) -> Extras:
     damaged: list[tuple[Path, str]] = []
 
     def of_runs(file: str, wanted: Any) -> list[Extra]:
-        found = []
+        extras = []
         for run in runs:
             for name, scores in run.scores.items():
                 content = _read(run.path / file.format(name), wanted, damaged)
                 if content and content["weights"] == scores["weights"]:
-                    found.append(Extra(run, name, content))
+                    extras.append(Extra(run, name, content))
                 elif content:
                     path = run.path / file.format(name)
                     damaged.append((path, "is of other weights than the scores beside it"))
-        return found
+        return extras
 
     robust = of_runs("robust-{}.json", ROBUST)
     galleries = of_runs("gallery-{}.json", GALLERY)
@@ -110,8 +110,8 @@ def _audit_files(runs: Sequence[Run], paths: Iterable[Path]) -> set[Path]:
     """`doctor --out FILE` where it is found: a study's, or doctor.json beside runs or data."""
     folders = {*paths, *(run.data_folder for run in runs), *(run.path.parent for run in runs)}
     names = ("doctor.json", "findings.json")
-    found = {folder / name for folder in folders for name in names if (folder / name).is_file()}
-    return found | {file for path in paths for file in path.glob("doctor/*/findings.json")}
+    files = {folder / name for folder in folders for name in names if (folder / name).is_file()}
+    return files | {file for path in paths for file in path.glob("doctor/*/findings.json")}
 
 
 def _audit(content: dict[str, Any]) -> Audit:
@@ -146,19 +146,19 @@ def calibration_of(scores: dict[str, Any]) -> dict[str, Any] | None:
         "before": CALIBRATION,
         "after": (CALIBRATION, None),
     }
-    found = scores.get("calibration")
-    return dict(found) if found and _fits(found, wanted) else None
+    field = scores.get("calibration")
+    return dict(field) if field and _fits(field, wanted) else None
 
 
 def gaps_of(scores: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(column, gap in accuracy between its groups) of a result, the widest gap first."""
     tables = scores.get("groups")
-    found = [
+    gaps = [
         (column, {**table["gap"]["accuracy"], "min_n": table["min_n"]})
         for column, table in (tables if isinstance(tables, dict) else {}).items()
         if _fits(table, {"min_n": int, "gap": {"accuracy": GAP}})
     ]
-    return sorted(found, key=lambda item: -item[1]["gap"])
+    return sorted(gaps, key=lambda item: -item[1]["gap"])
 
 
 def _fits(value: Any, wanted: Any) -> bool:

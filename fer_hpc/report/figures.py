@@ -64,8 +64,8 @@ def _size(path: Path) -> tuple[float, float]:
         head = file.read(2000)
     if path.suffix == ".png":
         return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    found = re.search(rb'viewBox="0 0 ([\d.]{1,9}) ([\d.]{1,9})"', head)
-    return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    match = re.search(rb'viewBox="0 0 ([\d.]{1,9}) ([\d.]{1,9})"', head)
+    return (float(match[1]), float(match[2])) if match else (0.0, 0.0)
 
 
 def data_uri(path: Path) -> str:
@@ -93,11 +93,11 @@ def draw_figures(
 
     Runs `in_study` have curves and confusion matrices there, over their seeds.
     """
-    found = {}
+    figures = {}
     for run in drawn_runs(runs):
         drawn = [] if run.path in in_study else list(_draw(run, out))
-        found[run.label] = [*drawn, *_stored(run, out)]
-    return found
+        figures[run.label] = [*drawn, *_stored(run, out)]
+    return figures
 
 
 def overlaid_curves(
@@ -108,7 +108,7 @@ def overlaid_curves(
     for run in runs:
         if run.rows:
             groups.setdefault(run.trained_on, {}).setdefault(group_key(run), []).append(run)
-    found = []
+    figures = []
     for data, by_key in groups.items():
         best = sorted(by_key.values(), key=val_accuracy, reverse=True)[:MAX_OVERLAID]
         if len(best) < 2:
@@ -122,13 +122,13 @@ def overlaid_curves(
         plots_many.overlaid_curves(names, known[data].name, path)
         text = "Validation per epoch; a line is the mean over seeds, its band all of them"
         more = f"; the {len(best)} best of {len(by_key)} configurations"
-        found.append((known[data], picture(path, out, text + more * (len(by_key) > len(best)))))
-    return found
+        figures.append((known[data], picture(path, out, text + more * (len(by_key) > len(best)))))
+    return figures
 
 
 def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
     """Label -> the pictures that `fer-hpc evaluate` has written for a GAN."""
-    found = {}
+    figures = {}
     for gan in gans:
         drawn = [
             copied(p, gan.label, out, f"neutral | expression | output, {_name(p, 'grid')}", False)
@@ -142,8 +142,8 @@ def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
         drawn += [
             copied(p, gan.label, out, "Losses per epoch") for p in gan.path.glob("curves.png")
         ]
-        found[gan.label] = drawn
-    return found
+        figures[gan.label] = drawn
+    return figures
 
 
 def heat_map(sweep: Path, out: Path) -> list[Figure]:

@@ -111,7 +111,7 @@ class Collection:
 
 def collect(paths: tuple[Path, ...]) -> Collection:
     """Read the runs and sweeps among `paths` and below; a UserError where there are none at all."""
-    found = Collection()
+    collection = Collection()
     sweeps: dict[Path, None] = {}
     singles: dict[Path, Path] = {}  # absolute path, without links -> path as given
     for path in find_runs(paths):
@@ -127,20 +127,20 @@ def collect(paths: tuple[Path, ...]) -> Collection:
         for pattern in ("sweep.json", "*/sweep.json", "*/*/sweep.json"):
             sweeps |= dict.fromkeys(p.parent.absolute() for p in path.glob(pattern))
     for resolved, label in unique_labels(list(singles)).items():
-        run = _read_run(singles[resolved], label, found.damaged)
+        run = _read_run(singles[resolved], label, collection.damaged)
         if run:
-            (found.gans if run.is_gan else found.runs).append(run)
+            (collection.gans if run.is_gan else collection.runs).append(run)
     for folder in sweeps:
         try:
-            found.sweeps.append(Sweep(folder, _read_summary(folder)))
+            collection.sweeps.append(Sweep(folder, _read_summary(folder)))
         except DAMAGE as why:
-            found.damaged.append((folder, damage_reason(why)))
-    if found.damaged and not (found.runs or found.gans or found.sweeps):
-        path, reason = found.damaged[0]
+            collection.damaged.append((folder, damage_reason(why)))
+    if collection.damaged and not (collection.runs or collection.gans or collection.sweeps):
+        path, reason = collection.damaged[0]
         raise UserError(
-            f"no run can be read; the first of {len(found.damaged)} is {path}: {reason}"
+            f"no run can be read; the first of {len(collection.damaged)} is {path}: {reason}"
         )
-    return found
+    return collection
 
 
 def unique_labels(paths: list[Path]) -> dict[Path, str]:

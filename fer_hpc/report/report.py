@@ -50,28 +50,30 @@ def report(config: ReportConfig) -> Path:
     A run that cannot be read is listed on the page with the reason, and on stderr.
     """
     _check_out(config.out)
-    found = collect(config.runs)
-    for path, reason in found.damaged:
+    collection = collect(config.runs)
+    for path, reason in collection.damaged:
         print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
-    known = data_sets([*found.runs, *found.gans])
-    write_text(config.out / "results.csv", results_csv(found.runs, known))
-    page = _environment().get_template("page.html.j2").render(_content(config, found, known))
+    known = data_sets([*collection.runs, *collection.gans])
+    write_text(config.out / "results.csv", results_csv(collection.runs, known))
+    page = _environment().get_template("page.html.j2").render(_content(config, collection, known))
     text = with_contents(page)
     write_text(config.out / "index.html", text)
     return config.out / "index.html"
 
 
-def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet]) -> dict[str, Any]:
+def _content(
+    config: ReportConfig, collection: Collection, known: dict[str, DataSet]
+) -> dict[str, Any]:
     """What the page shows."""
     out = config.out
-    tables = result_tables(found.runs, known)
-    extras = read_extras(found.runs, config.runs)
+    tables = result_tables(collection.runs, known)
+    extras = read_extras(collection.runs, config.runs)
     for path, reason in extras.damaged:
         print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
-    found.damaged += extras.damaged
-    study = study_section(config.runs, found, out)
+    collection.damaged += extras.damaged
+    study = study_section(config.runs, collection, out)
     in_study: set[Path] = set()
     if study:
         write_text(out / "study.md", to_markdown(study))
@@ -85,21 +87,21 @@ def _content(config: ReportConfig, found: Collection, known: dict[str, DataSet])
         for row in t.rows
         for column, gap in gaps_of(row.scores)
     ]
-    classes = class_tables(_data_folders(found))
-    folders = {run.trained_on: run.data_folder for run in [*found.runs, *found.gans]}
+    classes = class_tables(_data_folders(collection))
+    folders = {run.trained_on: run.data_folder for run in [*collection.runs, *collection.gans]}
     return {
-        "found": found,
+        "found": collection,
         "known": known,
         "book": TableBook(out / "tables"),
-        "best": best_runs(found.runs, known),
+        "best": best_runs(collection.runs, known),
         "tables": tables,
         "oracles": oracles(tables) if config.oracle else [],
-        "overlaid": overlaid_curves(found.runs, known, out),
+        "overlaid": overlaid_curves(collection.runs, known, out),
         "calibrated": [(t, rows) for t, rows in calibrated if rows],
         "grouped": grouped,
         "extras": extras,
-        "sweeps": [(sweep, heat_map(sweep.path, out)) for sweep in found.sweeps],
-        "figures": draw_figures(found.runs, out, in_study) | gan_figures(found.gans, out),
+        "sweeps": [(sweep, heat_map(sweep.path, out)) for sweep in collection.sweeps],
+        "figures": draw_figures(collection.runs, out, in_study) | gan_figures(collection.gans, out),
         "max_drawn_runs": MAX_DRAWN_RUNS,
         "class_tables": classes,
         "folders": folders | {table["fingerprint"]: table["folder"] for table in classes},
@@ -135,9 +137,9 @@ def _check_out(out: Path) -> None:
             raise UserError(f"--out {out} is inside the run folder {folder}; give another folder")
 
 
-def _data_folders(found: Collection) -> list[Path]:
-    return [run.data_folder for run in [*found.runs, *found.gans]] + [
-        Path(sweep.summary["data"]) for sweep in found.sweeps if sweep.summary
+def _data_folders(collection: Collection) -> list[Path]:
+    return [run.data_folder for run in [*collection.runs, *collection.gans]] + [
+        Path(sweep.summary["data"]) for sweep in collection.sweeps if sweep.summary
     ]
 
 

@@ -64,7 +64,7 @@ class StudySection:
     majority: float = paper.MAJORITY
 
 
-def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudySection | None:
+def study_section(paths: Sequence[Path], collection: Collection, out: Path) -> StudySection | None:
     """The section of the first study among `paths`; None where there is none."""
     folder = next((path for path in paths if is_study(path)), None)
     if folder is None:
@@ -72,7 +72,7 @@ def study_section(paths: Sequence[Path], found: Collection, out: Path) -> StudyS
     plan = read_plan(folder)
     parts = [part for part in parts_of(plan) if part.kind != "report"]
     states = states_of_parts(plan, parts, jobs_of(plan, parts))
-    runs = {run.path.resolve(): run for run in [*found.runs, *found.gans]}
+    runs = {run.path.resolve(): run for run in [*collection.runs, *collection.gans]}
     is_affectnet = plan.tables["source"] in AFFECTNET
     models = [
         study_model(name, members, runs, is_affectnet)
@@ -127,12 +127,12 @@ def _is_in(part: Part, runs: dict[Path, Run]) -> bool:
 
 
 def _by_model(parts: list[Part]) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
+    groups: dict[str, list[Part]] = {}
     for part in parts:
         if part.kind == "train":
-            found.setdefault(part.folder.name.rpartition("-seed")[0], []).append(part)
+            groups.setdefault(part.folder.name.rpartition("-seed")[0], []).append(part)
     order = [*paper.MODELS, "winner"]
-    return dict(sorted(found.items(), key=lambda i: order.index(i[0]) if i[0] in order else 99))
+    return dict(sorted(groups.items(), key=lambda i: order.index(i[0]) if i[0] in order else 99))
 
 
 # ---- table 1 -------------------------------------------------------------------------------------

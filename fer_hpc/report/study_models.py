@@ -135,12 +135,12 @@ def objective_of(run: Path, split: str, smoothing: float) -> float:
 
 def _recalls(runs: list[Run], split: str) -> dict[str, float | None]:
     """Mean recall of each class over the seeds."""
-    found: dict[str, float | None] = {}
+    recalls: dict[str, float | None] = {}
     for name in runs[0].scores[split]["classes"]:
         values = [run.scores[split]["classes"].get(name, {}).get("recall") for run in runs]
         known = [value for value in values if value is not None]
-        found[name] = sum(known) / len(known) if known else None
-    return found
+        recalls[name] = sum(known) / len(known) if known else None
+    return recalls
 
 
 def difference_in_words(
@@ -183,7 +183,7 @@ def study_figures(
     models: list[Model], gans: list[Run], out: Path, is_affectnet: bool
 ) -> list[tuple[str, list[Figure]]]:
     """(heading, pictures) of each model and of the GAN; also written into `out`."""
-    found = []
+    sections = []
     folder = out / "study"
     folder.mkdir(parents=True, exist_ok=True)
     for model in models:
@@ -205,7 +205,7 @@ def study_figures(
             caption = f"Confusion on {model.split}, rows sum to 1, seeds together"
             drawn.append(picture(path, out, caption))
         number = f"Figures {model.theirs.figures}" if model.theirs else "Not in the source report"
-        found.append((f"{number}: {model.title}", drawn))
+        sections.append((f"{number}: {model.title}", drawn))
     for gan in gans:
         caption = "Discriminator accuracy, generator loss, both losses"
         pictures = [
@@ -216,5 +216,5 @@ def study_figures(
             copied(path, f"study/{gan.label}", out, "Neutral | expression | output", False)
             for path in grids[:1]
         ]
-        found.append((f"Figures 13 to 16: {gan.label}", pictures))
-    return [(heading, pictures) for heading, pictures in found if pictures]
+        sections.append((f"Figures 13 to 16: {gan.label}", pictures))
+    return [(heading, pictures) for heading, pictures in sections if pictures]

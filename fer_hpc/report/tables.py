@@ -114,14 +114,14 @@ def group_key(run: Run) -> str:
 
 def result_tables(runs: Sequence[Run], known: dict[str, DataSet]) -> list[ResultTable]:
     """One table for each result name and data set."""
-    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    groups_by_result: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for run in runs:
         for name, scores in run.scores.items():
-            groups = found.setdefault((name, scores["data"]), {})
+            groups = groups_by_result.setdefault((name, scores["data"]), {})
             row = Row(run, scores, known[run.trained_on])
             groups.setdefault(group_key(run), []).append(row)
     tables = []
-    for (name, fingerprint), groups in found.items():
+    for (name, fingerprint), groups in groups_by_result.items():
         _, _, elsewhere = name.partition("-on-")
         data = known.get(fingerprint) or DataSet(fingerprint, elsewhere)
         blocks = [(seed_mean(rows), rows) for rows in groups.values()]
@@ -152,15 +152,15 @@ class Oracle:
 
 def oracles(tables: Sequence[ResultTable]) -> list[Oracle]:
     """For each table of a test split, the best number that choosing on test would give."""
-    found = []
+    entries = []
     for table in tables:
         if not table.is_test:
             continue
         scores = [(_accuracy(mean, rows), mean, rows) for mean, rows in table.blocks]
         accuracy, _, rows = max(scores, key=lambda score: score[0])
         label = ", ".join(row.run.label for row in rows)
-        found.append(Oracle(table.name, table.data, label, accuracy, scores[0][0]))
-    return found
+        entries.append(Oracle(table.name, table.data, label, accuracy, scores[0][0]))
+    return entries
 
 
 def _accuracy(mean: SeedMean | None, rows: Sequence[Row]) -> float:

@@ -39,12 +39,12 @@ class Chain:
         self.stops = torch.zeros(STOPS, sums, dtype=torch.int64, device=device)
         self.since = 0
 
-    def add(self, given: Mapping[str, torch.Tensor], sums: torch.Tensor) -> None:
-        """Add a step with inputs `given` (see `chain_inputs`), after which the epoch's sums of this
+    def add(self, inputs: Mapping[str, torch.Tensor], sums: torch.Tensor) -> None:
+        """Add a step with `inputs` (see `chain_inputs`), after which the epoch's sums of this
         rank are `sums` [k]. Stays on the device."""
         torch.add(sums, self.values, alpha=MULTIPLIER, out=self.values)
-        self.values[0].add_(given["order"])
-        torch.where(given["stop"][:, None], self.values, self.stops, out=self.stops)
+        self.values[0].add_(inputs["order"])
+        torch.where(inputs["stop"][:, None], self.values, self.stops, out=self.stops)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.values, self.stops
@@ -57,13 +57,13 @@ class Chain:
     def load_state_dict(self, saved: dict[str, Any] | None, images_seen: int, rank: int) -> None:
         """Restore `state_dict`'s content on rank 0, zeros on the others; None: an older version's
         checkpoint, with which the chain begins."""
-        found = saved or {"values": 0, "stops": 0, "since": images_seen}
+        content = saved or {"values": 0, "stops": 0, "since": images_seen}
         for name, tensor in (("values", self.values), ("stops", self.stops)):
-            value = torch.as_tensor(found[name], device=tensor.device)
+            value = torch.as_tensor(content[name], device=tensor.device)
             if saved and value.shape != tensor.shape:
                 raise ValueError(f"{name} of the chain are {list(value.shape)}")
             tensor.copy_(value if rank == 0 else torch.zeros_like(tensor))
-        self.since = int(found["since"])
+        self.since = int(content["since"])
 
     def row(
         self, world: World, images_seen: int, batch_size: int, epoch_images: int, weights: str

@@ -91,9 +91,9 @@ def load(path: Path) -> dict[str, Any]:
         bytes(data[-_DIGEST - 2 : -_DIGEST]),
         bytes(data[-_DIGEST:]),
     )
-    found = hashlib.sha256(body)
-    found.update(b"\0\0")
-    if length != _DIGEST.to_bytes(2, "little") or found.hexdigest().encode() != digest:
+    checksum = hashlib.sha256(body)
+    checksum.update(b"\0\0")
+    if length != _DIGEST.to_bytes(2, "little") or checksum.hexdigest().encode() != digest:
         raise DamagedCheckpoint(
             f"{path}: its checksum does not match; it is damaged or no checkpoint of ours"
         )

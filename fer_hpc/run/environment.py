@@ -51,15 +51,13 @@ def resource_use(device: torch.device, flops_per_s: float | None = None) -> dict
     """Peak memory in GB; of a known rate also TFLOP/s and its share of the GPU's peak (MFU)."""
     on_gpu = device.type == "cuda"
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {
-        "memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_kb / 1e6
-    }
+    use = {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_kb / 1e6}
     if flops_per_s is not None:
-        found["tflop_per_s"] = flops_per_s / 1e12
+        use["tflop_per_s"] = flops_per_s / 1e12
         name = torch.cuda.get_device_name(device) if on_gpu else ""
         if peak := next((peak for key, peak in PEAK_FLOPS.items() if key in name), None):
-            found["mfu"] = flops_per_s / peak
-    return found
+            use["mfu"] = flops_per_s / peak
+    return use
 
 
 def rank_location(world: World, device: torch.device) -> dict[str, Any]:

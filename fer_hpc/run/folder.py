@@ -101,19 +101,19 @@ def say_unreadable(path: Path) -> None:
 
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
     """The run folders among `paths` and below them, in order."""
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     for path in paths:
         say_unreadable(path)
-        here = (
+        folders = (
             [path]
             if (path / "config.json").exists()
             else sorted(p.parent for p in path.glob("**/config.json"))
         )
-        if not here:
+        if not folders:
             why = "no config.json in it" if path.is_dir() else "no such folder"
             raise UserError(f"{path}: no run folder there or below ({why})")
-        found |= dict.fromkeys(here)
-    return list(found)
+        runs |= dict.fromkeys(folders)
+    return list(runs)
 
 
 def is_identity_judge(run: Path) -> bool:
@@ -147,8 +147,8 @@ def _environment(run: Path, number: int) -> dict[str, Any] | None:
     """
     folder = attempt_path(run, number)
     for name in ("environment.json", "status.json"):
-        if found := read_record(folder / name, ENVIRONMENT):
-            return found if name == "environment.json" else {"parent": found["parent"]}
+        if record := read_record(folder / name, ENVIRONMENT):
+            return record if name == "environment.json" else {"parent": record["parent"]}
     is_first = number == attempt_numbers(run)[0]
     return {"parent": None} if is_first and has_results(run, number) else None
 
@@ -221,18 +221,18 @@ def _jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def damaged_records(run: Path) -> list[str]:
     """The attempts' JSON files that readers pass over because they are damaged, a line for each."""
-    found, numbers = [], attempt_numbers(run)
+    problems, numbers = [], attempt_numbers(run)
     for number in numbers:
         path = attempt_path(run, number) / "environment.json"
         known = _environment(run, number)
         if known and read_record(path, ENVIRONMENT) is None:
-            found.append(f"{path} is missing or damaged: where and how it ran is unknown")
+            problems.append(f"{path} is missing or damaged: where and how it ran is unknown")
         elif not known and (path.exists() or has_results(run, number)):
-            found.append(f"{path} is missing or damaged: this attempt is left out")
+            problems.append(f"{path} is missing or damaged: this attempt is left out")
     status = attempt_path(run, numbers[-1]) / "status.json" if numbers else run / "status.json"
     if status.exists() and read_record(status, STATUS) is None:
-        found.append(f"{status} is damaged: how this start ended is unknown")
-    return found
+        problems.append(f"{status} is damaged: how this start ended is unknown")
+    return problems
 
 
 def damage_of(run: Path) -> list[str]:
@@ -300,10 +300,10 @@ def read_status(run: Path) -> dict[str, Any]:
     if not numbers:
         return {"state": "new", "why": ""}
     path = attempt_path(run, numbers[-1])
-    found = read_record(path / "status.json", STATUS) or {"state": "running", "why": "starting"}
-    if found["state"] == "running" and not holder_of(run, path, read_only=True):
-        found = {**found, "state": "interrupted", "why": "its process is gone"}
-    return found
+    status = read_record(path / "status.json", STATUS) or {"state": "running", "why": "starting"}
+    if status["state"] == "running" and not holder_of(run, path, read_only=True):
+        status = {**status, "state": "interrupted", "why": "its process is gone"}
+    return status
 
 
 def outcome_file(run: Path, name: str) -> Path | None:

@@ -41,15 +41,15 @@ def damaged_copies(run: Path) -> list[str]:
     """The names of the copies of a finished run that are missing, cut or changed."""
     if read_status(run)["state"] != "finished":
         return []
-    found = [
+    names = [
         name
         for name in WEIGHTS
         if (source := outcome_file(run, name)) and not _are_equal(source, run / name)
     ]
     metrics, rows = run / "metrics.jsonl", to_jsonl(read_rows(run))
     if not metrics.is_file() or metrics.read_bytes() != rows:
-        found.append(metrics.name)
-    return found
+        names.append(metrics.name)
+    return names
 
 
 def restore_copies(run: Path) -> list[str]:

@@ -46,10 +46,10 @@ def restore(state: TrainState, run: Path, world: World) -> tuple[int, int, Path]
             state.parts[name].load_state_dict(content)
         return None
 
-    found = on_rank_0(world, newest_good)
-    if found and world.rank:
-        state.load_state_dict(checkpoint.load(Path(found[2])), world.rank)
-    return (found[0], found[1], Path(found[2])) if found else None
+    newest = on_rank_0(world, newest_good)
+    if newest and world.rank:
+        state.load_state_dict(checkpoint.load(Path(newest[2])), world.rank)
+    return (newest[0], newest[1], Path(newest[2])) if newest else None
 
 
 def _warn(line: str) -> None:

@@ -136,13 +136,13 @@ def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> d
         return [on_host(v) for v in value] if isinstance(value, list | tuple) else value
 
     if ready is None:
-        found: dict[str, Any] = on_host(content)
-        return found
+        copy: dict[str, Any] = on_host(content)
+        return copy
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         ready.wait()
-        found = on_host(content)
-    return found
+        copy = on_host(content)
+    return copy
 
 
 def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:

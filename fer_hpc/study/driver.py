@@ -153,16 +153,16 @@ class Driver:
 
     def _adopt(self) -> None:
         by_name = {part.name: part for part in self.parts}
-        found: dict[str, list[Part]] = {}
+        parts_by_job: dict[str, list[Part]] = {}
         for name, job in jobs_of(self.plan, self.parts).items():
             if job.alive and job.scheduler == "local" and name in by_name:
-                found.setdefault(job.job, []).append(by_name[name])
+                parts_by_job.setdefault(job.job, []).append(by_name[name])
             elif job.alive and name in by_name:
                 raise UserError(
                     f"{name} is job {job.job} of {job.scheduler}: wait for it "
                     f"(fer-hpc status {self.plan.out}), or end it (fer-hpc cancel {self.plan.out})"
                 )
-        for job_name, parts in found.items():
+        for job_name, parts in parts_by_job.items():
             folder = parts[0].folder if len(parts) == 1 else self.plan.out
             log = folder / "jobs" / f"{job_name}_0_log.out"
             self.running.append(Running(parts, job_name, None, log))

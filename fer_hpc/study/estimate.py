@@ -132,9 +132,9 @@ def critical_path(parts: list[Part], costs: dict[str, Cost]) -> tuple[float, lis
     best: dict[str, tuple[float, list[str]]] = {}
     for part in parts:
         before = [best[name] for name in (*part.needs, *part.after)]
-        hours, path = max(before, key=lambda found: found[0], default=(0.0, []))
+        hours, path = max(before, key=lambda chain: chain[0], default=(0.0, []))
         best[part.name] = (hours + (costs[part.name].hours or 0.0), [*path, part.name])
-    return max(best.values(), key=lambda found: found[0])
+    return max(best.values(), key=lambda chain: chain[0])
 
 
 def check_space(plan: Plan, parts: list[Part], costs: dict[str, Cost]) -> str:
@@ -172,10 +172,10 @@ def group_of(part: Part) -> str:
 
 def grouped(parts: Iterable[Part]) -> dict[str, list[Part]]:
     """Line -> its parts, in the order of the graph."""
-    found: dict[str, list[Part]] = {}
+    groups: dict[str, list[Part]] = {}
     for part in parts:
-        found.setdefault(group_of(part), []).append(part)
-    return found
+        groups.setdefault(group_of(part), []).append(part)
+    return groups
 
 
 def format_plan(

@@ -67,8 +67,8 @@ def parts_of(plan: Plan) -> list[Part]:
         parts += [_scores(plan, run, "val", ()) for run in runs]
     if plan.has("test"):
         # Once, when all that is chosen on val has been chosen.
-        chosen = tuple(p.name for p in parts if p.kind in ("train", "grid", "gan", "val"))
-        parts += [_scores(plan, run, "test", chosen) for run in runs]
+        names = tuple(p.name for p in parts if p.kind in ("train", "grid", "gan", "val"))
+        parts += [_scores(plan, run, "test", names) for run in runs]
     out = plan.out / "report"
     everything = tuple(part.name for part in parts)
     report = ["report", str(plan.out), "--out", str(out)]
@@ -115,7 +115,7 @@ def is_large(product: str, limit: int = LARGE_SIDE) -> bool:
 
 
 def _trainings(plan: Plan) -> list[Part]:
-    found = []
+    parts = []
     for name, table in plan.models.items():
         product, preset = table["data"], plan.model_preset(name)
         settings = {f"models.{name}.{k}": v for k, v in table.items() if k != "seeds"}
@@ -124,8 +124,8 @@ def _trainings(plan: Plan) -> list[Part]:
         for seed in table["seeds"]:
             folder = plan.out / "runs" / f"{name}-seed{seed}"
             part = _run(command, folder, seed, product, needs, fields, LARGE_SIDE)
-            found.append(replace(part, preset=preset, settings=settings))
-    return found
+            parts.append(replace(part, preset=preset, settings=settings))
+    return parts
 
 
 def _run(
@@ -181,13 +181,13 @@ def _winners(plan: Plan) -> list[Part]:
     runtime = {k: v for k, v in table.items() if kinds.get(k) == "runtime" and k != "data"}
     command = ["train", "--from-sweep", str(plan.out / "grid")]
     preset, epochs = table.get("preset", "cnn_improved"), table.get("epochs", 0)
-    found = []
+    parts = []
     for seed in plan.tables["winner"]["seeds"]:
         folder = plan.out / "runs" / f"winner-seed{seed}"
         part = _run(command, folder, seed, product, "grid/grid", runtime, LARGE_SIDE)
         part = replace(part, threads=part.threads or 1, alone=is_large(product))
-        found.append(replace(part, preset=preset, epochs=epochs))
-    return found
+        parts.append(replace(part, preset=preset, epochs=epochs))
+    return parts
 
 
 def _gans(plan: Plan) -> list[Part]:
@@ -195,12 +195,12 @@ def _gans(plan: Plan) -> list[Part]:
     settings = {f"gan.{k}": v for k, v in table.items() if k != "seeds"}
     command = ["train_gan", "--data", str(plan.out / "shards" / product)]
     fields, needs = fields_of_table("gan", table), f"shards/{product}"
-    found = []
+    parts = []
     for seed in table["seeds"]:
         folder = plan.out / "gan" / f"gan-seed{seed}"
         part = _run(command, folder, seed, product, needs, fields, LARGE_SIDE_OF_GAN)
-        found.append(replace(part, settings=settings))
-    return found
+        parts.append(replace(part, settings=settings))
+    return parts
 
 
 def _scores(plan: Plan, run: Part, split: Literal["val", "test"], after: tuple[str, ...]) -> Part:

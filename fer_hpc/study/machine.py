@@ -37,7 +37,7 @@ class Room:
         if any(everything for _, gpu, everything in self.taken.values() if not gpu):
             return None
         cores = min(max(part.threads, 1), self.cores)
-        if sum(taken for taken, _, _ in self.taken.values()) + cores > self.cores:
+        if sum(part_cores for part_cores, _, _ in self.taken.values()) + cores > self.cores:
             return None
         if not uses_gpu:
             if len(self.taken) + 1 > max(1.0, self.memory_gb / SMALL_MEMORY_GB):
@@ -48,9 +48,9 @@ class Room:
             gpu: [alone for _, name, alone in self.taken.values() if name == gpu]
             for gpu in self.gpus
         }
-        for gpu, here in sorted(on.items(), key=lambda found: len(found[1])):  # the emptiest
+        for gpu, alone_flags in sorted(on.items(), key=lambda item: len(item[1])):  # the emptiest
             room = 1 if part.alone else small_trainings_on(self.gpus[gpu])
-            if any(here) or len(here) >= room:
+            if any(alone_flags) or len(alone_flags) >= room:
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
             return {"CUDA_VISIBLE_DEVICES": gpu} | ({} if part.alone else self.shared)

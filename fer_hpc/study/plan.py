@@ -67,9 +67,9 @@ class Plan:
     @property
     def products(self) -> list[str]:
         """The faces that the parts need, each once: "48x48x1", ..."""
-        found = [table["data"] for table in self.models.values()]
-        found += [self.tables[name]["data"] for name in ("grid", "gan") if self.has(name)]
-        return list(dict.fromkeys(found))
+        products = [table["data"] for table in self.models.values()]
+        products += [self.tables[name]["data"] for name in ("grid", "gan") if self.has(name)]
+        return list(dict.fromkeys(products))
 
     def model_preset(self, name: str) -> str:
         return str(self.tables["models"][name].get("preset", name))
@@ -77,12 +77,12 @@ class Plan:
 
 def shape_of(product: str) -> tuple[int, int]:
     """(side in pixels, channels) of "48x48x1"."""
-    found = PRODUCT.fullmatch(product)
-    if not found or not 8 <= int(found[1]) <= 1024:
+    match = PRODUCT.fullmatch(product)
+    if not match or not 8 <= int(match[1]) <= 1024:
         raise UserError(
             f"{NAME}: data = {product!r}: wanted HEIGHTxWIDTHxCHANNELS, as 48x48x1 or 224x224x3"
         )
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def _key(part: Part) -> tuple[str, str]:
 
 def measured_rates(parts: list[Part]) -> dict[tuple[str, str], float]:
     """(preset, product) -> images/s of the trainings of this study that have ended an epoch."""
-    found: dict[tuple[str, str], list[float]] = {}
+    rates_by_key: dict[tuple[str, str], list[float]] = {}
     for part in parts:
         folders: list[Path] = [part.folder] if part.kind in ("train", "gan") else []
         if part.kind == "grid":
@@ -84,5 +84,5 @@ def measured_rates(parts: list[Part]) -> dict[tuple[str, str], float]:
         for folder in folders:
             rows = read_rows(folder, "timing.jsonl")
             rates = [row["images_per_s"] for row in rows if row.get("images_per_s")]
-            found.setdefault(_key(part), []).extend(rates[-1:])
-    return {key: sum(rates) / len(rates) for key, rates in found.items() if rates}
+            rates_by_key.setdefault(_key(part), []).extend(rates[-1:])
+    return {key: sum(rates) / len(rates) for key, rates in rates_by_key.items() if rates}

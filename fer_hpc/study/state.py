@@ -131,9 +131,9 @@ def is_finished(plan: Plan, part: Part, parts: Iterable[Part] = ()) -> bool:
     if not file.exists():
         return False
     if part.kind == "report":
-        made = file.stat().st_mtime
+        page_time = file.stat().st_mtime
         files = [result_file(other) for other in parts if other.kind != "report"]
-        return all(other.stat().st_mtime <= made for other in files if other.exists())
+        return all(other.stat().st_mtime <= page_time for other in files if other.exists())
     manifest = manifest_of(plan, part)
     if manifest is None or part.kind == "shards":
         return manifest is not None
@@ -184,7 +184,7 @@ def jobs_of(plan: Plan, parts: list[Part]) -> dict[str, JobOfPart]:
     folders = dict.fromkeys([plan.out, *(part.folder for part in parts)])
     records = [record for folder in folders for record in read_records(folder)]
     states = states_of(records) if records else {}
-    found: dict[str, JobOfPart] = {}
+    job_by_part: dict[str, JobOfPart] = {}
     for record in sorted(records, key=lambda r: r["time"]):
         state = states.get((record["scheduler"], record["job"]))
         alive = bool(state and state.alive)
@@ -192,9 +192,11 @@ def jobs_of(plan: Plan, parts: list[Part]) -> dict[str, JobOfPart]:
         reason = record.get("refused") or error_line(ends) or (state.reason if state else "")
         word = state.state if state else ""
         for name in record.get("parts", []):
-            if alive or name not in found or not found[name].alive:
-                found[name] = JobOfPart(record["job"], record["scheduler"], word, alive, reason)
-    return found
+            if alive or name not in job_by_part or not job_by_part[name].alive:
+                job_by_part[name] = JobOfPart(
+                    record["job"], record["scheduler"], word, alive, reason
+                )
+    return job_by_part
 
 
 def error_line(lines: list[str]) -> str:

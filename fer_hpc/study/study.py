@@ -28,11 +28,11 @@ MAY_BE_THERE = {"jobs", "logs", "nohup.out"}  # in a new OUT
 
 
 def study(
-    config: StudyConfig, given: Mapping[str, Any], job: JobConfig, configure: Configure
+    config: StudyConfig, flags: Mapping[str, Any], job: JobConfig, configure: Configure
 ) -> int:
-    """Run a study, or submit its jobs; gives the exit code. `given`: the flags of this call."""
+    """Run a study, or submit its jobs; gives the exit code. `flags`: those of this call."""
     is_new = not is_study(config.out)
-    plan = _new(config, job) if is_new else _stored(config, given)
+    plan = _new(config, job) if is_new else _stored(config, flags)
     parts = parts_of(plan)
     check_edits(plan, parts)
     room = this_machine() if job.cluster in ("local", "debug") else None
@@ -80,18 +80,18 @@ def _new(config: StudyConfig, job: JobConfig) -> Plan:
     if config.source == "auto":  # the sizes of the faces depend on it
         from fer_hpc.data.sources import resolve_source
 
-        found, why = resolve_source(
+        settings, why = resolve_source(
             PreprocessConfig(source="auto", input=config.input, out=config.out)
         )
-        print(f"source: {found.source} ({why})")
-        config = dataclasses.replace(config, source=found.source)
+        print(f"source: {settings.source} ({why})")
+        config = dataclasses.replace(config, source=settings.source)
     return new_plan(config, job)
 
 
-def _stored(config: StudyConfig, given: Mapping[str, Any]) -> Plan:
+def _stored(config: StudyConfig, flags: Mapping[str, Any]) -> Plan:
     """The plan in OUT; a UserError where the flags of this call are those of another study."""
     plan = read_plan(config.out)
-    for field, value in given.items():
+    for field, value in flags.items():
         if field not in TOP or value is None:
             continue
         value = str(Path(value).absolute()) if field == "input" else value

@@ -42,10 +42,10 @@ def parse_grid(entries: tuple[str, ...]) -> dict[str, list[Any]]:
         texts[field] += [text.strip() for text in listed.split(",") if text.strip()]
     types = {f.name: value_type(f) for f in dataclasses.fields(TrainConfig)}
     grid: dict[str, list[Any]] = {}
-    for field, found in sorted(texts.items(), key=lambda item: list(types).index(item[0])):
-        if not found:
+    for field, value_texts in sorted(texts.items(), key=lambda item: list(types).index(item[0])):
+        if not value_texts:
             raise UserError(f"--grid {field}: wanted at least one value, as {field}=VALUE,VALUE")
-        values = [_parse_value(field, types[field], text) for text in found]
+        values = [_parse_value(field, types[field], text) for text in value_texts]
         grid[field] = list(dict.fromkeys(values))
     return grid
 

@@ -17,11 +17,11 @@ def rungs(sweep: SweepConfig, epochs: int) -> list[int]:
     """Epochs at which configurations are compared; the last is the end of the training."""
     if sweep.scheduler == "fifo":
         return [epochs]
-    found, rung = [], sweep.asha_first_rung or max(1, epochs // sweep.asha_reduction_factor**2)
+    milestones, rung = [], sweep.asha_first_rung or max(1, epochs // sweep.asha_reduction_factor**2)
     while rung < epochs:
-        found.append(rung)
+        milestones.append(rung)
         rung *= sweep.asha_reduction_factor
-    return [*found, epochs]
+    return [*milestones, epochs]
 
 
 def values_at_rungs(run: Path, metric: str, epochs: list[int]) -> list[float]:

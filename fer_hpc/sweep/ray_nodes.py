@@ -88,11 +88,11 @@ def shared_gpus(sweep: SweepConfig, base: TrainConfig) -> Iterator[float | None]
     usual = share is None
     if share is None and sweep.mps != "off":
         share = _usual_share(sweep, base)
-    here = may_have_gpus() or bool(os.environ.get("RAY_ADDRESS"))
-    if sweep.mps == "on" and (not here or not share or share == 1):
-        why = "each trial has a whole one" if here else "this machine has none"
+    has_gpus = may_have_gpus() or bool(os.environ.get("RAY_ADDRESS"))
+    if sweep.mps == "on" and (not has_gpus or not share or share == 1):
+        why = "each trial has a whole one" if has_gpus else "this machine has none"
         raise UserError(f"--mps on: no trials share a GPU here ({why}); use --mps auto")
-    if not here or not share or share == 1 or sweep.mps == "off":
+    if not has_gpus or not share or share == 1 or sweep.mps == "off":
         yield share
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -135,14 +135,14 @@ def _usual_share(sweep: SweepConfig, base: TrainConfig) -> float | None:
 def head(node: StepNode) -> Iterator[str]:
     """Ray's head and the lifelines of all other nodes; gives the head's address."""
     start = ("--head", f"--port={node.port}", "--include-dashboard=false")
-    with _ray_start(node, *start) as ray, contextlib.ExitStack() as closing:
+    with _ray_start(node, *start) as ray, contextlib.ExitStack() as stack:
         _connect(_own_address(node), node.port, ray).close()  # waits until the head answers
-        server = closing.enter_context(socket.create_server(("", node.port + 1)))
+        server = stack.enter_context(socket.create_server(("", node.port + 1)))
         server.settimeout(START_S)
         lifelines: list[socket.socket] = []
         try:
             while len(lifelines) < node.count - 1:
-                connection = closing.enter_context(server.accept()[0])
+                connection = stack.enter_context(server.accept()[0])
                 if _is_from_job(connection):
                     lifelines.append(connection)
         except TimeoutError:

@@ -148,10 +148,10 @@ class _TrialQueue(Searcher):
         self.running: dict[str, Trial] = {}  # by Tune's id
 
     def suggest(self, trial_id: str) -> Any:
-        found = None if self.stopped else self.halving.next()
-        if found is None:
+        suggestion = None if self.stopped else self.halving.next()
+        if suggestion is None:
             return Searcher.FINISHED if self.halving.over else None
-        trial, epochs = found
+        trial, epochs = suggestion
         self.running[trial_id] = trial
         record_failure(self.out, trial.name, "")
         return {"trial": trial.name, "epochs": epochs}
@@ -168,8 +168,8 @@ class _TrialQueue(Searcher):
         reached_rung = self.halving.ended(trial, failed=state == "failed")
         self.stopped |= not reached_rung and state != "failed"
         rows = read_rows(trial.config.run)
-        found = [row.get("val_accuracy") for row in rows]
-        best = max((v for v in found if isinstance(v, float)), default=float("nan"))
+        accuracies = [row.get("val_accuracy") for row in rows]
+        best = max((v for v in accuracies if isinstance(v, float)), default=float("nan"))
         outcome = f"{state} ({reason})" if reason else state
         print(
             f"{trial.name}: {outcome}, epoch {len(rows)}, best val accuracy {best:.4f}", flush=True

@@ -21,7 +21,7 @@ from fer_hpc.data.stream import PixelStream
 from fer_hpc.parallel.device import autocast
 from fer_hpc.parallel.graph import StepRunner
 
-MOST = 8  # at most the eighth part of a split, but one chunk
+SPLIT_DIVISOR = 8  # at most the eighth part of a split, but one chunk
 
 
 def usual_batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -41,19 +41,19 @@ def counted_together(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     On a GPU one kernel for all counters takes the place of one for each. Layers without a momentum
     use their counter and count for themselves.
     """
-    found = {}
+    counters = {}
     for norm in norms:
         counts = norm.training and norm.track_running_stats and norm.momentum is not None
         if counts and norm.num_batches_tracked is not None:
-            found[norm] = norm.num_batches_tracked
+            counters[norm] = norm.num_batches_tracked
             norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm, counter in found.items():
+        for norm, counter in counters.items():
             norm.num_batches_tracked = counter
-    if found:
-        torch._foreach_add_(list(found.values()), 1)
+    if counters:
+        torch._foreach_add_(list(counters.values()), 1)
 
 
 class BatchNormEstimator:
@@ -78,7 +78,7 @@ class BatchNormEstimator:
             m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
         ]
         # of a small split less: an epoch of it is short
-        chunks = -(-min(count, len(images.split) // MOST) // EVAL_CHUNK) if count else 0
+        chunks = -(-min(count, len(images.split) // SPLIT_DIVISOR) // EVAL_CHUNK) if count else 0
         if not self.norms or not chunks:
             self.norms, chunks = [], 1
         order = np.random.default_rng(seed).permutation(len(images.split))
@@ -90,8 +90,8 @@ class BatchNormEstimator:
     def _buffers(self) -> list[torch.Tensor]:
         return [buffer for norm in self.norms for buffer in norm.buffers()]
 
-    def _forward(self, given: Inputs, _: object) -> None:
-        images = self.images.gather(given).images
+    def _forward(self, inputs: Inputs, _: object) -> None:
+        images = self.images.gather(inputs).images
         with autocast(self._precision, images.device):
             self.model(images.double() if self._precision == "fp64" else images)
 

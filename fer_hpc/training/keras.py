@@ -25,9 +25,9 @@ def read_keras_file(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, NDA
     with h5py.File(path, "r", locking=False) as f:
         architecture = json.loads(f.attrs["model_config"])
         for layer, group in f["model_weights"].items():
-            found: list[str] = []
-            group.visit(found.append)
-            arrays = [name for name in found if isinstance(group[name], h5py.Dataset)]
+            names: list[str] = []
+            group.visit(names.append)
+            arrays = [name for name in names if isinstance(group[name], h5py.Dataset)]
             layers[layer] = {
                 n.rpartition("/")[2].partition(":")[0]: group[n][()].astype(np.float32)
                 for n in arrays
@@ -114,7 +114,7 @@ def _matched(model: nn.Module, graph: KerasGraph, path: Path) -> dict[str, torch
     the layer that they follow.
     """
     kernels = [name for name in graph.in_order() if graph.has(name, "kernel")]
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     matched_layer: dict[str, str] = {}  # our layer -> theirs
     last, channels = "", 0
     for name, module in model.named_modules():
@@ -129,9 +129,9 @@ def _matched(model: nn.Module, graph: KerasGraph, path: Path) -> dict[str, torch
                     f"--init-from {path}: no layer there fits {name} {list(shape)}; another network"
                 )
             kernels.remove(layer)
-            found[f"{name}.weight"], matched_layer[name], last = weight, layer, name
+            tensors[f"{name}.weight"], matched_layer[name], last = weight, layer, name
             if has_bias:
-                found[f"{name}.bias"] = graph.array(layer, "bias")
+                tensors[f"{name}.bias"] = graph.array(layer, "bias")
             channels = len(weight) if isinstance(module, nn.Conv2d) else 1
         elif isinstance(module, BATCH_NORM):
             follows = matched_layer.get(last)
@@ -142,8 +142,8 @@ def _matched(model: nn.Module, graph: KerasGraph, path: Path) -> dict[str, torch
                     f"--init-from {path}: no batch norm there follows {follows or 'the input'}; "
                     "another network"
                 )
-            found |= {f"{name}.{own}": graph.array(norm, key) for own, key in NORM_NAMES.items()}
-    return found
+            tensors |= {f"{name}.{own}": graph.array(norm, key) for own, key in NORM_NAMES.items()}
+    return tensors
 
 
 def to_torch_layout(kernel: torch.Tensor, channels: int) -> torch.Tensor:

@@ -100,9 +100,9 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         # Loop: one step per iteration; an epoch ends where its last image has been seen.
         timer = EpochTimer(state.images_seen)
 
-        def one_step(given: Inputs, variant: tuple[bool, bool]) -> None:
-            step(learner, state, loader.make(given), given, *variant)
-            state.chain.add(given, state.sums)
+        def one_step(inputs: Inputs, variant: tuple[bool, bool]) -> None:
+            step(learner, state, loader.make(inputs), inputs, *variant)
+            state.chain.add(inputs, state.sums)
 
         def end_epoch() -> int:
             """Validate, keep the best weights, lower the learning rate, log."""

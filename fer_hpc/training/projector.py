@@ -34,7 +34,9 @@ def show_faces(
     weight = next(model.parameters())
     inputs: list[torch.Tensor] = []
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    hooks = [m.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for m in last]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for m in last
+    ]
     model.eval()
     try:
         chunks = [model(part.to(weight)) for part in faces.split(CHUNK)]

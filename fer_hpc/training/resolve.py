@@ -119,11 +119,11 @@ def _file_hashes(
 ) -> dict[str, str]:
     """The science fields that stand for the content of --init-from and of the plugins in use."""
     for field, flag in (("init_hash", "--init-from"), ("plugin_hash", "--plugin")):
-        given = getattr(config, field)
-        if given and stored is None and not (config.init_from or config.plugin):
+        value = getattr(config, field)
+        if value and stored is None and not (config.init_from or config.plugin):
             raise UserError(f"--{field.replace('_', '-')} is filled in; give {flag} FILE instead")
-    found = {"plugin_hash": plugin_hash(_origins(config).values())}
-    if stored is not None and stored["science"].get("plugin_hash", "") != found["plugin_hash"]:
+    hashes = {"plugin_hash": plugin_hash(_origins(config).values())}
+    if stored is not None and stored["science"].get("plugin_hash", "") != hashes["plugin_hash"]:
         raise UserError(
             f"{config.run} was started with another content of its plugins "
             f"({_paths(stored.get('plugins', {}))}; now "
@@ -134,8 +134,8 @@ def _file_hashes(
         _check_network(config, manifest)
     # A run that goes on does not need the file of its initial weights any more.
     if config.init_from and (stored is None or config.init_from.exists()):
-        found["init_hash"] = sha256(weights.weights_file(config.init_from))
-    return found
+        hashes["init_hash"] = sha256(weights.weights_file(config.init_from))
+    return hashes
 
 
 def _check_network(config: TrainConfig, manifest: Manifest) -> None:

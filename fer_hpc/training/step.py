@@ -23,23 +23,23 @@ def step(
     learner: Learner,
     state: TrainState,
     batch: Batch,
-    given: Inputs,
+    inputs: Inputs,
     first: bool = False,
     want_norm: bool = False,
 ) -> None:
     """Update the network by one batch, and the epoch's sums.
 
-    `batch` is this rank's share of a global batch and `given` that step's inputs: weight_sum,
+    `batch` is this rank's share of a global batch and `inputs` that step's: weight_sum,
     affect_count, images_seen and, with a cosine schedule, lr. `first` is the run's first step.
     `want_norm` leaves the gradient's norm in `learner.grad_norm`, as --clip does in every step.
     """
-    norm = LossNormalizer(given["weight_sum"], given["affect_count"])
-    if "lr" in given:
-        learner.lr.tensors[0].copy_(given["lr"])
+    norm = LossNormalizer(inputs["weight_sum"], inputs["affect_count"])
+    if "lr" in inputs:
+        learner.lr.tensors[0].copy_(inputs["lr"])
     learner.optimizer.zero_grad(set_to_none=True)
     for part in accumulate_gradients(learner, batch, norm):
         state.sums += part.counts
-        state.note_bad(part.finite, given["images_seen"])
+        state.note_bad(part.finite, inputs["images_seen"])
     if learner.config.clip or want_norm:
         _clip(learner)
     learner.scaler.step(learner.optimizer)

@@ -37,17 +37,17 @@ def init_from(model: nn.Module, path: Path, classes: Sequence[str]) -> str:
     and its classes too as far as the file names them; else it keeps its random weights.
     """
     head = head_names(model)
-    found: Tensors
+    tensors: Tensors
     theirs: list[str] | None = None
     if path.suffix in (".h5", ".hdf5"):
-        found = keras_weights(model, path)
+        tensors = keras_weights(model, path)
     elif path.suffix != ".safetensors" and checkpoint.has_checksum(path):
-        found, theirs = _ours(path)
+        tensors, theirs = _ours(path)
     else:
-        found = _renamed(model, _plain(path), f"--init-from {path}")
+        tensors = _renamed(model, _plain(path), f"--init-from {path}")
     if theirs not in (None, list(classes)):
-        found = {name: tensor for name, tensor in found.items() if name not in head}
-    return f"{path}: {_copy(model, found, head, f'--init-from {path}')}"
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    return f"{path}: {_copy(model, tensors, head, f'--init-from {path}')}"
 
 
 def load_pretrained(model: nn.Module, name: str) -> str:
@@ -60,16 +60,18 @@ def load_pretrained(model: nn.Module, name: str) -> str:
             f"--pretrained: {name} has no published weights; leave it out, or give --init-from FILE"
         )
     head = head_names(model)
-    found = _renamed(model, None, "--pretrained")
-    body = {name: tensor for name, tensor in found.items() if name not in head}
+    tensors = _renamed(model, None, "--pretrained")
+    body = {name: tensor for name, tensor in tensors.items() if name not in head}
     return f"published weights of {name}: {_copy(model, body, head, '--pretrained')}"
 
 
-def _copy(model: nn.Module, found: Tensors, head: Sequence[str], source: str) -> str:
+def _copy(model: nn.Module, tensors: Tensors, head: Sequence[str], source: str) -> str:
     """Copy tensors by name into `model`; those of `head` may be missing, or of another shape."""
     own = model.state_dict()
     fits = {
-        name: found[name] for name in own if name in found and found[name].shape == own[name].shape
+        name: tensors[name]
+        for name in own
+        if name in tensors and tensors[name].shape == own[name].shape
     }
     missing = [
         name
@@ -77,7 +79,7 @@ def _copy(model: nn.Module, found: Tensors, head: Sequence[str], source: str) ->
         if name not in head and name not in fits and not name.endswith("num_batches_tracked")
     ]
     if missing:
-        have = "absent" if missing[0] not in found else list(found[missing[0]].shape)
+        have = "absent" if missing[0] not in tensors else list(tensors[missing[0]].shape)
         raise UserError(
             f"{source}: weights of another network: {missing[0]} is {have} there, "
             f"{list(own[missing[0]].shape)} here ({len(missing)} of {len(own)} differ); "

@@ -57,21 +57,21 @@ class AffectNetFolder:
 
     def rows(self) -> Rows:
         """List the annotations; a label that is missing or has no picture is a reject."""
-        found, ignored, splits = Collector(), Tally(), self._splits()
+        collector, ignored, splits = Collector(), Tally(), self._splits()
         for part in self.parts:
-            self._list_part(part, splits[part], found, ignored)
+            self._list_part(part, splits[part], collector, ignored)
         for name in self.tree.folder():
             if name != "columns.csv":
                 ignored.add(f"{kind_of(name)} files", printable(name))
         for other in sorted(set(self.tree.folders()) - set(self.parts)):
             ignored.add("other folders", printable(other))
         class_map = map_classes(
-            found.labels(), self.stated, f"--input {self.root}", NUMBERING, CLASSES
+            collector.labels(), self.stated, f"--input {self.root}", NUMBERING, CLASSES
         )
         self.classes = class_map.classes
         ignored.update(self.tree.ignored)
         notes = [", ".join(f"{p} is {s}" for p, s in splits.items() if s)]
-        rows = found.rows(self.root, class_map, "", list(filter(None, notes)), ignored)
+        rows = collector.rows(self.root, class_map, "", list(filter(None, notes)), ignored)
         if self.tree.has("columns.csv"):
             table = self.tree.local("columns.csv")
             rows.columns.update(read_columns(table, rows.source_id, rows.notes))
@@ -85,7 +85,7 @@ class AffectNetFolder:
             return dict.fromkeys(self.parts, "")
         return {part: "test" if part == "val_set" else "train" for part in self.parts}
 
-    def _list_part(self, part: str, split: str, found: Collector, ignored: Tally) -> None:
+    def _list_part(self, part: str, split: str, collector: Collector, ignored: Tally) -> None:
         images, folder = f"{part}/images", f"{part}/annotations"
         if images not in self.tree.folders(part):
             raise UserError(
@@ -110,9 +110,9 @@ class AffectNetFolder:
                 label = Reject("missing image") if not picture else label
                 label = next((s for s in stamps if isinstance(s, Reject)), label)
             locator = (f"{images}/{picture}", f"{folder}/{stem}")
-            found.add(f"{part}/{stem}", label, split, locator, stamp=stamps)
+            collector.add(f"{part}/{stem}", label, split, locator, stamp=stamps)
         for stem in sorted(by_stem.keys() - set(stems), key=natural_sort_key):
-            found.add(f"{part}/{stem}", Reject("no label"))
+            collector.add(f"{part}/{stem}", Reject("no label"))
 
     def face(self, locator: tuple[str, str]) -> Face:
         """Read a picture and the annotations beside it."""
@@ -158,8 +158,8 @@ def _npy(tree: Tree, name: str) -> NDArray[np.float64] | None:
 @functools.cache  # the same few headers come again and again
 def _dtype(header: bytes) -> np.dtype[Any] | None:
     """The dtype that a usual .npy header states; None for any other header."""
-    found = _USUAL_HEADER.fullmatch(header, 10) if header[:7] == b"\x93NUMPY\x01" else None
-    return np.dtype(found[1].decode()) if found else None
+    match = _USUAL_HEADER.fullmatch(header, 10) if header[:7] == b"\x93NUMPY\x01" else None
+    return np.dtype(match[1].decode()) if match else None
 
 
 def _read_all_labels(tree: Tree, paths: list[str]) -> list[str | Reject]:

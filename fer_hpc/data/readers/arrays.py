@@ -94,21 +94,21 @@ class Arrays:
 
     def rows(self) -> Rows:
         """List the rows of all splits; a label that is not one-hot is a reject."""
-        found = Collector()
+        collector = Collector()
         for split, (_, y) in self._arrays.items():
             stamps = [self.tree.stamp(f"{name}_{split}.npy") for name in "Xy"]
             for i, label in enumerate(_labels(np.asarray(y))):
-                found.add(f"{split}/{i}", label, split, (split, i), stamp="" if i else stamps)
+                collector.add(f"{split}/{i}", label, split, (split, i), stamp="" if i else stamps)
         place = f"--input {self.folder}"
         numbering = Numbering("y", self.stated.names) if self.stated.names else None
-        class_map = map_classes(found.labels(), self.stated, place, numbering)
+        class_map = map_classes(collector.labels(), self.stated, place, numbering)
         self.classes = class_map.classes
         sizes = [(s, x.shape, str(x.dtype)) for s, (x, _) in self._arrays.items()]
         ignored = self.tree.ignored
         for name, _ in self.tree.files():
             if name.removesuffix(".npy") not in self._paths:
                 ignored.add(f"{kind_of(name)} files", printable(name))
-        return found.rows(self.folder, class_map, repr(sizes), [], ignored)
+        return collector.rows(self.folder, class_map, repr(sizes), [], ignored)
 
     def face(self, locator: tuple[str, int]) -> Face:
         """Read one face's pixels."""

@@ -44,7 +44,7 @@ class CkPlus:
 
     def rows(self) -> Rows:
         """List the first and last frames of the sequences that have an emotion."""
-        found, ignored = Collector(), Tally()
+        collector, ignored = Collector(), Tally()
         frames: dict[str, dict[str, str]] = collections.defaultdict(dict)
         points: dict[str, str] = {}
         emotions: dict[str, tuple[str, str]] = {}  # sequence -> (last frame, file)
@@ -64,9 +64,9 @@ class CkPlus:
             if sequence not in emotions:
                 ignored.add("frames of sequences without an emotion", sequence, len(listed))
         for sequence, (last, file) in sorted(emotions.items()):
-            self._add(found, ignored, frames[sequence], last, file, points)
+            self._add(collector, ignored, frames[sequence], last, file, points)
         class_map = map_classes(
-            found.labels(), self.stated, f"--input {self.tree.root}", NUMBERING, CLASSES
+            collector.labels(), self.stated, f"--input {self.tree.root}", NUMBERING, CLASSES
         )
         self.classes = class_map.classes
         notes = [
@@ -76,11 +76,11 @@ class CkPlus:
         if not points:
             notes.append("no Landmarks/ in it: --crop detect finds the faces in these photographs")
         ignored.update(self.tree.ignored)
-        return found.rows(self.tree.root, class_map, "", notes, ignored)
+        return collector.rows(self.tree.root, class_map, "", notes, ignored)
 
     def _add(
         self,
-        found: Collector,
+        collector: Collector,
         ignored: Tally,
         frames: dict[str, str],
         last: str,
@@ -92,7 +92,7 @@ class CkPlus:
         for number in sorted(frames.keys() - set(numbers)):
             ignored.add("frames after the peak", printable(frames[number]))
         if last not in frames:
-            found.add(file, Reject(f"missing image: the peak {last}"))
+            collector.add(file, Reject(f"missing image: the peak {last}"))
             for number in numbers:
                 ignored.add("frames of sequences without their peak", printable(frames[number]))
             return
@@ -109,7 +109,7 @@ class CkPlus:
             marks = points.get(stem(name), "")
             stamps = (stamp, self.tree.stamp(marks) if marks else 0)
             person = stem(name).partition("_")[0]
-            found.add(name, label, "", (name, marks), stamp=stamps, group=person)
+            collector.add(name, label, "", (name, marks), stamp=stamps, group=person)
 
     def _emotion(self, file: str) -> str | Reject:
         """The number in an emotion file, as `   3.0000000e+00`."""
@@ -138,7 +138,7 @@ class CkPlus:
 
 def emotion_of(name: str) -> re.Match[str] | None:
     """Sequence, person and frame of an emotion file; None for any other file."""
-    found = stem(name)
-    if not found.endswith(EMOTION) or not name.endswith(".txt"):
+    file_stem = stem(name)
+    if not file_stem.endswith(EMOTION) or not name.endswith(".txt"):
         return None
-    return FRAME.fullmatch(found.removesuffix(EMOTION))
+    return FRAME.fullmatch(file_stem.removesuffix(EMOTION))

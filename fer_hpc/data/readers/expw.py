@@ -31,7 +31,7 @@ class ExpW:
 
     def rows(self) -> Rows:
         """List the faces."""
-        found, ignored = Collector(), Tally()
+        collector, ignored = Collector(), Tally()
         pictures = {n.rpartition("/")[2]: (n, s) for n, s in self.tree.files() if is_picture(n)}
         used = set()
         text = self.tree.read(self._list, 1 << 28).decode("utf-8", "replace")
@@ -41,7 +41,7 @@ class ExpW:
                 continue
             if len(cells) != COLUMNS:
                 reason = f"{len(cells)} columns, wanted {COLUMNS}: name face_id top left right ..."
-                found.add(f"line {number + 1}", Reject(reason))
+                collector.add(f"line {number + 1}", Reject(reason))
                 continue
             name, stamp = pictures.get(cells[0], ("", Reject("missing image")))
             used.add(name)
@@ -52,15 +52,15 @@ class ExpW:
                 top = left = right = bottom = 0.0
             label = stamp if isinstance(stamp, Reject) else cells[7]
             locator = (name, (left, top, right, bottom))
-            found.add(f"{cells[0]}#{cells[1]}", label, "", locator, stamp=(stamp, cells[2:6]))
+            collector.add(f"{cells[0]}#{cells[1]}", label, "", locator, stamp=(stamp, cells[2:6]))
         place = f"--input {self.tree.root}"
-        class_map = map_classes(found.labels(), self.stated, place, NUMBERING, CLASSES)
+        class_map = map_classes(collector.labels(), self.stated, place, NUMBERING, CLASSES)
         self.classes = class_map.classes
         for name, _ in pictures.values():
             if name not in used:
                 ignored.add("pictures without a row in the list", name)
         ignored.update(self.tree.ignored)
-        return found.rows(self.tree.root, class_map, "", [], ignored)
+        return collector.rows(self.tree.root, class_map, "", [], ignored)
 
     def face(self, locator: tuple[str, tuple[float, float, float, float]]) -> Face:
         """Read one picture."""

@@ -75,11 +75,11 @@ class Fer2013Csv:
 
     def rows(self) -> Rows:
         """List the lines; their numbers are the ids."""
-        found = Collector()
+        collector = Collector()
         without_usage = 0
         for number, (offset, line) in enumerate(self.table):
             if isinstance(line, str):
-                found.add(str(number), Reject(line))
+                collector.add(str(number), Reject(line))
                 continue
             usage = line.get("usage", "")
             label: str | Reject = label_key(line["emotion"])
@@ -87,9 +87,9 @@ class Fer2013Csv:
                 wanted = "Training, PublicTest, PrivateTest"
                 label = Reject(f"Usage {usage[:20]!r}, wanted {wanted}")
             without_usage += "usage" in line and not usage
-            found.add(str(number), label, USAGE.get(usage.lower(), ""), offset)
+            collector.add(str(number), label, USAGE.get(usage.lower(), ""), offset)
         class_map = map_classes(
-            found.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
+            collector.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
         )
         self.classes = class_map.classes
         notes = [f"{counted(without_usage, 'row')} with an empty Usage: counted as Training"]
@@ -98,7 +98,9 @@ class Fer2013Csv:
         for name, _ in self._tree.files() if self._tree else ():
             if self._tree and self._tree.local(name) != self.path:
                 ignored.add(f"{kind_of(name)} files", printable(name))
-        return found.rows(self.path, class_map, identity, notes if without_usage else [], ignored)
+        return collector.rows(
+            self.path, class_map, identity, notes if without_usage else [], ignored
+        )
 
     def face(self, locator: int) -> Face:
         """Parse the pixels of a line."""

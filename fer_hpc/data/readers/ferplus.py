@@ -41,18 +41,18 @@ def decide(votes: list[float], distribution: bool) -> tuple[str, list[float]]:
         if kept[top] <= total / 2 or top == len(VOTES):
             return "unknown", []
         return (ORDER[top], []) if top < len(VOTES) else ("no face", [])
-    shares, left, taken = [0.0] * len(VOTES), list(kept), 0
-    while sum(shares) < 0.75 * total and taken < 3:
+    shares, left, count = [0.0] * len(VOTES), list(kept), 0
+    while sum(shares) < 0.75 * total and count < 3:
         highest = max(left)
         tied = [i for i, v in enumerate(left) if v == highest and v]
         for i in tied:
             if i < len(VOTES):
-                shares[i], left[i], taken = highest, 0.0, taken + 1
+                shares[i], left[i], count = highest, 0.0, count + 1
             elif not sum(shares):
                 return ("unknown" if i == len(VOTES) else "no face"), []
         if not tied or tied[-1] >= len(VOTES):
             break
-    if sum(shares) <= total / 2 or taken > 3:
+    if sum(shares) <= total / 2 or count > 3:
         return "unknown", []
     whole = sum(shares)
     shares = [share / whole for share in shares]
@@ -92,21 +92,21 @@ class FerPlus:
 
     def rows(self) -> Rows:
         """List the faces that have votes."""
-        found, ignored = Collector(), Tally()
+        collector, ignored = Collector(), Tally()
         if self._table and self._pixels:
-            self._by_row(self._table, self._pixels, found)
+            self._by_row(self._table, self._pixels, collector)
         else:
-            self._by_name(found, ignored)
+            self._by_name(collector, ignored)
         rule = "distribution (cross-entropy against it)" if self._distribution else "majority"
         source = f"FER+'s votes, {rule}"
         names = {name: name for name in CLASSES}
         class_map = ClassMap(CLASSES, names, NO_CLASS, source=source)
         ignored.update(self.tree.ignored)
-        return found.rows(self.tree.root, class_map, source, [], ignored)
+        return collector.rows(self.tree.root, class_map, source, [], ignored)
 
     def _add(
         self,
-        found: Collector,
+        collector: Collector,
         source_id: str,
         cells: list[str],
         split: str,
@@ -120,7 +120,7 @@ class FerPlus:
                 raise ValueError
         except ValueError:
             reason = f"wanted {len(COLUMNS)} numbers of votes"
-            found.add(source_id, Reject(reason), split)
+            collector.add(source_id, Reject(reason), split)
             return
         name, shares = decide(votes, self._distribution)
         targets = None
@@ -128,9 +128,9 @@ class FerPlus:
             by_name = dict(zip(ORDER, shares or [0.0] * 8, strict=True))
             targets = [by_name[c] for c in CLASSES]
         label = stamp if isinstance(stamp, Reject) else name
-        found.add(source_id, label, split, locator, stamp=(stamp, cells), targets=targets)
+        collector.add(source_id, label, split, locator, stamp=(stamp, cells), targets=targets)
 
-    def _by_row(self, table: CsvTable, pixels: CsvTable, found: Collector) -> None:
+    def _by_row(self, table: CsvTable, pixels: CsvTable, collector: Collector) -> None:
         """The same line of both tables is the same face; UserError where they do not fit."""
         other = iter(pixels)
         stamp = sha256(pixels.path)
@@ -143,7 +143,7 @@ class FerPlus:
                     "together row by row"
                 )
             if isinstance(line, str) or isinstance(face, str):
-                found.add(str(n - 1), Reject(line if isinstance(line, str) else str(face)))
+                collector.add(str(n - 1), Reject(line if isinstance(line, str) else str(face)))
                 continue
             usage = line["usage"].lower()
             if "usage" in face and face["usage"].lower() != usage:
@@ -153,19 +153,21 @@ class FerPlus:
                 )
             cells = [line[c] for c in COLUMNS]
             if not line["image name"]:
-                found.add(str(n - 1), "no face", USAGE.get(usage, ""))
+                collector.add(str(n - 1), "no face", USAGE.get(usage, ""))
             elif usage not in USAGE:
                 wanted = "Training, PublicTest, PrivateTest"
-                found.add(str(n - 1), Reject(f"Usage {usage[:20]!r}, wanted {wanted}"))
+                collector.add(str(n - 1), Reject(f"Usage {usage[:20]!r}, wanted {wanted}"))
             else:
-                self._add(found, str(n - 1), cells, USAGE[usage], offset, stamp if n == 1 else 0)
+                self._add(
+                    collector, str(n - 1), cells, USAGE[usage], offset, stamp if n == 1 else 0
+                )
         if next(other, None) is not None:
             raise UserError(
                 f"{pixels.shown} has more faces than {table.shown} has rows ({n:,}); they belong "
                 "together row by row"
             )
 
-    def _by_name(self, found: Collector, ignored: Tally) -> None:
+    def _by_name(self, collector: Collector, ignored: Tally) -> None:
         """Pictures in FER2013Train and so on, by name in a list of votes."""
         files, used = dict(self.tree.files()), set(self._lists)
         for folder, name, cells in self._votes():
@@ -173,7 +175,7 @@ class FerPlus:
             split = named_split(folder.rpartition("/")[2])
             stamp = files.get(picture, Reject("missing image"))
             used.add(picture)
-            self._add(found, picture, cells, split, picture, stamp)
+            self._add(collector, picture, cells, split, picture, stamp)
         for name in files:
             if name not in used:
                 left = is_picture(name)

@@ -23,7 +23,7 @@ def first_of(names: Sequence[str], wanted: Sequence[str]) -> str:
 
 def label_tables(tree: Tree) -> list[str]:
     """The CSV files at the top of a tree that hold paths and labels."""
-    found = []
+    tables = []
     for name in tree.folder():
         if name.lower().endswith(".csv"):
             try:
@@ -31,8 +31,8 @@ def label_tables(tree: Tree) -> list[str]:
             except (UserError, OSError):
                 continue
             if first_of(names, PATHS) and first_of(names, LABELS):
-                found.append(name)
-    return found
+                tables.append(name)
+    return tables
 
 
 def disagreement(tree: Tree, files: Sequence[tuple[str, str]], class_map: ClassMap) -> str:

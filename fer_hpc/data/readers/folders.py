@@ -53,14 +53,14 @@ class ClassFolders:
                     self._ignore(path)
         files.sort(key=lambda f: hashlib.blake2b(os.fsencode(f[0])).digest())
         form, people = persons([f[0] for f in files])
-        found = Collector()
+        collector = Collector()
         for i, (path, stamp, split, name) in enumerate(files):
             label = stamp if isinstance(stamp, Reject) else label_key(printable(name))
             group = people[i] if people else ""
-            found.add(path, label, split, path, stamp=stamp, group=group)
+            collector.add(path, label, split, path, stamp=stamp, group=group)
         names = {label_key(printable(folder.rpartition("/")[2])): 0 for folder, _ in folders}
         place = f"--input {self.root}"
-        class_map = map_classes(names | found.labels(), self.stated, place, classes=self._fixed)
+        class_map = map_classes(names | collector.labels(), self.stated, place, classes=self._fixed)
         self.classes = class_map.classes
         notes = []
         if self._fixed and {split for _, split in folders} == {"train", "test"}:
@@ -70,7 +70,7 @@ class ClassFolders:
         notes += [] if form else [sequence_note([f[0] for f in files])]
         notes.append(disagreement(self.tree, [(f[0], f[3]) for f in files], class_map))
         self._ignored.update(self.tree.ignored)
-        return found.rows(self.root, class_map, "", list(filter(None, notes)), self._ignored)
+        return collector.rows(self.root, class_map, "", list(filter(None, notes)), self._ignored)
 
     def face(self, locator: str) -> Face:
         """Read one picture."""

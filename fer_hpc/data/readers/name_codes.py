@@ -25,12 +25,12 @@ class NamedFiles:
 
     def rows(self) -> Rows:
         """List the pictures."""
-        found, ignored, form = Collector(), Tally(), self._code.form
+        collector, ignored, form = Collector(), Tally(), self._code.form
         for name, stamp in self.tree.files():
             match = self._code.pattern.fullmatch(stem(name))
             if match and is_picture(name):
                 label = stamp if isinstance(stamp, Reject) else match["code"]
-                found.add(name, label, "", name, stamp=stamp, group=match["person"])
+                collector.add(name, label, "", name, stamp=stamp, group=match["person"])
             elif is_picture(name) or name.lower().endswith(UNREADABLE):
                 ignored.add(f"pictures not named as in {form}", printable(name), limited=True)
             else:
@@ -40,7 +40,7 @@ class NamedFiles:
         )
         ignored.update(self.tree.ignored)
         notes = [f"persons (group) are those in {form}'s file names"]
-        return found.rows(self.tree.root, class_map, "", notes, ignored)
+        return collector.rows(self.tree.root, class_map, "", notes, ignored)
 
     def face(self, locator: str) -> Face:
         """Read one picture."""

@@ -32,13 +32,17 @@ def affectnet_csv(config: PreprocessConfig, stated: StatedClasses, scratch: Path
     if not path.is_dir() and not is_archive(path):
         return AffectNetCsv(path, config.image_root, stated)
     tree = open_tree(path, scratch)
-    found = {n.rpartition("/")[2].lower(): n for n, _ in tree.files() if n.lower().endswith(".csv")}
+    path_by_name = {
+        n.rpartition("/")[2].lower(): n for n, _ in tree.files() if n.lower().endswith(".csv")
+    }
     pair = {"training.csv": "train", "validation.csv": "test"}
-    names = [name for name in pair if name in found]
+    names = [name for name in pair if name in path_by_name]
     if not names:
         tree.close()
         raise UserError(f"--input {path}: no training.csv or validation.csv in it")
-    tables = [(CsvTable(tree.local(found[n])), pair[n] if len(names) == 2 else "") for n in names]
+    tables = [
+        (CsvTable(tree.local(path_by_name[n])), pair[n] if len(names) == 2 else "") for n in names
+    ]
     images = tree if config.image_root is None else image_tree(config.image_root, path)
     return AffectNetCsv(tables, images, stated)
 
@@ -82,8 +86,15 @@ def fer2013(
 
 def pixel_table(tree: Tree) -> str:
     """The table of pixels in a folder or archive, or ""."""
-    found = {n.rpartition("/")[2].lower(): n for n in _csv_files(tree)}
-    return next((found[n] for n in PIXEL_TABLES if n in found and _has_pixels(tree, found[n])), "")
+    path_by_name = {n.rpartition("/")[2].lower(): n for n in _csv_files(tree)}
+    return next(
+        (
+            path_by_name[n]
+            for n in PIXEL_TABLES
+            if n in path_by_name and _has_pixels(tree, path_by_name[n])
+        ),
+        "",
+    )
 
 
 def _csv_files(tree: Tree) -> list[str]:

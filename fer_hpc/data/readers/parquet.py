@@ -66,7 +66,7 @@ class Parquet:
 
     def rows(self) -> Rows:
         """List the rows of all files; only the column of labels is read."""
-        found = Collector()
+        collector = Collector()
         for name in self._paths:
             split = split_of(re.split(r"[-_.]", name.rpartition("/")[2])[0])
             split = split or next((s for p in name.split("/") if (s := split_of(p))), "")
@@ -77,23 +77,23 @@ class Parquet:
                 for i, label in enumerate(labels):
                     text = Reject("no label") if label is None else label_key(str(label))
                     locator = (name, group, i)
-                    found.add(f"{name}#{group}.{i}", text, split, locator, stamp=stamp)
+                    collector.add(f"{name}#{group}.{i}", text, split, locator, stamp=stamp)
                     stamp = ""
         place = f"--input {self.tree.root}"
         names = self._class_names()
         if names and not self.stated:
             table = dict(zip(map(str, range(len(names))), canonical_names(names), strict=True))
             named = StatedClasses(table=table | {n.lower(): n for n in table.values()})
-            class_map = map_classes(found.labels(), named, place)
+            class_map = map_classes(collector.labels(), named, place)
         else:
-            class_map = map_classes(found.labels(), self.stated, place)
+            class_map = map_classes(collector.labels(), self.stated, place)
         self.classes = class_map.classes
         ignored = Tally()
         for name, _ in self.tree.files():
             if name not in self._paths:
                 ignored.add(f"{kind_of(name)} files", printable(name))
         ignored.update(self.tree.ignored)
-        rows = found.rows(self.tree.root, class_map, repr(names), [], ignored)
+        rows = collector.rows(self.tree.root, class_map, repr(names), [], ignored)
         if names and not self.stated:
             object.__setattr__(class_map, "source", "names of the label column")
         return rows

@@ -41,10 +41,10 @@ class RafDb:
 
     def rows(self) -> Rows:
         """List the pictures."""
-        found, ignored = Collector(), Tally()
+        collector, ignored = Collector(), Tally()
         notes: list[str] = []
         list_rows = self._rows_of_list if self._list else self._rows_of_folders
-        used = list_rows(found, notes)
+        used = list_rows(collector, notes)
         for name in sorted(self._files.keys() - used):
             left = is_picture(name)
             kind = "pictures without a label" if left else f"{kind_of(name)} files"
@@ -53,12 +53,12 @@ class RafDb:
         refusal = "label {label}, wanted 1 to 7"
         class_map = ClassMap(CLASSES, NUMBERS, {}, refusal, "RAF-DB's numbers")
         if self.stated:
-            class_map = map_classes(found.labels(), self.stated, f"--input {self.tree.root}")
+            class_map = map_classes(collector.labels(), self.stated, f"--input {self.tree.root}")
         self.classes = class_map.classes
         ignored.update(self.tree.ignored)
-        return found.rows(self.tree.root, class_map, "", notes, ignored)
+        return collector.rows(self.tree.root, class_map, "", notes, ignored)
 
-    def _rows_of_list(self, found: Collector, notes: list[str]) -> set[str]:
+    def _rows_of_list(self, collector: Collector, notes: list[str]) -> set[str]:
         used = {self._list}
         pictures = {n.rpartition("/")[2]: n for n in sorted(self._files) if is_picture(n)}
         aligned = sum(1 for name in pictures if name.rpartition(".")[0].endswith("_aligned"))
@@ -68,7 +68,7 @@ class RafDb:
             if not cells:
                 continue
             if len(cells) != 2:
-                found.add(f"line {number + 1}", Reject(f"{len(cells)} columns, wanted 2"))
+                collector.add(f"line {number + 1}", Reject(f"{len(cells)} columns, wanted 2"))
                 continue
             stem, _, suffix = cells[0].rpartition(".")
             wanted = f"{stem}_aligned.{suffix}" if aligned else cells[0]
@@ -79,11 +79,11 @@ class RafDb:
             label = stamp if isinstance(stamp, Reject) else label_key(cells[1])
             if not split:
                 label = Reject("its name begins with neither train_ nor test_")
-            found.add(cells[0], label, split, name, stamp=stamp)
+            collector.add(cells[0], label, split, name, stamp=stamp)
         notes.append("aligned faces are taken" if aligned else "whole pictures are taken, not cut")
         return used
 
-    def _rows_of_folders(self, found: Collector, notes: list[str]) -> set[str]:
+    def _rows_of_folders(self, collector: Collector, notes: list[str]) -> set[str]:
         used, differ, example = self._tables(), 0, ""
         for name, stamp in sorted(self._files.items()):
             parts = name.split("/")
@@ -96,7 +96,9 @@ class RafDb:
             if stated is not None and stated != label:
                 differ, example = differ + 1, example or name
                 label = stated
-            found.add(name, stamp if isinstance(stamp, Reject) else label, split, name, stamp=stamp)
+            collector.add(
+                name, stamp if isinstance(stamp, Reject) else label, split, name, stamp=stamp
+            )
         if differ:
             notes.append(
                 f"the tables name another class than the folder for {differ:,} pictures (for "

@@ -74,13 +74,13 @@ class PictureTable:
 
     def rows(self) -> Rows:
         """List the rows of the tables; every picture is looked up in the listing of its folder."""
-        found, notes, used = Collector(), [], dict[str, dict[str, int]]()
+        collector, notes, used = Collector(), [], dict[str, dict[str, int]]()
         for number, (table, split) in enumerate(self.tables):
             prefix = find_prefix(table, self._path, self.tree)
             if prefix.note:
                 notes.append(prefix.note)
-            self._list(number, table, split, prefix, found, used)
-        labels = found.labels()
+            self._list(number, table, split, prefix, collector, used)
+        labels = collector.labels()
         class_map = map_classes(
             labels, self.stated, f"--input {self.shown}", self._numbering, self._fixed
         )
@@ -88,7 +88,7 @@ class PictureTable:
         self.classes = class_map.classes
         ignored = self._not_mentioned(used)
         identity = repr([sha256(table.path) for table, _ in self.tables])
-        rows = found.rows(self.shown, class_map, identity, notes, ignored)
+        rows = collector.rows(self.shown, class_map, identity, notes, ignored)
         if "group" not in rows.columns:
             form, people = persons(rows.source_id)
             if form:
@@ -109,13 +109,13 @@ class PictureTable:
         table: CsvTable,
         split: str,
         prefix: Prefix,
-        found: Collector,
+        collector: Collector,
         used: dict[str, dict[str, int]],
     ) -> None:
         """Add the rows of one table; `used` gets folder -> picture -> checksum of its first row."""
         for offset, line in table:
             if isinstance(line, str):
-                found.add(f"{table.shown.name} byte {offset}", Reject(line))
+                collector.add(f"{table.shown.name} byte {offset}", Reject(line))
                 continue
             text = line[self._path]
             source_id, own_split = text, split
@@ -141,7 +141,7 @@ class PictureTable:
                     label = Reject(f"{self._split} {cell[:20]!r}, wanted train, val or test")
             group = line[self._group] if self._group else ""
             locator = (number, offset, prefix.length)
-            found.add(source_id, label, own_split, locator, stamp=stamp, group=group)
+            collector.add(source_id, label, own_split, locator, stamp=stamp, group=group)
 
     def _label_of(self, line: Line) -> str | Reject:
         return label_key(line[self._label]) or Reject("no label")

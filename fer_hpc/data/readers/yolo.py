@@ -39,7 +39,7 @@ class Yolo:
 
     def rows(self) -> Rows:
         """List the lines of all label files."""
-        found, ignored, used = Collector(), Tally(), set()
+        collector, ignored, used = Collector(), Tally(), set()
         files = dict(self.tree.files())
         for name in sorted(n for n in files if is_picture(n)):
             labels = _label_file(name)
@@ -48,7 +48,7 @@ class Yolo:
                 continue
             used.add(labels)
             split = next((s for p in name.split("/")[:-1] if (s := split_of(p))), "")
-            self._add(found, ignored, name, files[name], labels, split)
+            self._add(collector, ignored, name, files[name], labels, split)
         for name in files:
             if not is_picture(name) and name not in used:
                 kind = kind_of(name)
@@ -58,22 +58,28 @@ class Yolo:
         numbering = Numbering("data.yaml", names) if names else None
         if numbering and not self.stated:
             stated = StatedClasses(names=tuple(canonical_names(list(names))))
-            class_map = map_classes(found.labels(), stated, place, numbering)
+            class_map = map_classes(collector.labels(), stated, place, numbering)
             class_map = dataclasses.replace(class_map, source="data.yaml's names")
         else:
-            class_map = map_classes(found.labels(), self.stated, place)
+            class_map = map_classes(collector.labels(), self.stated, place)
         self.classes = class_map.classes
         ignored.update(self.tree.ignored)
-        return found.rows(self.tree.root, class_map, "", [], ignored)
+        return collector.rows(self.tree.root, class_map, "", [], ignored)
 
     def _add(
-        self, found: Collector, ignored: Tally, name: str, stamp: object, labels: str, split: str
+        self,
+        collector: Collector,
+        ignored: Tally,
+        name: str,
+        stamp: object,
+        labels: str,
+        split: str,
     ) -> None:
         """Add the faces of one picture."""
         try:
             text = self.tree.read(labels, MAX_LABEL_BYTES).decode("utf-8", "replace")
         except DAMAGED as error:
-            found.add(name, Reject(f"unreadable label file: {error}"))
+            collector.add(name, Reject(f"unreadable label file: {error}"))
             return
         lines = [line.split() for line in text.splitlines() if line.strip()]
         if not lines:
@@ -83,13 +89,13 @@ class Yolo:
             try:
                 _, cx, cy, width, height = (float(cell) for cell in cells[:5])
             except ValueError:
-                found.add(source_id, Reject("wanted class, center x, y, width, height"), split)
+                collector.add(source_id, Reject("wanted class, center x, y, width, height"), split)
                 continue
             box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
             label: str | Reject = stamp if isinstance(stamp, Reject) else cells[0]
             if not all(-0.01 <= side <= 1.01 for side in box):
                 label = Reject("box is not in shares of the picture")
-            found.add(source_id, label, split, (name, box), stamp=(stamp, box))
+            collector.add(source_id, label, split, (name, box), stamp=(stamp, box))
 
     def _names(self, files: Iterable[str]) -> tuple[str, ...]:
         """The class names of data.yaml: a list in brackets, or lines `- name` or `0: name`."""
@@ -101,8 +107,8 @@ class Yolo:
             return tuple(n.strip().strip("'\"") for n in listed[1].split(",") if n.strip())
         block = re.search(r"^names:\s*\n((?:[ \t-]+.*\n?)+)", text, re.M)
         lines = block[1].splitlines() if block else []
-        found = [re.sub(r"^[\s-]*(?:\d+\s*:)?\s*", "", line) for line in lines]
-        return tuple(n.strip().strip("'\"") for n in found if n.strip())
+        entries = [re.sub(r"^[\s-]*(?:\d+\s*:)?\s*", "", line) for line in lines]
+        return tuple(n.strip().strip("'\"") for n in entries if n.strip())
 
     def face(self, locator: tuple[str, tuple[float, float, float, float]]) -> Face:
         """Read one picture."""
