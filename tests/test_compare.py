@@ -14,7 +14,8 @@ from fer_hpc.cli.main import main
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import CompareConfig
 from fer_hpc.evaluation import predictions
-from fer_hpc.evaluation.compare import compare, format_comparison, holm, mcnemar, welch
+from fer_hpc.evaluation.compare import compare, format_comparison, holm, mcnemar
+from fer_hpc.evaluation.seeds import welch
 
 CLASSES = ("a", "b", "c")
 

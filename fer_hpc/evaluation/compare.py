@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import CompareConfig
 from fer_hpc.config.errors import counted
-from fer_hpc.evaluation.metrics import MIN_SEEDS, confusion, f1s, recalls
+from fer_hpc.evaluation.metrics import confusion, f1s, recalls
 from fer_hpc.evaluation.predictions import Predictions, read_predictions
-from fer_hpc.run.folder import read_run_config
+from fer_hpc.evaluation.results import ON, name_on, result_files
+from fer_hpc.evaluation.seeds import LEVEL, POWER, SAME, SHARES, SeedSet, compare_seeds
+from fer_hpc.run.folder import data_folder, read_run_config
 
 RESAMPLES = 2000
 CHUNK = 200  # resamples at a time
-LEVEL, POWER = 0.05, 0.8
-SAME = "not distinguishable"
-SHARES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -35,14 +34,20 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     runs = list(dict.fromkeys([*config.runs, *config.versus]))
     if len(runs) < len(config.runs) + len(config.versus):
         raise UserError("a run is named twice; give each once")
-    first, *others = [read_predictions(_classifier(run), name) for run in runs]
-    predictions = [first, *(align(first, other) for other in others)]
+    names = [_name_of(_classifier(run), name) for run in runs]
+    first, *others = [read_predictions(*each) for each in zip(runs, names, strict=True)]
+    predictions = [first, *(align(first, other, name) for other in others)]
     about = {"name": name, "n": len(first.labels), "classes": list(first.classes)}
     about["majority_rate"] = float(np.bincount(first.labels).max() / len(first.labels))
-    scores = [{"run": str(p.run), **_scores(p)} for p in predictions]
+    scores = [
+        {"run": str(p.run), "predictions": of_run, **_scores(p)}
+        for p, of_run in zip(predictions, names, strict=True)
+    ]
     if config.versus:
-        count = len(config.runs)
-        return {**about, "runs": scores, "versus": _seed_sets(scores[:count], scores[count:])}
+        count, sets = len(config.runs), {}
+        for key, part in (("a", slice(count)), ("b", slice(count, None))):
+            sets[key] = SeedSet(predictions[part], scores[part])
+        return {**about, "runs": scores, "versus": compare_seeds(sets["a"], sets["b"])}
     pairs = [_pair(a, b) for a, b in itertools.combinations(predictions, 2)]
     for pair, adjusted in zip(pairs, holm([p["mcnemar"]["p"] for p in pairs]), strict=True):
         pair["mcnemar"]["p_holm"] = adjusted
@@ -59,11 +64,18 @@ def _classifier(run: Path) -> Path:
     return run
 
 
+def _name_of(run: Path, name: str) -> str:
+    """NAME, or without the data set where that is the run's own: its scores do not name it."""
+    is_there = result_files(run, name)["predictions"].exists()
+    views = name.partition(ON)[0]
+    return name if is_there or not result_files(run, views)["predictions"].exists() else views
+
+
 # ---- the same faces -----------------------------------------------------------------------------
 
 
-def align(first: Predictions, other: Predictions) -> Predictions:
-    """`other` in the order of `first`'s faces and classes.
+def align(first: Predictions, other: Predictions, name: str) -> Predictions:
+    """`other` in the order of `first`'s faces and classes; `name` is that of the predictions.
 
     Faces are matched by the hash of their pixels, else by their source id (as where the faces have
     another size). UserError where faces, labels or classes are not the same.
@@ -74,7 +86,7 @@ def align(first: Predictions, other: Predictions) -> Predictions:
             f"{first.run} and {other.run} were scored on other classes ({', '.join(only)} only in "
             "one of them); compare runs of the same classes"
         )
-    order = _order(first, other)
+    order = _order(first, other, name)
     columns = [other.classes.index(name) for name in first.classes]
     index = np.array([first.classes.index(name) for name in other.classes])
     labels = index[other.labels[order]]
@@ -82,7 +94,7 @@ def align(first: Predictions, other: Predictions) -> Predictions:
     if differ:
         raise UserError(
             f"{first.run} and {other.run} have other labels for {differ:,} of {len(labels):,} "
-            "faces: they were scored on two versions of the data; score both on one (--data DIR)"
+            f"faces: they were scored on two versions of the data; {_same_data(first, other, name)}"
         )
     return Predictions(
         other.run,
@@ -95,7 +107,7 @@ def align(first: Predictions, other: Predictions) -> Predictions:
     )
 
 
-def _order(first: Predictions, other: Predictions) -> NDArray[np.int64]:
+def _order(first: Predictions, other: Predictions, name: str) -> NDArray[np.int64]:
     """Rows of `other` that are the faces of `first`, in their order."""
     for key in ("image_hash", "source_id"):
         a, b = getattr(first, key), getattr(other, key)
@@ -109,8 +121,18 @@ def _order(first: Predictions, other: Predictions) -> NDArray[np.int64]:
     common = len(np.intersect1d(first.source_id, other.source_id))
     raise UserError(
         f"{first.run} and {other.run} were scored on different faces ({len(first.labels):,} and "
-        f"{len(other.labels):,}, {common:,} of the same source id); score both on the same data: "
-        f"fer-hpc evaluate {other.run} --data DIR"
+        f"{len(other.labels):,}, {common:,} of the same source id); "
+        f"{_same_data(first, other, name)}"
+    )
+
+
+def _same_data(first: Predictions, other: Predictions, name: str) -> str:
+    """How to score two runs on the data of the first."""
+    folder = data_folder(first.run)
+    split, named = name.partition("-")[0], name_on(name.partition(ON)[0], folder)
+    return (
+        f"score both on one: fer-hpc evaluate {other.run} --split {split} --data {folder}, then "
+        f"fer-hpc compare with --name {named}"
     )
 
 
@@ -221,59 +243,6 @@ def _differences(
     return {key: values[0] - values[1] for key, values in pairs}
 
 
-# ---- two sets of seeds --------------------------------------------------------------------------
-
-
-def _seed_sets(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any]:
-    sets: dict[str, Any] = {
-        "a": [row["run"] for row in a],
-        "b": [row["run"] for row in b],
-        "test": "Welch's t test, seeds as samples",
-    }
-    for key in SHARES:
-        sets[key] = welch([row[key] for row in a], [row[key] for row in b])
-    interval = sets["accuracy"]["difference_95"]
-    if interval is None:
-        sets["verdict"] = f"{SAME}: {MIN_SEEDS} seeds of each are wanted for an interval"
-    elif interval[0] > 0 or interval[1] < 0:
-        sets["verdict"] = f"the {'first' if interval[0] > 0 else 'second'} set is better"
-    else:
-        sets["verdict"] = SAME
-    return sets
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """Difference of means, its 95 % interval and p (Welch 1947), the smallest that would be found.
-
-    The last is at 5 % and 80 % power with this spread. None for fewer than MIN_SEEDS values.
-    """
-    means = float(np.mean(a)), float(np.mean(b))
-    row: dict[str, Any] = {
-        "means": means,
-        "difference": means[0] - means[1],
-        "difference_95": None,
-        "p": None,
-        "smallest_difference": None,
-    }
-    if min(len(a), len(b)) < MIN_SEEDS:
-        return row
-    from scipy.special import stdtrit
-    from scipy.stats import ttest_ind
-
-    variances = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    if not sum(variances):  # every seed has the same score: no spread to test against
-        return row
-    test = ttest_ind(a, b, equal_var=False)
-    low, high = test.confidence_interval(1 - LEVEL)
-    t = stdtrit(test.df, 1 - LEVEL / 2) + stdtrit(test.df, POWER)
-    return {
-        **row,
-        "difference_95": [float(low), float(high)],
-        "p": float(test.pvalue),
-        "smallest_difference": float(t * np.sqrt(sum(variances))),
-    }
-
-
 # ---- as text ------------------------------------------------------------------------------------
 
 
@@ -285,7 +254,7 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     ]
     for row in comparison["runs"]:
         lines.append(
-            f"  {row['run']}: accuracy {row['accuracy']:.4f}  "
+            f"  {row['run']}{_other_name(row, comparison)}: accuracy {row['accuracy']:.4f}  "
             f"balanced {row['balanced_accuracy']:.4f}  macro-F1 {row['macro_f1']:.4f}"
         )
     for pair in comparison.get("pairs", ()):
@@ -314,6 +283,7 @@ def _pair_lines(pair: dict[str, Any], pairs: int) -> list[str]:
 def _versus_lines(sets: dict[str, Any]) -> list[str]:
     counts = f"{len(sets['a'])} against {len(sets['b'])} seeds"
     lines = [f"{counts}, by accuracy: {sets['verdict']}"]
+    lines += [f"  note: {note}" for note in sets["notes"]]
     lines += [f"  {_title(key)} {_difference(sets[key])}" for key in SHARES]
     if sets["accuracy"]["p"] is not None:
         lines.append(
@@ -321,6 +291,10 @@ def _versus_lines(sets: dict[str, Any]) -> list[str]:
             f"in accuracy of {sets['accuracy']['smallest_difference']:.4f} (80 % power)"
         )
     return lines
+
+
+def _other_name(row: dict[str, Any], comparison: dict[str, Any]) -> str:
+    return "" if row["predictions"] == comparison["name"] else f" ({row['predictions']})"
 
 
 def _title(key: str) -> str:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.data.shards import Manifest, Split, open_split, read_manifest
+from fer_hpc.data.shards import Manifest, Split, open_split
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.openings import note_opening
-from fer_hpc.evaluation.results import result_name
+from fer_hpc.evaluation.results import result_name, scored_data
 from fer_hpc.files import remove_leftovers, sha256
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.parallel.world import World
-from fer_hpc.run.folder import data_folder, read_run_config
+from fer_hpc.run.folder import read_run_config
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def open_run(config: EvaluateConfig, world: World) -> OpenedRun:
     stored = read_run_config(config.run)
     if not world.rank:
         remove_leftovers(config.run)  # of an evaluation that was killed
-    manifest = read_manifest(config.data or data_folder(config.run))
+    manifest = scored_data(config, stored["data"]["fingerprint"])
     classes = _common_classes(config, manifest, stored["data"])
     split = open_split(manifest, config.split)
     device = pick_device(config.device, world.local_rank)

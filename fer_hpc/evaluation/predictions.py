@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.evaluation.calibration import FITTED_HERE, calibration, stored_temperature
-from fer_hpc.evaluation.results import result_files
+from fer_hpc.evaluation.results import result_files, scoring_command
 from fer_hpc.files import write_json
 
 KINDS = {  # of numpy's dtypes
@@ -45,8 +45,7 @@ class Predictions:
 def read_predictions(run: Path, name: str) -> Predictions:
     """The stored predictions; a UserError where there are none or they are damaged."""
     path = result_files(run, name)["predictions"]
-    split = name.split("-")[0]
-    again = f"fer-hpc evaluate {run} --split {split} writes them"
+    again = f"{scoring_command(run, name)} writes them"
     if not path.is_file():
         have = sorted(p.stem.removeprefix("predictions-") for p in run.glob("predictions-*.npz"))
         there = f"; it has those of {', '.join(have)}" if have else ""

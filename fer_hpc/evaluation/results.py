@@ -8,11 +8,13 @@ from typing import Any
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.data.manifest import find_manifest
+from fer_hpc.data.manifest import Manifest, find_manifest, read_manifest
 from fer_hpc.evaluation.shapes import SCORES
 from fer_hpc.files import check_shape, read_record, read_stored
+from fer_hpc.run.folder import data_folder
 
 ROBUSTNESS, GALLERY = "robustness", "gallery"  # what evaluate can write beside the scores
+ON = "-on-"  # in NAME, before the data set
 
 
 def result_name(config: EvaluateConfig, trained_on: str) -> str:
@@ -26,7 +28,43 @@ def result_name(config: EvaluateConfig, trained_on: str) -> str:
     manifest = find_manifest(config.data)
     if manifest and manifest.fingerprint == trained_on:
         return name
-    return f"{name}-on-{re.sub(r'[^A-Za-z0-9_-]+', '_', config.data.absolute().name)}"
+    return name_on(name, config.data)
+
+
+def name_on(name: str, data: Path) -> str:
+    """NAME of the same scoring on the data of another folder."""
+    return f"{name}{ON}{re.sub(r'[^A-Za-z0-9_-]+', '_', data.absolute().name)}"
+
+
+def scoring_command(run: Path, name: str) -> str:
+    """The command that writes the results of NAME."""
+    views, _, data = name.partition(ON)
+    split, _, tta = views.partition("-")
+    flags = (f" --tta {tta}" if tta else "") + (f" --data DIR (its folder {data})" if data else "")
+    return f"fer-hpc evaluate {run} --split {split}{flags}"
+
+
+def scored_data(config: EvaluateConfig, trained_on: str) -> Manifest:
+    """The data that --data names, else that of the run's training, with fingerprint `trained_on`.
+
+    UserError where there is none, or where the run's own is not what the run was trained on any
+    more: its scores would pass for the run's.
+    """
+    if config.data:
+        return read_manifest(config.data)
+    folder = data_folder(config.run)
+    manifest = find_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"the data of {config.run} is not at {folder} any more; give --data DIR, its folder now"
+        )
+    if manifest.fingerprint != trained_on:
+        raise UserError(
+            f"{folder} was made again: it holds the data {manifest.fingerprint}, {config.run} was "
+            f"trained on {trained_on}; give --data with the folder of those shards, or --data "
+            f"{folder} to score the run on these, as {name_on(config.split, folder)}"
+        )
+    return manifest
 
 
 def result_files(run: Path, name: str) -> dict[str, Path]:

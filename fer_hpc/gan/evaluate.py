@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.data.shards import Manifest, open_split, read_manifest
+from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.openings import note_opening
-from fer_hpc.evaluation.results import result_name
+from fer_hpc.evaluation.results import result_name, scored_data
 from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.gan.identity import (
     IdentityJudge,
@@ -46,7 +46,7 @@ from fer_hpc.gan.weights import load_generator, mode_of
 from fer_hpc.models.gan import Generator
 from fer_hpc.parallel.device import pick_device
 from fer_hpc.parallel.world import World
-from fer_hpc.run.folder import data_folder, read_rows, read_run_config, read_status
+from fer_hpc.run.folder import read_rows, read_run_config, read_status
 from fer_hpc.training.loop import train
 
 MIN_PAIRS = 8
@@ -63,7 +63,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
     judge that does not fit, before any training; Interrupted where a signal ended the training.
     """
     stored = read_run_config(config.run)
-    manifest = read_manifest(config.data or data_folder(config.run))
+    manifest = scored_data(config, stored["data"]["fingerprint"])
     shape = tuple(stored["data"]["image_shape"])
     if manifest.image_shape != shape or list(manifest.classes) != stored["data"]["classes"]:
         raise UserError(
