@@ -102,3 +102,11 @@ def test_passes_are_counted_as_the_layers_count_them() -> None:
     with pytest.raises(ValueError), counted_together(norms):
         together(torch.rand(1))
     assert int(together[0].num_batches_tracked) == 3  # a pass that failed is not counted
+
+
+def test_layers_that_need_their_counter_keep_it() -> None:
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(1)))
+    with counted_together(usual_batch_norms(synced)):
+        assert synced[0].num_batches_tracked is not None
+        synced(torch.rand(4, 1, 3, 3))
+    assert int(synced[0].num_batches_tracked) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fer_hpc.gan.networks import make_networks
 from fer_hpc.gan.step import SUMS as GAN_SUMS
 from fer_hpc.gan.step import step as gan_step
 from fer_hpc.models.gpu_convolutions import use_quick_convolutions
+from fer_hpc.models.registry import is_built_in
 from fer_hpc.parallel.world import World
 from fer_hpc.run.state import TrainState
 from fer_hpc.training import learner as learner_module
@@ -184,13 +184,14 @@ def test_only_weights_that_autocast_would_cast_are_cast() -> None:
     assert network[1].weight.grad is None
 
 
-def test_casts_are_for_one_process_on_a_gpu_with_a_built_in_network(shards: Path) -> None:
-    config, gpu = config_of(shards, precision="bf16"), torch.device("cuda")
-    assert casts_together(config, gpu, 1)
-    assert not casts_together(config, CPU, 1)
-    assert not casts_together(config, gpu, 2)
-    assert not casts_together(dataclasses.replace(config, precision="fp32"), gpu, 1)
-    assert not casts_together(dataclasses.replace(config, model="timm:resnet18"), gpu, 1)
+def test_casts_are_for_one_process_on_a_gpu_with_a_built_in_network() -> None:
+    gpu = torch.device("cuda")
+    assert casts_together("bf16", gpu, 1)
+    assert not casts_together("bf16", CPU, 1)
+    assert not casts_together("bf16", gpu, 2)
+    assert not casts_together("fp32", gpu, 1)
+    assert is_built_in("resnet_baseline")
+    assert not is_built_in("timm:resnet18")
 
 
 class Counting(TorchDispatchMode):

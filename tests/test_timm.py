@@ -14,6 +14,7 @@ from fer_hpc.config import CLASSES, UserError
 from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.models.spec import Normalized, head_names
 from fer_hpc.run import checkpoint
+from fer_hpc.training.setup import with_synced_batch_norm
 from fer_hpc.training.weights import init_from
 from tests.conftest import Fer
 
@@ -32,6 +33,16 @@ def test_a_timm_network_takes_our_faces(name: str, side: int, channels: int) -> 
     assert outputs.shape == (2, 9)
     outputs.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_batch_norm_over_all_ranks_keeps_the_activations_of_its_layers() -> None:
+    name = "timm:mobilenetv3_small_050"
+    model = build_network({"model": name}, 7, (32, 32, 1)).eval()
+    faces = torch.rand(2, 1, 32, 32)
+    wanted = model(faces)
+    synced = with_synced_batch_norm(model, name)
+    assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in synced.modules())
+    assert torch.allclose(synced(faces), wanted, atol=1e-5)
 
 
 def test_the_spec_has_the_size_mean_and_std_of_the_published_weights() -> None:

@@ -92,6 +92,11 @@ def model_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
+def is_built_in(name: str) -> bool:
+    """Whether `--model NAME` is a network of this package."""
+    return name in MODELS and MODELS[name].origin is None
+
+
 def build_network(
     science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
@@ -121,7 +126,7 @@ def check_network(science: dict[str, Any], classes: int, image_shape: tuple[int,
     """Try a plugin's or timm's network with two faces; a UserError where it does not take them."""
     side, _, channels = image_shape
     spec = model_spec(science["model"])
-    if spec.origin is None and not spec.name.startswith("timm:"):
+    if is_built_in(spec.name):
         return
     outputs = _outputs(science, classes)
     try:

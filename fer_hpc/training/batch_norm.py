@@ -38,14 +38,16 @@ def usual_batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def counted_together(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Within the body, one forward pass in training, the layers do not count it; then all do.
 
-    On a GPU one kernel for all counters takes the place of one for each. Layers without a momentum
-    use their counter and count for themselves.
+    On a GPU one kernel for all counters takes the place of one for each. For networks that call
+    each layer once a pass. Layers that use their counter count for themselves: those without a
+    momentum, and those with a forward of their own, as SyncBatchNorm.
     """
     counters = {}
     for norm in norms:
+        counter, usual = norm.num_batches_tracked, type(norm).forward is _BatchNorm.forward
         counts = norm.training and norm.track_running_stats and norm.momentum is not None
-        if counts and norm.num_batches_tracked is not None:
-            counters[norm] = norm.num_batches_tracked
+        if usual and counts and counter is not None:
+            counters[norm] = counter
             norm.num_batches_tracked = None
     try:
         yield

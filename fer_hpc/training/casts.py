@@ -1,7 +1,8 @@
 """The weights of products in their lower precision, cast together.
 
 Autocast casts a weight where it is used, and its gradient back: two small kernels for each. On a
-GPU a small network spends a tenth of its step on them. The values are autocast's.
+GPU a small network spends a tenth of its step on them. The values are autocast's. For networks
+that use the weights of their layers in these layers alone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fer_hpc.config import TrainConfig
 from fer_hpc.models.gpu_convolutions import QuickConv2d
-from fer_hpc.models.registry import MODELS
 from fer_hpc.parallel.device import LOW_PRECISION
 
 # Of these autocast casts all parameters, and nothing else reads them.
@@ -40,15 +39,12 @@ def _together(tensors: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return tuple(copies)
 
 
-def casts_together(config: TrainConfig, device: torch.device, ranks: int) -> bool:
-    """Whether a training casts its weights so: one process on a GPU, with a built-in network.
+def casts_together(precision: str, device: torch.device, ranks: int) -> bool:
+    """Whether a training casts its weights so: one process on a GPU.
 
-    Several ranks could not exchange a gradient before all are there. Other networks may read the
-    weights of their layers.
+    Several ranks could not exchange a gradient before all are there.
     """
-    spec = MODELS.get(config.model)
-    built_in = spec is not None and spec.origin is None
-    return device.type == "cuda" and ranks == 1 and config.precision in LOW_PRECISION and built_in
+    return device.type == "cuda" and ranks == 1 and precision in LOW_PRECISION
 
 
 class CastWeights:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fer_hpc.config import TrainConfig
 from fer_hpc.data.store import Batch
+from fer_hpc.models.registry import is_built_in
 from fer_hpc.parallel.device import LOW_PRECISION, autocast
 from fer_hpc.run.state import Stateful
 from fer_hpc.training.batch_norm import counted_together, usual_batch_norms
@@ -45,9 +46,10 @@ class Learner:
     def __post_init__(self) -> None:
         device = self.lr.tensors[0].device
         self.grad_norm = torch.zeros((), device=device)
-        self._norms = usual_batch_norms(self.model)
+        built_in = is_built_in(self.config.model)  # another network may read what is set aside
+        self._norms = usual_batch_norms(self.model) if built_in else []
         self._cast_weights: Callable[[], dict[str, torch.Tensor]] = dict
-        if casts_together(self.config, device, self.ranks):
+        if built_in and casts_together(self.config.precision, device, self.ranks):
             self._cast_weights = CastWeights(self.model, LOW_PRECISION[self.config.precision])
         self._losses: Callable[..., Losses] = self._compute
         if self.config.compile and self.ranks == 1:  # with ranks, the network alone is compiled

@@ -26,17 +26,10 @@ class LossNormalizer:
     weight_sum: float | torch.Tensor
     affect_count: float | torch.Tensor = 1.0
 
-    def cast(self, dtype: torch.dtype, affect: bool = True) -> LossNormalizer:
-        """The same in `dtype`, as a wider one would widen the loss; without `affect`, which is
-        not used then, affect_count as it is."""
+    def cast(self, dtype: torch.dtype) -> LossNormalizer:
+        """The same, tensors in `dtype`: a wider one would widen the loss."""
         sums = (self.weight_sum, self.affect_count)
-        wanted = (True, affect)
-        return LossNormalizer(
-            *(
-                s.to(dtype) if w and isinstance(s, torch.Tensor) else s
-                for s, w in zip(sums, wanted, strict=True)
-            )
-        )
+        return LossNormalizer(*(s.to(dtype) if isinstance(s, torch.Tensor) else s for s in sums))
 
 
 # loss(outputs [b, classes] float, batch, norm) -> scalar: the batch's part of the global mean

@@ -46,7 +46,7 @@ class Objective:
 
         outputs [b, classes (+ 2)] in float32 or float64.
         """
-        norm = norm.cast(outputs.dtype, affect=batch.affect is not None)
+        norm = norm.cast(outputs.dtype)
         logits = outputs[:, : self.classes]
         log_p = logits.log_softmax(1)  # [b, K]
         plain, weights = self._plain(log_p, batch)

@@ -13,6 +13,7 @@ from fer_hpc.config import GanConfig, TrainConfig, UserError, fields_of
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest
 from fer_hpc.models.registry import build_network
+from fer_hpc.models.timm_models import PREFIX
 from fer_hpc.parallel.world import World
 from fer_hpc.training import weights
 from fer_hpc.training.batch_norm import BatchNormEstimator, usual_batch_norms
@@ -36,7 +37,7 @@ def make_learner(
     torch.manual_seed(config.seed)
     model = build_network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
     if config.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = with_synced_batch_norm(model, config.model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.precision == "fp64":
         model = model.double()
@@ -56,6 +57,16 @@ def make_learner(
         MovingAverage(model) if config.ema else None,
         world.size,
     )
+
+
+def with_synced_batch_norm(model: nn.Module, name: str) -> nn.Module:
+    """The network `--model NAME` with batch norm over the images of all ranks."""
+    if name.startswith(PREFIX):  # torch's would drop the activations in timm's layers
+        from timm.layers import convert_sync_batchnorm
+
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
