@@ -160,6 +160,61 @@ def test_two_sets_of_seeds_are_compared_with_seeds_as_samples(tmp_path: Path) ->
     assert "not distinguishable" in format_comparison(few)
 
 
+def test_one_network_does_not_count_as_two_seeds(tmp_path: Path) -> None:
+    a = tuple(scored_run(tmp_path / f"a{k}", 0.8, seed=k) for k in range(3))
+    b = tuple(scored_run(tmp_path / f"b{k}", 0.6, seed=k // 2) for k in range(3))
+    with pytest.raises(UserError, match=r"b0 and .*b1 of the second set give equal outputs"):
+        compare(CompareConfig(runs=a, versus=b))
+
+
+def test_what_differs_beside_the_seed_is_noted(tmp_path: Path) -> None:
+    a = tuple(scored_run(tmp_path / f"a{k}", 0.8, seed=k) for k in range(3))
+    b = tuple(scored_run(tmp_path / f"b{k}", 0.6, seed=9 + k) for k in range(3))
+    for k, run in enumerate(a):
+        config = {"science": {"seed": k}, "data": {"path": "d", "fingerprint": "f"}}
+        (run / "config.json").write_text(json.dumps(config))
+    for k, run in enumerate(b):
+        science = {"seed": 0, "lr": 0.1 * (k > 1), "flip": True}
+        config = {"science": science, "data": {"path": "d", "fingerprint": f"f{k}"}}
+        (run / "config.json").write_text(json.dumps(config))
+    comparison = compare(CompareConfig(runs=a, versus=b))
+    assert comparison["versus"]["notes"] == [
+        "the runs of the second set differ in data, lr",
+        "seed 0 is 3 runs of the second set",
+    ]
+    assert "note: the runs of the second set differ in data, lr" in format_comparison(comparison)
+
+
+def test_a_runs_own_data_is_found_where_another_run_names_it(tmp_path: Path) -> None:
+    a, b = scored_run(tmp_path / "a", 0.7), scored_run(tmp_path / "b", 0.6, n=300)
+    with pytest.raises(UserError) as error:
+        compare(CompareConfig(runs=(a, b)))
+    hint = f"fer-hpc evaluate {b} --split val --data d, then fer-hpc compare with --name val-on-d"
+    assert hint in str(error.value)
+    other = scored_run(tmp_path / "c", 0.6)
+    (other / "predictions-val.npz").rename(b / "predictions-val-on-d.npz")
+    comparison = compare(CompareConfig(runs=(a, b), name="val-on-d"))
+    assert [row["predictions"] for row in comparison["runs"]] == ["val", "val-on-d"]
+    assert f"{a} (val): accuracy" in format_comparison(comparison)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("test", "--split test writes"),
+        ("val-ten_crop", "--split val --tta ten_crop writes"),
+        ("test-flip-on-six", "--split test --tta flip --data DIR (its folder six) writes"),
+    ],
+)
+def test_absent_predictions_name_the_command_that_writes_them(
+    tmp_path: Path, name: str, command: str
+) -> None:
+    a, b = scored_run(tmp_path / "a", 0.7), scored_run(tmp_path / "b", 0.7)
+    with pytest.raises(UserError) as error:
+        compare(CompareConfig(runs=(a, b), name=name))
+    assert f"fer-hpc evaluate {a} {command} them" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -100,6 +100,30 @@ def test_predictions_are_bit_identical_at_any_world_size(
         assert (many["logits"] == one["logits"]).all()
 
 
+def test_data_that_was_made_again_does_not_pass_for_the_runs_own(
+    fer: Fer, finished_run: Path, five_chunks: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    scores = {file: file.read_bytes() for file in run.glob("eval-*.json")}
+
+    def move_data(folder: Path) -> None:
+        """Let the run's data be in another folder."""
+        for path in run.glob("attempts/*/environment.json"):
+            record = json.loads(path.read_text()) | {"data": str(folder)}
+            path.write_text(json.dumps(record))
+
+    move_data(five_chunks)
+    done = fer("evaluate", run, "--split", "test")
+    assert done.returncode == 2
+    assert f"{five_chunks} was made again" in done.stderr
+    assert f"--data {five_chunks}" in done.stderr and "test-on-shards" in done.stderr
+    assert scores == {file: file.read_bytes() for file in run.glob("eval-*.json")}
+    move_data(tmp_path / "gone")
+    done = fer("evaluate", run, "--split", "test")
+    assert done.returncode == 2
+    assert f"is not at {tmp_path / 'gone'} any more; give --data DIR" in done.stderr
+
+
 def test_an_absent_split_is_one_message(fer: Fer, tmp_path: Path) -> None:
     table, gray = tmp_path / "fer.csv", " ".join(["9"] * 2304)
     lines = [f"{k % 7},{gray},{'Training' if k < 40 else 'PublicTest'}" for k in range(50)]
