@@ -118,6 +118,11 @@ def test_data_that_was_made_again_does_not_pass_for_the_runs_own(
     assert f"{five_chunks} was made again" in done.stderr
     assert f"--data {five_chunks}" in done.stderr and "test-on-shards" in done.stderr
     assert scores == {file: file.read_bytes() for file in run.glob("eval-*.json")}
+    scored = run / "eval-test-on-shards.json"  # of another data set whose folder has this name
+    scored.write_text(json.dumps({"data": "of another set"}))
+    done = fer("evaluate", run, "--split", "test", "--data", five_chunks)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {scored} was of the data of another set; replaced by" in done.stderr
     move_data(tmp_path / "gone")
     done = fer("evaluate", run, "--split", "test")
     assert done.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def result_files(run: Path, name: str) -> dict[str, Path]:
         "confusion": run / f"confusion-{name}.png",
         "reliability": run / f"reliability-{name}.png",
     }
+
+
+def say_replaced(run: Path, name: str, data: str) -> None:
+    """A line where eval-NAME.json is of other data: folders of two data sets may share a name."""
+    path = result_files(run, name)["scores"]
+    old = read_record(path, {"data": str})
+    if old and old["data"] != data:
+        print(
+            f"warning: {path} was of the data {old['data']}; replaced by scores on {data}",
+            file=sys.stderr,
+        )
 
 
 def read_scores(path: Path, wanted: Any = SCORES) -> dict[str, Any]:

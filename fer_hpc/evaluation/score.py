@@ -29,7 +29,13 @@ from fer_hpc.evaluation.calibration import (
 )
 from fer_hpc.evaluation.groups import group_tables
 from fer_hpc.evaluation.opened import OpenedRun, open_run
-from fer_hpc.evaluation.results import GALLERY, ROBUSTNESS, result_files, wanted_extras
+from fer_hpc.evaluation.results import (
+    GALLERY,
+    ROBUSTNESS,
+    result_files,
+    say_replaced,
+    wanted_extras,
+)
 from fer_hpc.files import write_bytes, write_json
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
 from fer_hpc.parallel.device import autocast
@@ -184,6 +190,7 @@ def evaluate(config: EvaluateConfig, world: World = ONE_PROCESS) -> dict[str, An
             classes,
             config.min_group,
         )
+        say_replaced(config.run, opened.name, opened.manifest.fingerprint)
         _write(opened, result, logits)
         write_extras(opened, wanted_extras(config))
     return result

@@ -20,7 +20,7 @@ from fer_hpc.data.shards import Manifest, open_split
 from fer_hpc.evaluation import plots
 from fer_hpc.evaluation.intervals import wilson
 from fer_hpc.evaluation.openings import note_opening
-from fer_hpc.evaluation.results import result_name, scored_data
+from fer_hpc.evaluation.results import result_name, say_replaced, scored_data
 from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.gan.identity import (
     IdentityJudge,
@@ -125,6 +125,7 @@ def evaluate_gan(config: EvaluateConfig) -> dict[str, Any]:
         },
     }
     name = result_name(config, stored["data"]["fingerprint"])
+    say_replaced(config.run, name, manifest.fingerprint)
     write_json(config.run / f"eval-{name}.json", result)
     _plot(config.run, name, generator, manifest, loader, result)
     return result
