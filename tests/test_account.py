@@ -157,3 +157,54 @@ def test_crop_none_takes_all_and_detect_finds_the_face(tmp_path: Path) -> None:
         assert (split.images[0][..., -1, 0] > 150).all() == right
     with pytest.raises(UserError, match="no face found"):
         run(tmp_path, "table", table, split="test", crop="detect")
+
+
+def test_a_face_with_two_labels_is_rejected_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [[f"{i}.png", ("happy", "sad")[i % 2]] for i in range(40)]
+    for i in range(40):
+        save(tmp_path / f"p/{i}.png", i)
+    lines += [["3.png", "happy"], ["./4.png", "Happy"], ["5.png", "sad"]]
+    (tmp_path / "p/t.csv").write_text("path,label\n" + "\n".join(map(",".join, lines)))
+    content = run(tmp_path, "table", tmp_path / "p/t.csv", max_rejects=0.2)
+    rejected = content["account"]["rejected"]["reasons"]
+    assert rejected["two labels"] == {"n": 2, "example": "3.png"}
+    assert rejected["duplicate face"] == {"n": 1, "example": "./4.png#2"}
+    assert rejected["duplicate row"]["n"] == 1
+    assert "rejected: 2 two labels, for example 3.png" in capsys.readouterr().out
+    assert content["account"]["taken"] == 39
+
+
+@pytest.mark.parametrize("crop, taken", [("auto", 40), ("none", 0)])
+def test_two_faces_of_a_picture_are_one_where_no_box_cuts_them(
+    tmp_path: Path, crop: str, taken: int
+) -> None:
+    for i in range(20):
+        save(tmp_path / f"p/{i}.png", i)
+    boxes = ("happy,0,0,20,40", "sad,20,0,40,40")
+    lines = [f"{i}.png,{box}" for i in range(20) for box in boxes]
+    table = tmp_path / "p/t.csv"
+    table.write_text("\n".join(["path,label,x_min,y_min,x_max,y_max", *lines]))
+    if not taken:
+        with pytest.raises(UserError, match=r"no usable faces.* 0\.png \(two labels\)"):
+            run(tmp_path, "table", table, crop=crop)
+        return
+    content = run(tmp_path, "table", table, crop=crop)
+    assert content["account"]["taken"] == taken
+    assert "pictures whole" in content["split_rule"]
+    out = tmp_path / "out0"
+    ids = [
+        {name.decode().partition("#")[0] for name in open_split(manifest, s).columns["source_id"]}
+        for manifest in [read_manifest(out)]
+        for s in ("train", "val", "test")
+    ]
+    assert sum(map(len, ids)) == 20
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
+    root = folders(tmp_path / "faces")
+    assert not [note for note in run(tmp_path, "folder", root)["notes"] if "no face" in note]
+    (root / "angry").mkdir()
+    notes = run(tmp_path, "folder", root)["notes"]
+    assert "no face of Anger, although it is a class" in notes

@@ -94,6 +94,16 @@ def test_rafdb_as_its_authors_give_it(tmp_path: Path, entry: str) -> None:
     assert plan.rows.class_map.source == "RAF-DB's numbers"
 
 
+def test_a_face_that_a_list_names_twice_has_one_label_or_none(tmp_path: Path) -> None:
+    root = rafdb_basic(tmp_path / "basic")
+    with (root / "EmoLabel/list_patition_label.txt").open("a") as f:
+        f.write("train_00001.jpg 2\ntrain_00003.jpg 5\n")
+    found, plan = read(tmp_path, root)
+    rejects = [("train_00001.jpg", "duplicate id"), ("train_00003.jpg", "two labels")]
+    assert plan.rows.rejects == [*rejects, rejects[1]]
+    assert len(found) == 41 and "train_00003.jpg" not in found
+
+
 def test_rafdb_in_numbered_folders_with_tables(tmp_path: Path) -> None:
     for split in ("train", "test"):
         lines = []

@@ -197,7 +197,7 @@ def test_no_path_in_a_table_leads_out_and_no_id_comes_twice(
         for path in ("../../etc/passwd", "../secret.jpg", "link.jpg", str(tmp_path / "secret.jpg"))
     ]
     lines += [
-        "0.jpg,10,10,90,110,1",  # another face of the same picture
+        "0.jpg,10,10,80,100,1",  # another face of the same picture
         "1.jpg,10,10,90,110,1",
         "1.jpg,10,10",
         "/data/of/another/machine/7.jpg,10,10,90,110,1",

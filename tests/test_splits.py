@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,24 @@ def test_rules_that_need_what_is_absent_say_so() -> None:
         resolve_rule(rows_of(np.zeros(10, int)), "official")
     with pytest.raises(UserError, match="names no persons"):
         resolve_rule(rows_of(np.zeros(10, int)), "person")
+
+
+def test_faces_of_one_picture_are_in_one_split() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.permutation(np.repeat(np.arange(1, 301), 2))
+    label = rng.integers(0, 4, 600)
+    for rule, columns in (("report", {}), ("person", {"group": rng.integers(0, 400, 600)})):
+        rows = dataclasses.replace(rows_of(label, **columns), picture=picture, face=np.arange(600))
+        split, how, _ = divide(rows, rule)
+        assert all(len(set(split[picture == p])) == 1 for p in range(1, 301))
+        assert "pictures whole" in how
+        again = dataclasses.replace(rows, picture=picture * -7919)  # other hashes
+        assert (divide(again, rule)[0] == split).all()
+    rows = dataclasses.replace(rows_of(label, ["train"] * 500 + ["test"] * 100), picture=picture)
+    split, how, notes = divide(rows, "official")
+    own = np.flatnonzero(split != "test")
+    assert all(len(set(split[own][picture[own] == p])) < 2 for p in range(1, 301))
+    assert [note for note in notes if "pictures have faces in both train and test" in note]
+    plain, how, _ = divide(rows_of(label), "report")
+    alone = dataclasses.replace(rows_of(label), picture=np.arange(1, 601))
+    assert (divide(alone, "report")[0] == plain).all() and "pictures" not in how

@@ -7,9 +7,10 @@ The readers are in readers/; sources.py lists them.
 
 from __future__ import annotations
 
+import array
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from fer_hpc.data.classes import ClassMap
 from fer_hpc.data.faces import Box, Reject
 from fer_hpc.data.pictures import printable
 from fer_hpc.data.tally import Tally
+
+TWO_LABELS = "two labels"  # why a face is a reject
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Rows:
     locators: Sequence[Any] = ()
     class_map: ClassMap | None = None  # which class each label in the data was read as
     ignored: Tally = field(default_factory=Tally)  # what else lies in the input
+    # equal for rows of one picture, and of one face in it; 0: the picture has no other row
+    picture: NDArray[np.int64] | None = None
+    face: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Collector:
         self._locators: list[Any] = []
         self._groups: dict[int, str] = {}  # by place in the lists
         self._targets: dict[int, Sequence[float]] = {}
+        self._pictures, self._faces = array.array("q"), array.array("q")  # 8 bytes a row
         self._identity = hashlib.sha256()
 
     def add(
@@ -98,11 +105,14 @@ class Collector:
         stamp: object = "",
         group: str = "",
         targets: Sequence[float] | None = None,
+        picture: str = "",
+        box: Hashable = None,
     ) -> None:
         """Take in a face with its label as the data states it, or the reason why it has none.
 
         `stamp` changes with the picture's bytes (size and time); `group` is the person;
-        `targets` are shares of the classes, in the order of `ClassMap.classes`.
+        `targets` are shares of the classes, in the order of `ClassMap.classes`. `picture` is wanted
+        where a picture may have several rows, and `box` is what tells its faces apart.
         """
         if group:
             self._groups[len(self._ids)] = group
@@ -112,6 +122,8 @@ class Collector:
         self._labels.append(label)
         self._splits.append(split)
         self._locators.append(locator)
+        self._pictures.append(hash(picture) if picture else 0)
+        self._faces.append(hash((picture, box)) if picture else 0)
         entry = repr((self._ids[-1], str(label), split, str(stamp), group, targets))
         self._identity.update(entry.encode("utf-8", "backslashreplace"))
 
@@ -128,7 +140,8 @@ class Collector:
         ignored: Tally | None = None,
     ) -> Rows:
         """The rows of `path`; UserError where there is none. `extra` joins the fingerprint."""
-        known: set[str] = set()
+        known: dict[str, int] = {}
+        contradicted: set[str] = set()
         kept: list[int] = []
         labels: list[int] = []
         rejects: list[tuple[str, str]] = []
@@ -136,12 +149,19 @@ class Collector:
             index = str(label) if isinstance(label, Reject) else class_map.label(label)
             if isinstance(index, str):
                 rejects.append((source_id, index))
-            elif source_id in known:
-                rejects.append((source_id, "duplicate id"))
-            else:
-                known.add(source_id)
+            elif source_id not in known:
+                known[source_id] = index
                 kept.append(place)
                 labels.append(index)
+            elif known[source_id] == index or self._targets:
+                rejects.append((source_id, "duplicate id"))
+            else:
+                contradicted.add(source_id)
+                rejects.append((source_id, TWO_LABELS))
+        if contradicted:  # of such a face no label is known
+            rejects += [(name, TWO_LABELS) for name in sorted(contradicted)]
+            which = [i for i, k in enumerate(kept) if self._ids[k] not in contradicted]
+            kept, labels = [kept[i] for i in which], [labels[i] for i in which]
         if not kept:
             why = first_reject(rejects) or ": there are none in it"
             raise UserError(f"--input {path}: no usable faces{why}")
@@ -163,6 +183,8 @@ class Collector:
             locators=[self._locators[i] for i in kept],
             class_map=class_map,
             ignored=ignored or Tally(),
+            picture=np.array(self._pictures, np.int64)[kept] if any(self._pictures) else None,
+            face=np.array(self._faces, np.int64)[kept] if any(self._pictures) else None,
         )
 
 

@@ -19,8 +19,9 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import MISTAKES
 from fer_hpc.data import faces, shards, splits
-from fer_hpc.data.annotations import Rows, Source, first_reject
+from fer_hpc.data.annotations import TWO_LABELS, Rows, Source, first_reject
 from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
+from fer_hpc.data.doubles import PICTURES, TWICE, without_doubles
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.manifest import SHARD, find_manifest
 from fer_hpc.data.sources import SourceSpec, error_of_plugin
@@ -73,6 +74,7 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
         rows, classes = _rows_of_plugin(spec, source, read_stated(config.classes))
     if config.columns is not None:
         rows.columns.update(read_columns(config.columns, rows.source_id, rows.notes))
+    rows = without_doubles(rows, is_whole=config.crop != "auto")
     if "group" in rows.columns:
         rows.columns["group"] = _numbered(rows.columns["group"])
     rule = splits.resolve_rule(rows, config.split)
@@ -83,6 +85,9 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
     for i in np.flatnonzero(split == "")[:1]:
         reason = f"faces of the source's own test and val, not used by --split {rule}"
         rows.ignored.add(reason, rows.source_id[i], int((split == "").sum()))
+    counts = np.bincount(rows.label, minlength=len(classes)).tolist()
+    if absent := [name for name, n in zip(classes, counts, strict=True) if not n]:
+        notes = [*notes, f"no face of {', '.join(absent)}, although it is a class"]
     if config.crop == "detect" and best_finder() == "cascade":
         notes = [*notes, CASCADE_ADVICE]
     return Plan(
@@ -91,7 +96,7 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
         rule_text,
         [*rows.notes, *notes],
         _shards(config, split),
-        _hash(config, spec, rows, classes, rule),
+        _hash(config, spec, rows, classes, rule_text if PICTURES in rule_text else rule),
     )
 
 
@@ -137,6 +142,8 @@ def _hash(
         identity.append([list(classes), rows.class_map.class_of if rows.class_map else {}])
     if spec.origin:
         identity.append(spec.origin.sha256)
+    if doubles := [reject for reject in rows.rejects if reject[1] in (TWO_LABELS, TWICE)]:
+        identity.append(doubles)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -161,6 +168,8 @@ def _checked(
 
     lengths = {"label": len(rows.label), "split": len(rows.split)}
     lengths |= {f"columns[{k!r}]": len(v) for k, v in rows.columns.items()}
+    for name, values in (("picture", rows.picture), ("face", rows.face)):
+        lengths |= {} if values is None else {name: len(values)}
     lengths |= {"locators": len(rows.locators)} if len(rows.locators) else {}
     for name, length in lengths.items():
         if length != n:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fer_hpc.config import UserError
 from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Rows
+from fer_hpc.data.doubles import PICTURES, joined, shared_pictures
 
 SEED = 42  # the source report's
 NOT_STRATIFIED = "not stratified"  # begins the note that says why
@@ -25,6 +26,7 @@ def resolve_rule(rows: Rows, rule: str) -> str:
     `official`: the source's own splits; where it has no val, that is cut from its train.
     `report`: 15 % test, then 17.65 % of the rest val, stratified by class, from the train rows.
     `person`: the same shares, nobody in two splits.
+    Where rows are divided here, all rows of one picture are in the same split.
     `test`: every face is in the test split.
     `auto`: official where the source has a test or val split, else person where people are known,
     else report.
@@ -50,31 +52,35 @@ def divide(rows: Rows, rule: str) -> tuple[NDArray[np.str_], str, list[str]]:
     """
     own = np.array([s or "train" for s in rows.split])
     notes: list[str] = []
-    people = _people(rows, notes)
+    people, pictures = _people(rows, notes), shared_pictures(rows)
+    units = people if people is None or pictures is None else joined(people, pictures)
+    whole = "" if pictures is None else f"{PICTURES}, "
     if rule == "test":
         return np.full(len(own), "test", dtype="<U5"), "test: every face", notes
     if rule == "official":
         text = "official"
         if "val" not in own and "train" in own:
-            by_person = people is not None and _cut_people(own, people, rows.label)
+            by_person = units is not None and _cut_people(own, units, rows.label)
             if not by_person:
                 train = np.flatnonzero(own == "train")
-                own[_cut(train, rows.label, VAL_SHARE_OF_REST, notes)[1]] = "val"
-            how = "by person, " * by_person + _stratified(notes)
+                own[_cut(train, rows.label, VAL_SHARE_OF_REST, notes, pictures)[1]] = "val"
+            how = "by person, " * by_person + whole + _stratified(notes)
             text = f"official, val cut from train (17.65 %, {how}, seed 42)"
         if people is not None:
-            notes += _shared_people(own, people)
+            notes += _shared(own, people, "people are", "; --split person keeps them apart")
+        if pictures is not None:
+            notes += _shared(own, pictures, "pictures have faces", ", as the source divides them")
         return own, text, notes
     if rule == "person":
-        assert people is not None
-        split = _by_person(rows.label, people, notes)
-        return split, f"70 / 15 / 15 % by person, {_stratified(notes)}, seed 42", notes
+        assert units is not None
+        split = _by_person(rows.label, units, notes)
+        return split, f"70 / 15 / 15 % by person, {whole}{_stratified(notes)}, seed 42", notes
     usable = np.flatnonzero(own == "train")
-    rest, test = _cut(usable, rows.label, TEST_SHARE, notes)
-    train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes)
+    rest, test = _cut(usable, rows.label, TEST_SHARE, notes, pictures)
+    train, val = _cut(rest, rows.label, VAL_SHARE_OF_REST, notes, pictures)
     split = np.full(len(own), "", dtype="<U5")  # rows of the source's own test are left out
     split[train], split[val], split[test] = "train", "val", "test"
-    text = f"report: 15 % test, 17.65 % of the rest val, {_stratified(notes)}, seed 42"
+    text = f"report: 15 % test, 17.65 % of the rest val, {whole}{_stratified(notes)}, seed 42"
     return split, text, notes
 
 
@@ -116,16 +122,13 @@ def _cut_people(
     return True
 
 
-def _shared_people(own: NDArray[np.str_], people: NDArray[np.int64]) -> list[str]:
-    """A note for each two splits that share people."""
+def _shared(own: NDArray[np.str_], key: NDArray[np.int64], what: str, more: str) -> list[str]:
+    """A note for each two splits that share people or pictures."""
     notes = []
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        both = np.intersect1d(people[own == one], people[own == other])
+        both = np.intersect1d(key[own == one], key[own == other])
         if len(both):
-            notes.append(
-                f"{len(both):,} people are in both {one} and {other}; "
-                "--split person keeps them apart"
-            )
+            notes.append(f"{len(both):,} {what} in both {one} and {other}{more}")
     return notes
 
 
@@ -158,14 +161,23 @@ def _by_person(
 
 
 def _cut(
-    rows: NDArray[np.int64], labels: NDArray[np.int64], share: float, notes: list[str]
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    share: float,
+    notes: list[str],
+    pictures: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two parts of `rows`, the second with `share` of every class.
+    """Two parts of `rows`, the second with `share` of every class; `pictures` are not parted.
 
     Where a class is too small for that, the parts are drawn regardless of class.
     """
     from sklearn.model_selection import train_test_split
 
+    if pictures is not None:  # the first row of each is drawn, the others go with it
+        firsts = rows[np.unique(pictures[rows], return_index=True)[1]]
+        _, drawn = _cut(firsts, labels, share, notes)
+        goes = np.isin(pictures[rows], pictures[drawn])
+        return rows[~goes], rows[goes]
     classes = labels[rows]
     try:
         rest, part = train_test_split(rows, test_size=share, stratify=classes, random_state=SEED)

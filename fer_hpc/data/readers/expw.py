@@ -52,7 +52,8 @@ class ExpW:
                 top = left = right = bottom = 0.0
             label = stamp if isinstance(stamp, Reject) else cells[7]
             locator = (name, (left, top, right, bottom))
-            collector.add(f"{cells[0]}#{cells[1]}", label, "", locator, stamp=(stamp, cells[2:6]))
+            face, stamps = f"{cells[0]}#{cells[1]}", (stamp, cells[2:6])
+            collector.add(face, label, "", locator, stamp=stamps, picture=name, box=locator[1])
         place = f"--input {self.tree.root}"
         class_map = map_classes(collector.labels(), self.stated, place, NUMBERING, CLASSES)
         self.classes = class_map.classes

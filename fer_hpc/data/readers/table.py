@@ -38,7 +38,8 @@ class PictureTable:
     """CSV tables of picture paths, one row a face, with pictures below `root`.
 
     All paths of a table lead below `root` in the same way: as they are, or without one prefix of
-    another machine. A picture may have several rows; a row that occurs again is a reject.
+    another machine. A picture may have several rows; a row that occurs again is a reject, and so
+    are all rows of a face with two labels.
     `tables` are (table, split or ""); `path` and `label` are the names of their columns.
     """
 
@@ -60,6 +61,7 @@ class PictureTable:
         meant = _meant(names)
         self._points, self._split, self._group = meant["points"], meant["split"], meant["group"]
         self._has_box = bool(meant["box"])
+        self._cut_by = (self._points,) if self._points else BOX if self._has_box else ()
         for table, _ in tables:
             table.require(path, label, *(BOX if self._has_box else ()))
             for known, own in zip(meant.values(), _meant(table.names).values(), strict=True):
@@ -120,12 +122,14 @@ class PictureTable:
             text = line[self._path]
             source_id, own_split = text, split
             label: str | Reject = self._label_of(line)
+            picture = ""
             name = prefix.name(text)
             stamp = name if isinstance(name, Reject) else self.tree.stamp(name)
             if isinstance(stamp, Reject):
                 label = stamp if isinstance(label, Reject) or label_is_used(label) else label
             else:
                 assert isinstance(name, str)
+                picture = name
                 folder, _, last = name.rpartition("/")
                 rows, checksum = used.setdefault(folder, {}), zlib.crc32(repr(line).encode())
                 if last not in rows:
@@ -141,7 +145,16 @@ class PictureTable:
                     label = Reject(f"{self._split} {cell[:20]!r}, wanted train, val or test")
             group = line[self._group] if self._group else ""
             locator = (number, offset, prefix.length)
-            collector.add(source_id, label, own_split, locator, stamp=stamp, group=group)
+            collector.add(
+                source_id,
+                label,
+                own_split,
+                locator,
+                stamp=stamp,
+                group=group,
+                picture=picture,
+                box=tuple(line[column] for column in self._cut_by),
+            )
 
     def _label_of(self, line: Line) -> str | Reject:
         return label_key(line[self._label]) or Reject("no label")

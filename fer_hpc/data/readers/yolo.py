@@ -95,7 +95,8 @@ class Yolo:
             label: str | Reject = stamp if isinstance(stamp, Reject) else cells[0]
             if not all(-0.01 <= side <= 1.01 for side in box):
                 label = Reject("box is not in shares of the picture")
-            collector.add(source_id, label, split, (name, box), stamp=(stamp, box))
+            stamps = (stamp, box)
+            collector.add(source_id, label, split, (name, box), stamp=stamps, picture=name, box=box)
 
     def _names(self, files: Iterable[str]) -> tuple[str, ...]:
         """The class names of data.yaml: a list in brackets, or lines `- name` or `0: name`."""
