@@ -118,10 +118,11 @@ def test_suspects_are_shown_and_those_of_train_are_left_out(
     train, val = open_split(manifest, "train"), open_split(manifest, "val")
     label = {row: manifest.classes[train.columns["labels"][row]] for row in (5, 7)}
     of_val = manifest.classes[val.columns["labels"][2]]
-    head = "source_id,split,row,label,suggested,p_label,p_suggested"
-    lines = [f"{row},train,{row},{label[row]},Fear,.01,.9" for row in (7, 5)]
-    lines += [f"46,val,2,{of_val},Fear,.02,.8"]
-    strange = ["8,train,8,Contempt,Fear,.1,.7", "x,train,0,Fear"]
+    head = "source_id,split,row,label,suggested,p_label,p_suggested,image_hash"
+    image = [name.decode() for name in train.columns["image_hash"]]
+    lines = [f"{row},train,{row},{label[row]},Fear,.01,.9,{image[row]}" for row in (7, 5)]
+    lines += [f"46,val,2,{of_val},Fear,.02,.8,{val.columns['image_hash'][2].decode()}"]
+    strange = [f"8,train,8,Contempt,Fear,.1,.7,{image[8]}", "x,train,0,Fear"]
     file = tmp_path / "label-noise-val.csv"
     file.write_text("\n".join([head, *lines, *strange]))
     flags = ("--suspects", file, "--sheet", tmp_path / "s.png", "--fix", tmp_path / "clean")
@@ -141,10 +142,36 @@ def test_suspects_are_shown_and_those_of_train_are_left_out(
     assert [each for each in dropped if "may be wrong" in each] == [
         f'train,{row},"{what}"' for row in (5, 7)
     ]
-    file.write_text(f"{head}\n99,train,0,Fear,Anger,.1,.8")
+    file.write_text(f"{head}\n7,train,7,{label[7]},Anger,.1,.8,{image[5][::-1]}")
     other = fer("doctor", troubled, "--suspects", file)
     assert other.returncode == 2
     assert "none of its faces (1) is one of" in other.stderr
+
+
+def test_suspects_of_other_data_are_known_by_their_image(
+    fer: Fer, troubled: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(troubled)
+    train = open_split(manifest, "train")
+    label = manifest.classes[train.columns["labels"][7]]
+    image = train.columns["image_hash"][7].decode()
+    file = tmp_path / "label-noise-train.csv"
+    head = "source_id,split,row,label,suggested,p_label,p_suggested"
+    file.write_text(f"{head},image_hash\n9,train,9,{label},Fear,.1,.8,{image}\n")
+    flags = ("--suspects", file, "--fix", tmp_path / "clean")
+    assert fer("doctor", troubled, *flags).returncode == 3
+    dropped = (tmp_path / "clean/dropped.csv").read_text()
+    assert 'train,7,"labels that may be wrong' in dropped and "train,9," not in dropped
+
+    file.write_text(f"{head}\n7,train,7,{label},Fear,.1,.8\n")  # as 0.1.0 wrote it
+    for data in (None, "of-other-data"):
+        if data:
+            (tmp_path / "gallery-train.json").write_text(json.dumps({"data": data}))
+        done = fer("doctor", troubled, "--suspects", file)
+        assert done.returncode == 2
+        assert f"fer-hpc evaluate RUN --split train --gallery --data {troubled}" in done.stderr
+    (tmp_path / "gallery-train.json").write_text(json.dumps({"data": manifest.fingerprint}))
+    assert fer("doctor", troubled, "--suspects", file).returncode == 3
 
 
 def test_people_in_two_splits_are_found(

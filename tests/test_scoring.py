@@ -115,6 +115,9 @@ def test_a_robustness_card_and_a_gallery_open_the_split_once(fer: Fer, run: Path
         noise = list(csv.DictReader(f))
     assert len(noise) == found["label_noise"]["candidates"]
     assert all(row["label"] != row["suggested"] for row in noise)
+    with np.load(run / "predictions-test.npz") as saved:
+        images = dict(zip(saved["source_id"], saved["image_hash"], strict=True))
+    assert all(images[row["source_id"].encode()].decode() == row["image_hash"] for row in noise)
     beats = (predicted == labels).sum() > np.bincount(labels).max()
     assert found["label_noise"]["beats_majority"] == beats
 

@@ -92,7 +92,7 @@ class _Predicted:
         self.opened, self.classes = opened, opened.classes
         stored = read_predictions(opened.config.run, opened.name)
         self.labels, self.predicted = stored.labels, stored.predicted
-        self.source_id = stored.source_id
+        self.source_id, self.image_hash = stored.source_id, stored.image_hash
         self.temperature = None
         if opened.config.tta == "none":
             self.temperature = stored_temperature(opened.config.run, opened.weights)[0]
@@ -224,10 +224,11 @@ def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.
 def _noise_csv(faces: _Predicted, noise: Candidates) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source_id", "split", "row", "label", "suggested", "p_label", "p_suggested"])
+    writer.writerow([*"source_id split row label suggested p_label p_suggested image_hash".split()])
     for i, k in zip(noise.rows.tolist(), noise.suggested, strict=True):
         about = faces.about(i) | faces.suggestion(i, k)
         p = [f"{about[key]:.4f}" for key in ("p_label", "p_suggested")]
         line = [about[key] for key in ("row", "label", "suggested")]
-        writer.writerow([about["source_id"], faces.opened.config.split, *line, *p])
+        image = faces.image_hash[i].decode("ascii", "replace")
+        writer.writerow([about["source_id"], faces.opened.config.split, *line, *p, image])
     return text.getvalue()
