@@ -54,6 +54,9 @@ def test_a_csv_file_maps_names_and_numbers_and_merges_classes(tmp_path: Path) ->
         found = map_classes({"Big Laugh": 3, "2": 1}, read_stated(str(path)), "x")
         assert found.classes == ("calm", "joy")
         assert found.class_of == {"Big Laugh": "joy", "2": "calm"}
+        stated = read_stated(str(path))
+        path.write_text(path.read_text().replace(",", ";"))
+        assert read_stated(str(path)) == stated
 
 
 def test_a_header_of_any_words_above_numbers_is_no_class(tmp_path: Path) -> None:

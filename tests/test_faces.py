@@ -23,6 +23,10 @@ def encoded(image: np.ndarray, kind: str = ".png") -> bytes:
     return bytes(cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
 
 
+def tiff(dtype: type) -> bytes:
+    return bytes(cv2.imencode(".tiff", picture()[..., 0].astype(dtype))[1])
+
+
 def test_colours_come_back_in_rgb_order() -> None:
     assert (faces.decode(encoded(picture()), 3) == picture()).all()
 
@@ -37,6 +41,9 @@ def test_gray_is_luma() -> None:
     [
         (b"", "empty"),
         (b"hello, this is text", "not an image"),
+        (b"II*\0 and this is text", "not an image"),
+        (tiff(np.float32), "32-bit float pixels, wanted 8 or 16 bits"),
+        (tiff(np.int32), "32-bit integer pixels, wanted 8 or 16 bits"),
         (encoded(picture(300, 300), ".jpg")[:2000], "truncated"),
         (encoded(picture(300, 300))[:1000], "truncated PNG"),
     ],

@@ -18,9 +18,10 @@ from fer_hpc.data.faces import Reject, decode
 from fer_hpc.data.readers.arrays import Arrays
 from fer_hpc.data.readers.fer2013 import FER2013_CLASSES
 from fer_hpc.data.readers.folders import ClassFolders
-from fer_hpc.data.readers.table import AffectNetCsv
+from fer_hpc.data.readers.table import AffectNetCsv, generic_table
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.tables import CsvTable, read_columns
+from fer_hpc.data.tree import Tree
 from tests.conftest import Fer, Preprocess
 
 AFFECTNET = read_stated("affectnet")
@@ -232,6 +233,46 @@ def test_a_file_that_is_no_csv_is_called_what_it_is(
     with pytest.raises(UserError, match=message) as caught:
         AffectNetCsv(path)
     assert str(caught.value).isprintable()
+
+
+def test_a_line_break_in_quotes_belongs_to_its_row(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / f"{i}.jpg")
+    lines = ['"0.jpg","1","line\nbreak"', '1.jpg,1,"a ""word""\n\n,2.jpg\r\n"', "2.jpg,2,"]
+    lines += ['3.jpg,2,5" tall', '4.jpg,2,"not closed', '"5.jpg","3","good"', '2.jpg,2,"x']
+    text = "\n".join(["image_path,expression,note", *lines])
+    source = generic_table([(CsvTable(table(tmp_path, text)), "")], Tree(tmp_path), AFFECTNET)
+    rows = source.rows()
+    assert rows.source_id == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "2.jpg#2"]
+    assert [source.table.line(at[1])["image_path"] for at in rows.locators] == [
+        name.partition("#")[0] for name in rows.source_id
+    ]
+    assert source.table.line(rows.locators[1][1])["note"] == 'a "word"\n\n,2.jpg'
+    assert len(source.table.sample(100)) == 7
+
+
+def test_an_open_quote_takes_no_good_row_away_and_little_memory(tmp_path: Path) -> None:
+    good = '"a.jpg","1","x"\n' * 100_000
+    file = table(tmp_path, f'path,label,note\n"b.jpg,1,x\n{good}')
+    kinds = [isinstance(line, str) for _, line in CsvTable(file)]
+    assert (kinds[0], len(kinds), sum(kinds)) == (True, 100_001, 1)
+
+
+@pytest.mark.parametrize("separator, name", [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_separated_by_other_characters_is_read_and_said(
+    tmp_path: Path, separator: str, name: str
+) -> None:
+    photo(tmp_path / "1.jpg")
+    text = 'image_path,expression,note\n1.jpg,3,"a,b"\n'.replace(",", separator)
+    text = text.replace(f"a{separator}b", "a,b")
+    source = generic_table([(CsvTable(table(tmp_path, text)), "")], Tree(tmp_path), AFFECTNET)
+    rows = source.rows()
+    assert rows.label.tolist() == [3]
+    assert rows.notes == [f"table.csv is separated by {name}"]
+    notes: list[str] = []
+    columns = table(tmp_path, f"source_id{separator}age\na{separator}30\n")
+    assert read_columns(columns, ["a"], notes)["age"].tolist() == [30]
+    assert notes == [f"table.csv is separated by {name}"]
 
 
 def test_a_stray_carriage_return_rejects_its_line_only(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.config.errors import counted
+from fer_hpc.data.tables import separator_of
 
 ALIASES = {
     "neutral": "Neutral",
@@ -144,7 +145,10 @@ def read_stated(text: str) -> StatedClasses:
         )
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
-            lines = [line for line in csv.reader(f, skipinitialspace=True) if any(line)]
+            separator = separator_of(f.readline())
+            f.seek(0)
+            table = csv.reader(f, delimiter=separator, skipinitialspace=True)
+            lines = [line for line in table if any(line)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: not a CSV file in UTF-8 ({error})") from None
     first, *others = [label_key(line[0]).lower() for line in lines] or [""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -100,10 +101,21 @@ def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
         why = "picture too large" if too_large else f"not decodable: {error.err}"
         raise Reject(why) from None
     if image is None:
-        raise Reject("not an image")
+        raise Reject(_why_no_image(data))
     if channels == 1 or flags == _RGB:
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _why_no_image(data: bytes) -> str:
+    """Why the decoder gives no picture: a TIFF's pixels may be of a kind that it does not turn."""
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        with contextlib.suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if image is not None and image.dtype.itemsize > 2:
+                kind = "float" if image.dtype.kind == "f" else "integer"
+                return f"{8 * image.dtype.itemsize}-bit {kind} pixels, wanted 8 or 16 bits"
+    return "not an image"
 
 
 def _has_jpeg_end(data: bytes) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import csv
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from fer_hpc.config.errors import counted
 csv.field_size_limit(1 << 24)
 
 MAX_HEADER = 1 << 20  # bytes
+MAX_ROW = 1 << 20  # bytes of a row that goes on over several lines
+SEPARATORS = ",;\t"
 
 Line = dict[str, str]  # cells by column name
 
@@ -39,10 +42,10 @@ _MAGIC = {
 
 
 class CsvTable:
-    """A CSV file of any size, read line by line, and again from the offset of any line.
+    """A CSV file of any size, read row by row, and again from the offset of any row.
 
-    A line break within quotes is not supported. `shown` is the path for messages, where `path`
-    is an unpacked copy of it, and `flag` the option that names it.
+    `shown` is the path for messages, where `path` is an unpacked copy of it, and `flag` the option
+    that names it. `note` says which separator was taken, if it is no comma.
     """
 
     def __init__(self, path: Path, shown: Path | None = None, flag: str = "--input") -> None:
@@ -52,8 +55,11 @@ class CsvTable:
             self._start = f.tell()
             f.seek(0)
             self._refuse_other_files(f.read(1 << 16))
+        header = header.removeprefix(b"\xef\xbb\xbf")
+        self.separator = separator_of(header.decode("utf-8", "replace"))
+        self.note = separator_note(self.shown, self.separator)
         try:
-            self.names = [n.lower() for n in _cells(header.removeprefix(b"\xef\xbb\xbf"))]
+            self.names = [n.lower() for n in self._cells(header)]
         except csv.Error as error:
             raise UserError(
                 f"{self.flag} {self.shown}: its first line is not CSV ({error})"
@@ -101,21 +107,41 @@ class CsvTable:
             )
 
     def __iter__(self) -> Iterator[tuple[int, Line | str]]:
-        """(offset in bytes, cells by column name) of every line that is not blank.
+        """(offset in bytes, cells by column name) of every row that is not blank.
 
-        Instead of the cells, a text says what is wrong with the line.
+        Instead of the cells, a text says what is wrong with the row.
         """
         with self.path.open("rb") as f:
             f.seek(self._start)
             offset = self._start
             for line in f:
-                if line.strip():
-                    yield offset, self._row(line)
-                offset += len(line)
+                row = self._whole(line, f) if line.count(b'"') % 2 else line
+                if row.strip():
+                    yield offset, self._row(row)
+                offset += len(row)
+
+    def _whole(self, line: bytes, f: BinaryIO) -> bytes:
+        """A line with an odd number of quotes, and those that belong to its row.
+
+        The lines that follow are taken if they make a row without a mistake; else one quote too
+        many would take away good rows, and they stay where they are.
+        """
+        start, row = f.tell(), line
+        while len(row) < MAX_ROW and (more := f.readline(MAX_ROW)):
+            row += more
+            if more.count(b'"') % 2:
+                try:
+                    if len(self._cells(row, strict=True)) == len(self.names):
+                        return row
+                except csv.Error:
+                    pass
+                break
+        f.seek(start)
+        return line
 
     def _row(self, line: bytes) -> Line | str:
         try:
-            cells = _cells(line)
+            cells = self._cells(line)
         except csv.Error as error:
             return f"not a line of CSV: {error}"
         if len(cells) != len(self.names):
@@ -132,26 +158,46 @@ class CsvTable:
             for k in range(count):
                 f.seek(self._start + (size - self._start) * k // count - 1)
                 f.readline(1 << 20)  # the rest of a line, or the line break before one
-                line = self._row(f.readline(1 << 20))
+                line = self._row(self._read_row(f))
                 lines += [] if isinstance(line, str) else [line]
         return lines
 
     def line(self, offset: int) -> Line:
-        """The cells of the line at an offset that the iterator gave."""
+        """The cells of the row at an offset that the iterator gave."""
         with self.path.open("rb") as f:
             f.seek(offset)
-            return dict(zip(self.names, _cells(f.readline()), strict=True))
+            return dict(zip(self.names, self._cells(self._read_row(f)), strict=True))
+
+    def _read_row(self, f: BinaryIO) -> bytes:
+        line = f.readline()
+        return self._whole(line, f) if line.count(b'"') % 2 else line
+
+    def _cells(self, row: bytes, strict: bool = False) -> list[str]:
+        text = row.decode("utf-8", "replace")  # as one: a line break outside quotes is an error
+        rows = csv.reader([text], _dialect(self.separator, strict))
+        return [cell.strip() for cell in next(rows, [])]
+
+
+@functools.cache  # it is made once, not for each row
+def _dialect(separator: str, strict: bool) -> Any:
+    return csv.reader([], delimiter=separator, skipinitialspace=True, strict=strict).dialect
+
+
+def separator_of(header: str) -> str:
+    """A comma; where the first line of a table has none, its semicolon or tab."""
+    return max(SEPARATORS, key=header.count) if "," not in header else ","
+
+
+def separator_note(path: Path, separator: str) -> str:
+    """What to say of a table that is not separated by commas; "" for others."""
+    names = {";": "semicolons", "\t": "tabs"}
+    return f"{path.name} is separated by {names[separator]}" if separator != "," else ""
 
 
 def _twice(names: list[str]) -> str | None:
     """The first name that is there twice; columns without a name are ignored."""
     counts = collections.Counter(filter(None, names))
     return next((name for name, count in counts.items() if count > 1), None)
-
-
-def _cells(line: bytes) -> list[str]:
-    text = line.decode("utf-8", "replace")
-    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def read_columns(path: Path, ids: list[str], notes: list[str]) -> dict[str, NDArray[Any]]:
@@ -162,8 +208,11 @@ def read_columns(path: Path, ids: list[str], notes: list[str]) -> dict[str, NDAr
     if not path.is_file():
         raise UserError(f"--columns {path}: no such file; wanted a CSV with a column source_id")
     with path.open(newline="", encoding="utf-8-sig") as f:
-        table = csv.DictReader(f)
         try:
+            separator = separator_of(f.readline())
+            f.seek(0)
+            notes += filter(None, [separator_note(path, separator)])
+            table = csv.DictReader(f, delimiter=separator)
             names = [n for n in table.fieldnames or [] if n != "source_id"]
             if "source_id" not in (table.fieldnames or []):
                 header = ", ".join(names)[:120]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,8 @@ def list_boxes(table_path: Path, paths: Sequence[Path]) -> Tasks:
     if not table_path.is_file():
         raise UserError(f"--boxes {table_path}: no such file; wanted a CSV of paths and boxes")
     table = CsvTable(table_path, flag="--boxes")
+    if table.note:
+        print(f"--boxes: {table.note}", file=sys.stderr)
     names = _columns(table)
     task_by_path: dict[Path, Task] = {}
     ignored = Tally()

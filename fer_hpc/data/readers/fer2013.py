@@ -92,15 +92,16 @@ class Fer2013Csv:
             collector.labels(), self.stated, f"--input {self.path}", NUMBERING, FER2013_CLASSES
         )
         self.classes = class_map.classes
-        notes = [f"{counted(without_usage, 'row')} with an empty Usage: counted as Training"]
+        notes = [self.table.note] if self.table.note else []
+        if without_usage:
+            rows = counted(without_usage, "row")
+            notes.append(f"{rows} with an empty Usage: counted as Training")
         identity = sha256(self.table.path)
         ignored = Tally()
         for name, _ in self._tree.files() if self._tree else ():
             if self._tree and self._tree.local(name) != self.path:
                 ignored.add(f"{kind_of(name)} files", printable(name))
-        return collector.rows(
-            self.path, class_map, identity, notes if without_usage else [], ignored
-        )
+        return collector.rows(self.path, class_map, identity, notes, ignored)
 
     def face(self, locator: int) -> Face:
         """Parse the pixels of a line."""

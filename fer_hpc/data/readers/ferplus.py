@@ -102,7 +102,8 @@ class FerPlus:
         names = {name: name for name in CLASSES}
         class_map = ClassMap(CLASSES, names, NO_CLASS, source=source)
         ignored.update(self.tree.ignored)
-        return collector.rows(self.tree.root, class_map, source, [], ignored)
+        notes = [table.note for table in (self._table, self._pixels) if table and table.note]
+        return collector.rows(self.tree.root, class_map, source, notes, ignored)
 
     def _add(
         self,

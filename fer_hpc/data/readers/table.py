@@ -76,11 +76,11 @@ class PictureTable:
 
     def rows(self) -> Rows:
         """List the rows of the tables; every picture is looked up in the listing of its folder."""
-        collector, notes, used = Collector(), [], dict[str, dict[str, int]]()
+        collector, used = Collector(), dict[str, dict[str, int]]()
+        notes: list[str] = []
         for number, (table, split) in enumerate(self.tables):
             prefix = find_prefix(table, self._path, self.tree)
-            if prefix.note:
-                notes.append(prefix.note)
+            notes += filter(None, [table.note, prefix.note])
             self._list(number, table, split, prefix, collector, used)
         labels = collector.labels()
         class_map = map_classes(
