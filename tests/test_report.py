@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import NoneType
@@ -20,6 +21,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.evaluation import metrics, plots
 from fer_hpc.files import check_shape
+from fer_hpc.report.book import cell_text
 from fer_hpc.report.read import unique_labels
 from fer_hpc.report.report import report
 from tests.conftest import Fer
@@ -59,6 +61,13 @@ def another(run: Path, to: Path, accuracy: float | None = None, **config: Any) -
         changes = {} if accuracy is None else {"accuracy": accuracy}
         edit_json(to / f"eval-{split}.json", data=fingerprint, **changes)
     return to
+
+
+def edit_history(run: Path, **changes: Any) -> None:
+    """Change fields in every row of a run's metrics.jsonl."""
+    for file in run.glob("attempts/*/metrics.jsonl"):
+        rows = [json.loads(line) | changes for line in file.open()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def heading(label: str) -> str:
@@ -188,14 +197,84 @@ def test_two_seeds_are_too_few_for_an_interval(scored: Path, tmp_path: Path) -> 
     assert "[-" not in page[: page.index("<script>")]
 
 
+def rows_of(page: str, table: str) -> dict[str, str]:
+    """First cell, without a star -> the row, of the table whose id begins with `table-TABLE`."""
+    body = page[page.index(f'id="table-{table}') :]
+    rows = re.findall(r"<tr[^>]*><th scope=\"row\".*?</tr>", body[: body.index("</table>")], re.S)
+    return {cell_text(row[: row.index("</th>")]).removeprefix("★ "): row for row in rows}
+
+
+STARRED = ("results-val", "recall-val", "pairs-val", "calibration-val", "robustness-val")
+
+
+def test_single_seeds_and_unfinished_runs_have_no_star_in_any_table(
+    scored: Path, tmp_path: Path
+) -> None:
+    """Seed 1 is the best but for the unfinished run; its configuration is the worst by its mean."""
+
+    def run(name: str, value: float, finished: bool = True, **config: Any) -> None:
+        path = another(scored, tmp_path / "runs" / name, value, **config)
+        scores = json.loads((path / "eval-val.json").read_text())
+        for of_class in scores["classes"].values():
+            of_class["recall"] = value
+        for pair in scores["pairs"]:
+            pair["accuracy"] = value
+        scores["calibration"]["before"]["ece"] = 1 - value
+        score = {"accuracy": value, "accuracy_95": [0, 1], "ece": 0, "ece_95": [0, 1]}
+        card = {"data": scores["data"], "weights": scores["weights"], "n": 9, "clean": score}
+        card |= {"mean": {**score, "retained": 1}, "disturbances": {}}
+        (path / "eval-val.json").write_text(json.dumps(scores | {"finished": finished}))
+        (path / "robust-val.json").write_text(json.dumps(card))
+
+    run("s0", 0.1)
+    run("s1", 0.8, science__seed=1)
+    run("other", 0.6, science__lr=0.5)
+    run("equal", 0.6, science__lr=0.25)
+    run("unfinished", 0.9, finished=False, science__lr=0.125)
+    page = page_of(tmp_path / "runs", out=tmp_path / "out")
+    for table in STARRED:
+        rows = rows_of(page, table)
+        assert list(rows)[-1] == "unfinished (unfinished)", f"{table}: finished runs are first"
+        starred = {name for name, row in rows.items() if "★" in row}
+        assert starred == {"other", "equal"}, table
+        assert "★" not in rows["mean of 2 seeds"], table
+    assert "Single seeds under a mean and unfinished runs are not compared" in page
+    assert "★" not in page[page.index('id="table-runs"') :].partition("</table>")[0]
+
+
+def test_the_first_place_on_val_is_that_of_a_finished_run(scored: Path, tmp_path: Path) -> None:
+    """What --oracle says that val chooses was an unfinished run's number."""
+    for name, value, finished in (("a", 0.31, True), ("b", 0.87, False)):
+        run = another(scored, tmp_path / "runs" / name, value, science__model=name)
+        edit_json(run / "eval-test.json", finished=finished)
+    edit_history(tmp_path / "runs" / "a", val_accuracy=0.2)
+    page = report(ReportConfig((tmp_path / "runs",), tmp_path / "out", oracle=True)).read_text()
+    assert "optimistic: 31.00 % (a); val chooses 31.00 %" in page
+
+
+def test_the_curves_name_the_runs_that_they_leave_out(scored: Path, tmp_path: Path) -> None:
+    """Two runs of one seed counted twice in the mean of the seeds, without a word."""
+    for name, config in (
+        ("a", {}),
+        ("again", {}),
+        ("seed1", {"seed": 1}),
+        ("other", {"lr": 0.5}),
+    ):
+        run = tmp_path / "runs" / name
+        another(scored, run, **{f"science__{key}": value for key, value in config.items()})
+    page = page_of(tmp_path / "runs", out=tmp_path / "out")
+    curves = page[page.index('id="curves"') :]
+    caption = cell_text(re.findall("<figcaption>(.*?)</figcaption>", curves)[0])
+    assert "1 run not drawn, because another one has the same configuration, data" in caption
+    assert ": again" in caption
+
+
 def test_the_best_run_is_chosen_on_val_not_on_test(scored: Path, tmp_path: Path) -> None:
     """Run a is better on val, run b on test."""
     for name, on_val, on_test in (("a", 0.9, 0.31), ("b", 0.2, 0.87)):
         run = another(scored, tmp_path / "runs" / name, science__model=name)
         edit_json(run / "eval-test.json", accuracy=on_test)
-        for file in run.glob("attempts/*/metrics.jsonl"):
-            rows = [json.loads(line) | {"val_accuracy": on_val} for line in file.open()]
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        edit_history(run, val_accuracy=on_val)
     page = page_of(tmp_path / "runs", out=tmp_path / "out")
     best = page[page.index('id="best"') : page.index('id="results"')]
     assert "31.00 %" in best
@@ -352,6 +431,13 @@ def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
         del c["interval_95"]
     (sweep / "summary.json").write_text(json.dumps(summary))
     assert "too few for an interval" in page_of(sweep, out=tmp_path / "out")
+    ranked = [configuration(0.2, 0.5), configuration(0.1, 0.6125)]
+    (sweep / "summary.json").write_text(
+        json.dumps(summary | {"metric": "val_loss", "ranked": ranked})
+    )
+    assert "★</span>0.5000" in page_of(sweep, out=tmp_path / "out"), "the smallest loss"
+    (sweep / "summary.json").write_text(json.dumps(summary | {"metric": "beauty"}))
+    assert "unknown metric" in page_of(sweep, scored, out=tmp_path / "out")
     (sweep / "summary.json").write_text(json.dumps(summary | {"ranked": [{}]}))
     assert "has no" in page_of(sweep, scored, out=tmp_path / "out")
     (sweep / "summary.json").unlink()

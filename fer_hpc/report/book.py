@@ -24,6 +24,7 @@ SPACE = re.compile(r"\s+")
 NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?")
 WITH_INTERVAL = re.compile(r"(\S+) \[([^,\]]+), ([^\]]+)\]")
 BEST = '<span class="best" role="img" aria-label="best of its column:">★</span>'
+NOT_COMPARED = ("member", "total", "unfinished")  # classes of rows
 TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -63,7 +64,7 @@ class Row:
     cells: list[Cell]
 
     def is_of(self, kind: str) -> bool:
-        return f'"{kind}"' in self.attributes
+        return re.search(rf"\b{kind}\b", self.attributes) is not None
 
 
 class TableBook:
@@ -79,8 +80,8 @@ class TableBook:
         """`caller` gives the rows, the first of which is the heading; for `{% call %}` in a page.
 
         A heading may say which value of its column is the best: data-best="max" or "min". Rows of
-        the classes `member` belong to the row above them, `total` is the last one; neither can be
-        the best.
+        the class `member` belong to the mean above them, `total` is the last one; neither can be
+        the best, nor can an `unfinished` run.
         """
         rows = parse_rows(caller())
         if len(rows) < 2:
@@ -147,15 +148,12 @@ def number(text: str) -> float | None:
 def mark_best(rows: Sequence[Row]) -> None:
     """Mark the best values of the columns whose heading asks for it, where they differ."""
     head, *body = rows
+    body = [row for row in body if not any(map(row.is_of, NOT_COMPARED))]
     for k, title in enumerate(head.cells):
         wanted = re.search(r'data-best="(max|min)"', title.attributes)
         if not wanted:
             continue
-        cells = [
-            row.cells[k]
-            for row in body
-            if k < len(row.cells) and not row.is_of("member") and not row.is_of("total")
-        ]
+        cells = [row.cells[k] for row in body if k < len(row.cells)]
         known = [(value, c) for c in cells if (value := number(c.text)) is not None]
         values = {value for value, _ in known}
         if len(values) > 1:

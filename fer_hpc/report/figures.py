@@ -9,15 +9,15 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
+from fer_hpc.config.errors import counted
 from fer_hpc.evaluation import plots, plots_many
 from fer_hpc.evaluation.results import result_files
 from fer_hpc.report.read import Run
-from fer_hpc.report.tables import DataSet, group_key, val_accuracy
+from fer_hpc.report.tables import DataSet, compared, group_key, standing, val_accuracy
 
 NARROW = 300  # pixels of height up to which a heat map can be read on a phone
 MAX_DRAWN_RUNS = 12  # a run's figures take about half a second and 100 kB of the page
@@ -110,20 +110,37 @@ def overlaid_curves(
             groups.setdefault(run.trained_on, {}).setdefault(group_key(run), []).append(run)
     figures = []
     for data, by_key in groups.items():
-        best = sorted(by_key.values(), key=val_accuracy, reverse=True)[:MAX_OVERLAID]
-        if len(best) < 2:
+        drawn = sorted(map(compared, by_key.values()), key=standing)[:MAX_OVERLAID]
+        if len(drawn) < 2:
             continue
-        names: dict[str, list[list[dict[str, Any]]]] = {}
-        for group in best:
-            seeds = len({run.seed for run in group})
-            name = group[0].label if seeds == 1 else f"{group[0].label} and other seeds ({seeds})"
-            names[name] = [run.rows for run in group]
         path = out / f"curves-{data}.svg"
-        plots_many.overlaid_curves(names, known[data].name, path)
-        text = "Validation per epoch; a line is the mean over seeds, its band all of them"
-        more = f"; the {len(best)} best of {len(by_key)} configurations"
-        figures.append((known[data], picture(path, out, text + more * (len(by_key) > len(best)))))
+        curves = {_curve_name(seeds): [run.rows for run in seeds] for seeds in drawn}
+        plots_many.overlaid_curves(curves, known[data].name, path)
+        text = "Validation per epoch; a line is the mean over seeds, its band all of them, "
+        text += "for the epochs that all have"
+        if len(by_key) > len(drawn):
+            text += f"; the {len(drawn)} best of {len(by_key)} configurations"
+        text += _not_drawn([run for seeds in drawn for run in by_key[group_key(seeds[0])]], drawn)
+        figures.append((known[data], picture(path, out, text)))
     return figures
+
+
+def _curve_name(seeds: Sequence[Run]) -> str:
+    more = f" and {counted(len(seeds) - 1, 'more seed')}" if len(seeds) > 1 else ""
+    return f"{seeds[0].label}{more}{'' if seeds[0].is_finished else ' (unfinished)'}"
+
+
+def _not_drawn(runs: Sequence[Run], drawn: Sequence[Sequence[Run]]) -> str:
+    """The runs of the drawn configurations that their lines leave out, and why, in words."""
+    shown = {run.path for seeds in drawn for run in seeds}
+    labels = [run.label for run in runs if run.path not in shown]
+    if not labels:
+        return ""
+    names = ", ".join(labels[:MAX_OVERLAID]) + ", ..." * (len(labels) > MAX_OVERLAID)
+    return (
+        f"; {counted(len(labels), 'run')} not drawn, because another one has the same "
+        f"configuration, data and seed, or because other seeds are finished: {names}"
+    )
 
 
 def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:

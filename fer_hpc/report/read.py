@@ -13,6 +13,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.errors import one_line
 from fer_hpc.data.manifest import SPLITS
 from fer_hpc.data.pictures import printable
+from fer_hpc.evaluation.metrics import find_metric
 from fer_hpc.evaluation.openings import read_openings
 from fer_hpc.evaluation.results import read_scores
 from fer_hpc.evaluation.shapes import SCORES
@@ -51,6 +52,10 @@ class Run:
     images_per_s: float | None  # median over the epochs
     restarts: int  # starts after the first
     ranks: list[int]  # their number in each start, without repeats: more than one where it changed
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.status["state"] == "finished")
 
     @property
     def is_gan(self) -> bool:
@@ -223,6 +228,7 @@ def _read_summary(folder: Path) -> dict[str, Any] | None:
     if summary is None:
         return None
     check_shape(summary, shapes.SWEEP, "summary.json")
+    find_metric(summary["metric"])
     return dict(summary)
 
 

@@ -15,9 +15,10 @@ import jinja2
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.config.errors import one_line
-from fer_hpc.evaluation.metrics import format_interval
+from fer_hpc.evaluation.metrics import format_interval, higher_is_better
 from fer_hpc.files import remove_leftovers, write_text
 from fer_hpc.report.book import TAG, TableBook
+from fer_hpc.report.choice import best_runs, oracles
 from fer_hpc.report.extras import calibration_of, gaps_of, read_extras
 from fer_hpc.report.figures import (
     MAX_DRAWN_RUNS,
@@ -31,13 +32,11 @@ from fer_hpc.report.study import study_section
 from fer_hpc.report.study_text import to_markdown
 from fer_hpc.report.tables import (
     DataSet,
-    best_runs,
     class_tables,
     data_sets,
-    oracles,
-    pair_name,
     result_tables,
     results_csv,
+    with_more,
 )
 from fer_hpc.sweep.grid import format_value
 
@@ -67,9 +66,9 @@ def _content(
     config: ReportConfig, collection: Collection, known: dict[str, DataSet]
 ) -> dict[str, Any]:
     """What the page shows."""
-    out = config.out
-    tables = result_tables(collection.runs, known)
-    extras = read_extras(collection.runs, config.runs)
+    out, runs = config.out, collection.runs
+    tables = result_tables(runs, known)
+    extras = read_extras(runs, config.runs)
     for path, reason in extras.damaged:
         print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
     collection.damaged += extras.damaged
@@ -78,30 +77,32 @@ def _content(
     if study:
         write_text(out / "study.md", to_markdown(study))
         in_study = {run.path for model in study.models for run in model.runs}
-    calibrated = [
-        (t, [(row, c) for row in t.rows if (c := calibration_of(row.scores))]) for t in tables
-    ]
+    calibrations = {
+        (r.path, name): calibration_of(scores) for r in runs for name, scores in r.scores.items()
+    }
+    cards = {(extra.run.path, extra.name): extra.content for extra in extras.robust}
     grouped = [
-        (row.run, t.name, column, gap)
+        (row, t.name, column, gap)
         for t in tables
         for row in t.rows
         for column, gap in gaps_of(row.scores)
     ]
     classes = class_tables(_data_folders(collection))
-    folders = {run.trained_on: run.data_folder for run in [*collection.runs, *collection.gans]}
+    folders = {run.trained_on: run.data_folder for run in [*runs, *collection.gans]}
     return {
         "found": collection,
         "known": known,
         "book": TableBook(out / "tables"),
-        "best": best_runs(collection.runs, known),
+        "best": best_runs(runs, known),
         "tables": tables,
         "oracles": oracles(tables) if config.oracle else [],
-        "overlaid": overlaid_curves(collection.runs, known, out),
-        "calibrated": [(t, rows) for t, rows in calibrated if rows],
+        "overlaid": overlaid_curves(runs, known, out),
+        "calibrated": with_more(tables, "calibration", calibrations),
+        "robust": with_more(tables, "robust", cards),
         "grouped": grouped,
         "extras": extras,
         "sweeps": [(sweep, heat_map(sweep.path, out)) for sweep in collection.sweeps],
-        "figures": draw_figures(collection.runs, out, in_study) | gan_figures(collection.gans, out),
+        "figures": draw_figures(runs, out, in_study) | gan_figures(collection.gans, out),
         "max_drawn_runs": MAX_DRAWN_RUNS,
         "class_tables": classes,
         "folders": folders | {table["fingerprint"]: table["folder"] for table in classes},
@@ -156,8 +157,9 @@ def _environment() -> jinja2.Environment:
         percent=_percent,
         number=lambda v: "–" if v is None else f"{v:,}",
         duration=_duration,
+        decimals=lambda v, digits=4: "–" if v is None else f"{v:.{digits}f}",
         interval=format_interval,
-        pair_name=pair_name,
+        best_end=lambda metric: "max" if higher_is_better(metric) else "min",
         settings=_settings,
         shell=lambda path: shlex.quote(str(path)),
     )

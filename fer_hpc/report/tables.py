@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import SPLITS, read_manifest
@@ -36,15 +36,27 @@ class DataSet:
 class SeedMean:
     """Runs that differ only by their seed, as one row."""
 
-    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
     means: dict[str, float]
     intervals: dict[str, tuple[float, float] | None]  # Student's, over the seeds
     n: int  # faces of each
     majority_rate: float
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(row.run for row in self.rows)
+
+    @property
     def model(self) -> str:
         return str(self.runs[0].config["science"]["model"])
+
+    def of(self, *keys: str) -> float | None:
+        """The mean of the scores' value under `keys`; None where a seed lacks it."""
+        return _mean([_value(row.scores, keys) for row in self.rows])
+
+    def of_pair(self, name: str) -> float | None:
+        """The mean share of a pair of similar classes; None where a seed lacks it."""
+        return _mean([_value(row.pair(name), ("accuracy",)) for row in self.rows])
 
     def interval_text(self, metric: str) -> str:
         interval = self.intervals[metric]
@@ -61,6 +73,23 @@ class Row:
     trained_on: DataSet
 
     @property
+    def seed(self) -> int:
+        return self.run.seed
+
+    @property
+    def val_accuracy(self) -> float | None:
+        return self.run.val_accuracy
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the scores are of a finished run's weights."""
+        return bool(self.scores["finished"])
+
+    def pair(self, name: str) -> dict[str, Any] | None:
+        """The scores of a pair of similar classes."""
+        return next((p for p in self.scores.get("pairs") or [] if pair_name(p) == name), None)
+
+    @property
     def openings(self) -> int:
         """How often the test split of this result's data was opened for this run."""
         return self.run.times_opened(self.scores["data"])
@@ -72,7 +101,7 @@ class ResultTable:
 
     name: str
     data: DataSet
-    blocks: list[tuple[SeedMean | None, list[Row]]]  # runs that belong together, best on val first
+    blocks: list[tuple[SeedMean | None, list[Row]]]  # runs that belong together, in `standing`
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -125,12 +154,53 @@ def result_tables(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Result
         _, _, elsewhere = name.partition("-on-")
         data = known.get(fingerprint) or DataSet(fingerprint, elsewhere)
         blocks = [(seed_mean(rows), rows) for rows in groups.values()]
-        blocks.sort(key=lambda block: -val_accuracy([row.run for row in block[1]]))
+        blocks.sort(key=lambda block: standing(compared(block[1])))
         tables.append(ResultTable(name, data, blocks))
     return sorted(tables, key=lambda t: (t.data.name, t.data.fingerprint, *result_order(t.name)))
 
 
-def val_accuracy(runs: Sequence[Run]) -> float:
+def with_more(
+    tables: Sequence[ResultTable], field: str, known: Mapping[tuple[Path, str], Any]
+) -> list[ResultTable]:
+    """The tables with the rows alone of which more is known; means are over these.
+
+    known: (run's folder, name of the result) -> what becomes a field of the row's scores
+    """
+    kept = []
+    for table in tables:
+        groups = [
+            [
+                replace(row, scores=row.scores | {field: more})
+                for row in rows
+                if (more := known.get((row.run.path, table.name))) is not None
+            ]
+            for _, rows in table.blocks
+        ]
+        blocks = [(seed_mean(rows), rows) for rows in groups if rows]
+        if blocks:
+            kept.append(replace(table, blocks=blocks))
+    return kept
+
+
+Entry = TypeVar("Entry", Run, Row)
+
+
+def compared(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that stand for their configuration: one of each seed; finished ones if there are any.
+
+    A seed that occurs twice, as in a copied run folder, counts once: the first is taken.
+    """
+    finished = [entry for entry in entries if entry.is_finished] or list(entries)
+    by_seed = {entry.seed: entry for entry in reversed(finished)}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def standing(entries: Sequence[Entry]) -> tuple[bool, float]:
+    """Sorts configurations, each as `compared` gives it: finished ones first, by val accuracy."""
+    return not entries[0].is_finished, -val_accuracy(entries)
+
+
+def val_accuracy(runs: Sequence[Entry]) -> float:
     """Mean over the runs of the val accuracy of their best epoch, which orders and chooses.
 
     -1 without a finished epoch.
@@ -139,46 +209,14 @@ def val_accuracy(runs: Sequence[Run]) -> float:
     return float(sum(best) / len(best))
 
 
-@dataclass(frozen=True)
-class Oracle:
-    """The best result on a test split: chosen on test, so an optimistic number."""
-
-    name: str  # of the result
-    data: DataSet
-    label: str
-    accuracy: float
-    chosen_by_val: float  # accuracy on the same split of the configuration that val chooses
-
-
-def oracles(tables: Sequence[ResultTable]) -> list[Oracle]:
-    """For each table of a test split, the best number that choosing on test would give."""
-    entries = []
-    for table in tables:
-        if not table.is_test:
-            continue
-        scores = [(_accuracy(mean, rows), mean, rows) for mean, rows in table.blocks]
-        accuracy, _, rows = max(scores, key=lambda score: score[0])
-        label = ", ".join(row.run.label for row in rows)
-        entries.append(Oracle(table.name, table.data, label, accuracy, scores[0][0]))
-    return entries
-
-
-def _accuracy(mean: SeedMean | None, rows: Sequence[Row]) -> float:
-    return mean.means["accuracy"] if mean else max(row.scores["accuracy"] for row in rows)
-
-
 def seed_mean(rows: Sequence[Row]) -> SeedMean | None:
-    """The mean over the seeds of finished runs; None where there is only one seed.
-
-    A seed that occurs twice, as in a copied run folder, counts once.
-    """
-    by_seed = {row.run.seed: row for row in reversed(rows) if row.scores["finished"]}
-    kept = [by_seed[seed] for seed in sorted(by_seed)]
+    """The mean over the seeds of finished runs; None where there is only one seed."""
+    kept = [row for row in compared(rows) if row.is_finished]
     if len(kept) < 2:
         return None
     values = {m: [float(row.scores[m]) for row in kept] for m in ("loss", *SHARES)}
     return SeedMean(
-        tuple(row.run for row in kept),
+        tuple(kept),
         {metric: sum(v) / len(v) for metric, v in values.items()},
         {metric: seeds_interval(metric, v) for metric, v in values.items()},
         kept[0].scores["n"],
@@ -186,69 +224,15 @@ def seed_mean(rows: Sequence[Row]) -> SeedMean | None:
     )
 
 
-# ---- summary ----------------------------------------------------------------------------------
+def _mean(values: Sequence[Any]) -> float | None:
+    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    return sum(numbers) / len(values) if len(numbers) == len(values) else None
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best configuration on one data set, chosen on val."""
-
-    data: DataSet
-    runs: tuple[Run, ...]
-    chosen_by: float  # mean val accuracy of the best epochs
-    candidates: int  # configurations that were compared
-    result: str  # name of the result shown: test where it was scored, else val
-    n: int
-    accuracy: float
-    interval: str
-    bounds: tuple[float, float] | None  # the same as shares
-    majority_rate: float
-
-
-def best_runs(runs: Sequence[Run], known: dict[str, DataSet]) -> list[Best]:
-    """For each data set the configuration with the best val accuracy, and its scores.
-
-    The test split chooses nothing: it is shown for what val chose.
-    """
-    groups: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        if run.status["state"] == "finished" and run.rows:
-            groups.setdefault(run.trained_on, {}).setdefault(group_key(run), []).append(run)
-    return [
-        _best_of([list({r.seed: r for r in g}.values()) for g in by_key.values()], known[data])
-        for data, by_key in groups.items()
-    ]
-
-
-def _best_of(candidates: list[list[Run]], data: DataSet) -> Best:
-    group = max(candidates, key=val_accuracy)
-    about = (data, val_accuracy(group), len(candidates))
-    for name in ("test", "val"):
-        rows = [Row(r, r.scores[name], data) for r in group if name in r.scores]
-        if rows:
-            return _best_scores(name, rows, *about)
-    return Best(data, tuple(group), about[1], len(candidates), "", 0, about[1], "", None, 0)
-
-
-def _best_scores(
-    name: str, rows: list[Row], data: DataSet, chosen_by: float, candidates: int
-) -> Best:
-    mean, first = seed_mean(rows), rows[0].scores
-    bounds = mean.intervals["accuracy"] if mean else tuple(first["accuracy_95"])
-    runs = mean.runs if mean else (rows[0].run,)
-    percent = bounds and (100 * bounds[0], 100 * bounds[1])
-    return Best(
-        data,
-        runs,
-        chosen_by,
-        candidates,
-        name,
-        first["n"],
-        mean.means["accuracy"] if mean else first["accuracy"],
-        format_interval(percent, len(runs), ".2f"),
-        bounds,
-        first["majority_rate"],
-    )
+def _value(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 # ---- data sets and CSV ------------------------------------------------------------------------
