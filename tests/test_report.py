@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from fer_hpc.cli.text import format_scores
 from fer_hpc.cluster.status import format_status, job_status
 from fer_hpc.config import UserError
-from fer_hpc.config.commands import ReportConfig
+from fer_hpc.config.commands import EvaluateConfig, ReportConfig
 from fer_hpc.evaluation import metrics, plots
 from fer_hpc.files import check_shape
 from fer_hpc.report.book import cell_text
@@ -250,6 +251,19 @@ def test_the_first_place_on_val_is_that_of_a_finished_run(scored: Path, tmp_path
     edit_history(tmp_path / "runs" / "a", val_accuracy=0.2)
     page = report(ReportConfig((tmp_path / "runs",), tmp_path / "out", oracle=True)).read_text()
     assert "optimistic: 31.00 % (a); val chooses 31.00 %" in page
+
+
+def test_classes_without_a_face_are_named_beside_the_means(scored: Path, tmp_path: Path) -> None:
+    run = another(scored, tmp_path / "run")
+    counts = json.loads((run / "eval-val.json").read_text())["classes"]
+    classes = {name: of_class | {"n": 1, "recall": 0.5} for name, of_class in counts.items()}
+    classes["Disgust"] |= {"n": 0, "recall": None}
+    for split in ("val", "test"):
+        edit_json(run / f"eval-{split}.json", classes=classes)
+    text = "no face is Disgust: balanced accuracy and macro-F1 are means over the other 7"
+    assert page_of(run, out=tmp_path / "out").count(text) == 2
+    scores = json.loads((run / "eval-val.json").read_text())
+    assert text in format_scores(EvaluateConfig(run), scores, "val")
 
 
 def test_the_curves_name_the_runs_that_they_leave_out(scored: Path, tmp_path: Path) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.evaluation.results import ROBUSTNESS, extra_files, result_files, wanted_extras
+from fer_hpc.evaluation.results import (
+    ROBUSTNESS,
+    empty_classes,
+    extra_files,
+    result_files,
+    wanted_extras,
+)
 from fer_hpc.files import read_stored
 
 WEAK_NETWORK = (
@@ -36,6 +42,8 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
     )
     lines.append(f"  balanced accuracy {_with_interval(scores, 'balanced_accuracy')}")
     lines.append(f"  macro-F1          {_with_interval(scores, 'macro_f1')}")
+    if without := empty_classes(scores["classes"]):
+        lines.append(f"    {without}")
     lines.append(f"  loss              {scores['loss']:.4f}")
     lines += _more_scores(scores)
     for class_name, class_scores in scores["classes"].items():

@@ -17,6 +17,7 @@ from fer_hpc.data.manifest import Manifest, find_manifest
 from fer_hpc.deploy.model import About
 from fer_hpc.evaluation.calibration import TEMPERATURES
 from fer_hpc.evaluation.openings import count_openings
+from fer_hpc.evaluation.results import empty_classes
 from fer_hpc.files import DAMAGE, read_json
 from fer_hpc.run.folder import data_folder, read_rows, read_run_config
 
@@ -155,6 +156,8 @@ def _performance(scores: list[dict[str, Any]], run: Path) -> str:
         if each["accuracy_95"][0] <= each["majority_rate"]:
             text += f"\n**On {each['name']} it is not shown to be better than to name the most "
             text += "frequent class every time.**\n"
+        if without := empty_classes(each["classes"]):
+            text += f"\nOn {each['name']} {without}.\n"
     tested = {s["data"] for s in scores if s["name"].startswith("test") and "data" in s}
     if tested:
         opened = sum(count_openings(run, data) for data in tested)

@@ -16,7 +16,7 @@ from fer_hpc.config.commands import CompareConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.evaluation.metrics import confusion, f1s, recalls
 from fer_hpc.evaluation.predictions import Predictions, read_predictions
-from fer_hpc.evaluation.results import ON, name_on, result_files
+from fer_hpc.evaluation.results import ON, empty_classes, name_on, result_files
 from fer_hpc.evaluation.seeds import LEVEL, POWER, SAME, SHARES, SeedSet, compare_seeds
 from fer_hpc.run.folder import data_folder, read_run_config
 
@@ -38,7 +38,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     first, *others = [read_predictions(*each) for each in zip(runs, names, strict=True)]
     predictions = [first, *(align(first, other, name) for other in others)]
     about = {"name": name, "n": len(first.labels), "classes": list(first.classes)}
-    about["majority_rate"] = float(np.bincount(first.labels).max() / len(first.labels))
+    faces = np.bincount(first.labels, minlength=len(first.classes))
+    about["faces"] = dict(zip(first.classes, faces.tolist(), strict=True))
+    about["majority_rate"] = float(faces.max() / len(first.labels))
     scores = [
         {"run": str(p.run), "predictions": of_run, **_scores(p)}
         for p, of_run in zip(predictions, names, strict=True)
@@ -257,6 +259,8 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             f"  {row['run']}{_other_name(row, comparison)}: accuracy {row['accuracy']:.4f}  "
             f"balanced {row['balanced_accuracy']:.4f}  macro-F1 {row['macro_f1']:.4f}"
         )
+    if without := empty_classes({name: {"n": n} for name, n in comparison["faces"].items()}):
+        lines.append(f"  {without}")
     for pair in comparison.get("pairs", ()):
         lines += _pair_lines(pair, len(comparison["pairs"]))
     if "versus" in comparison:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,14 @@ def is_current(path: Path, data: str, weights: str) -> bool:
     """Whether a result file is of this data (a fingerprint) and these weights (SHA-256)."""
     record = read_record(path, {"data": str, "weights": str})
     return bool(record and (record["data"], record["weights"]) == (data, weights))
+
+
+def empty_classes(classes: Mapping[str, Any]) -> str:
+    """What averages over `classes`, a field of scores, leave out, in words; "" if nothing."""
+    empty = [name for name, of_class in classes.items() if not of_class["n"]]
+    if not empty:
+        return ""
+    return (
+        f"no face is {' or '.join(empty)}: balanced accuracy and macro-F1 are means over the other "
+        f"{len(classes) - len(empty)}"
+    )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fer_hpc.config import UserError
 from fer_hpc.data.manifest import SPLITS, read_manifest
 from fer_hpc.evaluation.metrics import format_interval, seeds_interval
+from fer_hpc.evaluation.results import empty_classes
 from fer_hpc.report.book import no_formula
 from fer_hpc.report.read import Run, result_order
 
@@ -121,6 +122,12 @@ class ResultTable:
         """Every pair of similar classes that one of the rows has."""
         names = (pair_name(p) for row in self.rows for p in row.scores.get("pairs") or [])
         return list(dict.fromkeys(names))
+
+    @cached_property
+    def without(self) -> list[str]:
+        """What averages over classes leave out, in words: a line for each set of classes."""
+        lines = dict.fromkeys(empty_classes(row.scores["classes"]) for row in self.rows)
+        return [line for line in lines if line]
 
 
 def pair_name(pair: dict[str, Any]) -> str:
