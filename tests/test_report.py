@@ -337,6 +337,18 @@ def test_damaged_and_foreign_runs_are_listed_with_the_reason(
     assert done.stderr.count("warning") >= 7
 
 
+def test_a_text_in_place_of_a_number_is_refused_by_all_in_the_same_words(
+    fer: Fer, scored: Path, tmp_path: Path
+) -> None:
+    """The report left the run out; evaluate scored it."""
+    run = another(scored, tmp_path / "runs" / "text", science__lr="0.1")
+    message = f"{run}/config.json is damaged: --lr '0.1': wanted a number"
+    page = page_of(run, scored, out=tmp_path / "out")
+    assert message in html.unescape(page[page.index('id="damaged"') :])
+    done = fer("evaluate", run)
+    assert (done.returncode, message in done.stderr) == (2, True)
+
+
 def test_only_damaged_runs_are_an_error_with_the_reason(scored: Path, tmp_path: Path) -> None:
     shutil.copytree(scored, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{}")

@@ -29,9 +29,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from fer_hpc.config import UserError
+from fer_hpc.config import GanConfig, TrainConfig, UserError
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.errors import one_line
+from fer_hpc.config.fields import check_stored
 from fer_hpc.files import check_shape, from_json, read_record, read_stored
 from fer_hpc.run.lease import STATUS, holder_of
 
@@ -77,7 +78,10 @@ def find_run_config(run: Path) -> dict[str, Any] | None:
             f"{run / 'config.json'}: image_shape is {[height, width, channels]}; "
             "wanted side, side, 1 or 3"
         )
-    return {**stored, "science": current_science(stored["science"])}
+    science = current_science(stored["science"])
+    config_class = GanConfig if stored.get("kind") == "GAN" else TrainConfig
+    check_stored(config_class, science, run / "config.json")
+    return {**stored, "science": science}
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
