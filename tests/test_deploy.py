@@ -100,7 +100,7 @@ def test_sheets_show_the_likeliest_class_first_and_old_pages_go(
     photos = [picture(tmp_path / f"{k:02}.png", k) for k in range(sheet.PER_PAGE + 1)]
     out = tmp_path / "out"
     out.mkdir()
-    (out / "sheet-7.jpg").write_bytes(b"of an earlier call")
+    (out / "sheet-7.jpg").write_bytes(b"of an earlier fer_hpc predict")
     found = predict(finished_run, photos, crop="none", out=out, sheets=1)
     assert sorted(path.name for path in out.glob("sheet-*")) == ["sheet-1.jpg"]
     for photo in found[: sheet.PER_PAGE]:

@@ -42,6 +42,12 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def apart(value: float, bound: float) -> str:
+    """A number with as many digits as tell it from the bound that it misses."""
+    texts = (f"{value:.{digits}g}" for digits in range(2, 18))
+    return next((text for text in texts if float(text) != bound), str(value))
+
+
 def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 

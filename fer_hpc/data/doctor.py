@@ -24,9 +24,19 @@ from fer_hpc.config.commands import DoctorConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.data import shards
 from fer_hpc.data.audit import Finding, Place, audit
+from fer_hpc.data.pictures import signature, signed
 from fer_hpc.data.shards import SPLITS, Manifest, Split, open_split, read_manifest
 from fer_hpc.data.suspects import suspects
-from fer_hpc.files import read_record, remove_leftovers, sha256, write_bytes, write_json, write_text
+from fer_hpc.files import (
+    check_output,
+    read_record,
+    remove_leftovers,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from fer_hpc.run.folder import check_outside_runs
 
 SHOWN = 5  # examples of each finding
 SHEET_COLUMNS, FACE_SIDE, TITLE = 4, 96, 18  # pairs in a row; pixels
@@ -37,6 +47,10 @@ def doctor(config: DoctorConfig) -> int:
 
     With `fix`, write a clean copy; with `sheet`, a picture of the pairs that were found.
     """
+    if config.out:
+        check_output(config.out, '\n "damage": [')
+    if config.sheet:
+        check_output(config.sheet, signature("doctor"), "--sheet")
     manifest = read_manifest(config.folder)
     damage = verify(manifest)
     splits = {} if damage else {s: open_split(manifest, s) for s in SPLITS if manifest.n(s)}
@@ -131,7 +145,8 @@ def _write_sheet(path: Path, splits: dict[str, Split], findings: list[Finding]) 
             strips.append(np.concatenate(tiles[i : i + SHEET_COLUMNS], 1))
     if not strips:
         strips = [_titled("no pairs were found", width)]
-    write_bytes(path, cv2.imencode(".png", np.concatenate(strips))[1].tobytes())
+    png = cv2.imencode(".png", np.concatenate(strips))[1].tobytes()
+    write_bytes(path, signed(png, "doctor"))
     words = counted(sum(len(f.pairs) for f in findings), "pair")
     if singles := sum(len(f.texts) for f in findings):
         words += f", {counted(singles, 'suspect')}"
@@ -175,6 +190,8 @@ def _write_clean(manifest: Manifest, findings: list[Finding], config: DoctorConf
         return
     if stored:
         raise UserError(f"--fix {out}: there is a data set already; give another folder")
+    check_outside_runs(out, "--fix")
+    shards.check_folder(out, "--fix")
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     reason: dict[tuple[str, int], str] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.files import check_shape, read_stored, write_json
+from fer_hpc.files import check_output, check_shape, is_own, read_stored, write_json
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -33,6 +33,26 @@ UNSTATED = {  # where an older version or another program left a key out
 }
 FILE_NAME = r"\w[\w.-]{0,200}"  # no folder, nothing hidden
 MAX_COUNT = 1 << 53
+
+
+OWN = {  # files of a folder of shards, and what each of them has in it
+    "parts/*.json": '"fallbacks"',
+    "manifest.json": '"split_rule"',
+    "rejects.csv": "split,source_id,reason",
+    "dropped.csv": "split,source_id,reason",
+    "*.h5": "image_hash",
+}
+
+
+def check_folder(out: Path, flag: str = "--out") -> None:
+    """UserError where shards would replace files that are none of theirs.
+
+    One file of theirs shows that a folder is: others in it may be damaged, and are written again.
+    """
+    files = {path: marker for pattern, marker in OWN.items() for path in out.glob(pattern)}
+    if not any(is_own(path, marker) for path, marker in files.items()):
+        for path, marker in files.items():
+            check_output(path, marker, flag)
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from fer_hpc.data.sources import SourceSpec, open_source, resolve_source, source
 from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
 from fer_hpc.files import remove_leftovers, write_json
 from fer_hpc.parallel.process import keep_freed_memory
+from fer_hpc.run.folder import check_outside_runs
 
 # What comes with a picture; the other columns are known from the list of rows.
 READ_COLUMNS = ("valence", "arousal", "landmarks", "image_hash")
@@ -59,7 +60,9 @@ def preprocess(config: PreprocessConfig) -> None:
 
 
 def _check_out(config: PreprocessConfig) -> None:
-    """UserError where the shards would lie among the pictures."""
+    """UserError where the shards would lie among the pictures, or replace other files."""
+    check_outside_runs(config.out)
+    shards.check_folder(config.out)
     is_ours = (config.out / "manifest.json").exists() or (config.out / "parts").is_dir()
     if is_ours or not config.input or not config.out.is_dir():
         return

@@ -23,9 +23,10 @@ from typing import IO, Any, Protocol
 
 from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject
-from fer_hpc.data.pictures import printable, read_file
+from fer_hpc.data.pictures import printable
 from fer_hpc.data.split_names import split_of
 from fer_hpc.data.tally import Tally
+from fer_hpc.files import read_file
 
 Stamp = int | Reject  # changes with a file's size or time; a Reject says why it cannot be read
 Folder = Mapping[str, Stamp]  # file name -> stamp

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +21,21 @@ from torch import nn
 
 from fer_hpc.config import UserError
 from fer_hpc.config.deploy import ExportConfig
-from fer_hpc.config.errors import counted
+from fer_hpc.config.errors import apart, counted
 from fer_hpc.deploy.card import model_card
 from fer_hpc.deploy.model import METADATA, About, OnnxModel, calibrated
 from fer_hpc.deploy.torch_model import describe
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.score import split_outputs
-from fer_hpc.files import remove_leftovers, write_bytes, write_text
+from fer_hpc.files import check_output, remove_leftovers, write_bytes, write_text
 from fer_hpc.parallel.device import autocast
 
 TOLERANCE = 1e-3  # largest difference of a probability between onnxruntime and torch
+FILES = {  # and what each has in it
+    "model.onnx": METADATA,
+    "model.safetensors": f'"{METADATA}"',
+    "README.md": "Written by fer_hpc ",
+}
 CHECKED = 1, 31  # batch sizes
 CPU = torch.device("cpu")
 
@@ -65,6 +69,9 @@ def export(config: ExportConfig) -> list[str]:
     torch's by more than TOLERANCE.
     """
     require("onnx", "onnxruntime", "safetensors")
+    onnx_file, weights_file, card = (config.out / name for name in FILES)
+    for path, marker in zip((onnx_file, weights_file, card), FILES.values(), strict=True):
+        check_output(path, marker)
     network = load_network(config.run, CPU, config.plugin)
     about, note = describe(config.run, network)
     about = replace(about, input=config.input)
@@ -76,10 +83,9 @@ def export(config: ExportConfig) -> list[str]:
     exact = replace(network, science={**network.science, "precision": "fp32"})
     in_fp32 = _probabilities(exact, about, faces)
     content = _onnx(Exported(network.model, about).eval(), about, faces)
-    difference = _check(content, about, faces, in_fp32)
+    difference = _check(onnx_file, content, about, faces, in_fp32)
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
-    onnx_file, weights_file = config.out / "model.onnx", config.out / "model.safetensors"
     write_bytes(onnx_file, content)
     write_bytes(weights_file, _safetensors(network.model, about))
     shape = ", ".join(map(str, about.image_shape))
@@ -90,7 +96,6 @@ def export(config: ExportConfig) -> list[str]:
         "rounding": rounding,
         "parameters": sum(p.numel() for p in network.model.parameters()),
     }
-    card = config.out / "README.md"
     write_text(card, model_card(config.run, about, network.is_final, facts))
     lines = [
         f"{onnx_file}: {len(content) / 1e6:.1f} MB, faces [N, {shape}] {about.input} -> logits, "
@@ -173,19 +178,18 @@ def _onnx(model: Exported, about: About, faces: Faces) -> bytes:
     return bytes(onnx_model.SerializeToString())
 
 
-def _check(content: bytes, about: About, faces: Faces, in_fp32: NDArray[np.float64]) -> float:
+def _check(
+    path: Path, content: bytes, about: About, faces: Faces, in_fp32: NDArray[np.float64]
+) -> float:
     """The largest difference of a probability to torch's, over batches of several sizes."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        file.write_bytes(content)
-        model = OnnxModel(file, "cpu")
-        batches = np.split(faces, np.cumsum(CHECKED)[:-1])
-        probabilities = np.concatenate([model(batch).probabilities for batch in batches])
+    model = OnnxModel(path, "cpu", content)
+    batches = np.split(faces, np.cumsum(CHECKED)[:-1])
+    probabilities = np.concatenate([model(batch).probabilities for batch in batches])
     difference = float(np.abs(probabilities - in_fp32).max())
     if not difference <= TOLERANCE:  # also for NaN
         raise UserError(
             f"--model {about.network}: its ONNX file gives probabilities that differ from torch's "
-            f"by {difference:.1e}, more than {TOLERANCE:g}; nothing was written"
+            f"by {apart(difference, TOLERANCE)}, more than {TOLERANCE:g}; nothing was written"
         )
     return difference
 

@@ -86,10 +86,10 @@ def calibrated(logits: NDArray[Any], temperature: float | None) -> NDArray[np.fl
 
 
 class OnnxModel:
-    """An exported classifier, run by onnxruntime."""
+    """An exported classifier, run by onnxruntime; `content`: of the file, before it is written."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        if not path.is_file():
+    def __init__(self, path: Path, device: str = "auto", content: bytes | None = None) -> None:
+        if content is None and not path.is_file():
             raise UserError(f"{path}: no such file; wanted a .onnx file of fer-hpc export")
         self._path = path
         import onnxruntime
@@ -101,7 +101,7 @@ class OnnxModel:
         on_gpu = ["CUDAExecutionProvider"] if has_gpu and device != "cpu" else []
         try:
             self._session = onnxruntime.InferenceSession(
-                path, providers=[*on_gpu, "CPUExecutionProvider"]
+                content or path, providers=[*on_gpu, "CPUExecutionProvider"]
             )
         except Exception as error:  # its own errors have no common class
             reason = str(error).splitlines()[0]

@@ -28,9 +28,9 @@ from fer_hpc.data.finder import (
     training_box,
 )
 from fer_hpc.data.photos import Photo, cut_box
-from fer_hpc.data.pictures import read_file
 from fer_hpc.deploy.inputs import Task
 from fer_hpc.deploy.model import About, FaceModel
+from fer_hpc.files import read_file
 
 AHEAD = 64  # photos that are read before the network has seen them, at least
 THUMBNAIL = 320, 240  # width and height in pixels, at most

@@ -15,15 +15,18 @@ from typing import Any
 from fer_hpc import __version__
 from fer_hpc.config.deploy import PredictConfig
 from fer_hpc.config.errors import counted, one_line
-from fer_hpc.data.pictures import printable
-from fer_hpc.deploy.inputs import list_tasks
+from fer_hpc.data.pictures import printable, signature, signed
+from fer_hpc.deploy.inputs import Task, list_tasks
 from fer_hpc.deploy.model import About, FaceModel, open_model
 from fer_hpc.deploy.pipeline import PhotoFace, SeenPhoto, how_to_cut, see
 from fer_hpc.deploy.sheet import PER_PAGE, page
-from fer_hpc.files import write_bytes, write_text
+from fer_hpc.files import check_output, write_bytes, write_text
 from fer_hpc.parallel.process import process_count
 
-FILES = "predictions.csv", "predictions.json"
+FILES = {  # and what each has in it
+    "predictions.csv": "photo,face,problem,class,probability",
+    "predictions.json": '\n "fer_hpc": ',
+}
 SHOWN = 20  # problems that are printed
 BOX = ("left", "top", "right", "bottom")
 
@@ -116,6 +119,20 @@ class Counts:
         return [first, *(f"  {line}" for line in self.problems), *more]
 
 
+def _sheets(folder: Path) -> list[Path]:
+    """The pages of a contact sheet that are there."""
+    return [p for p in folder.glob("sheet-*.jpg") if p.stem.removeprefix("sheet-").isdecimal()]
+
+
+def _check_outputs(folder: Path, photos: list[Task], boxes: Path | None) -> None:
+    """UserError where the files of --out would replace photos, the table, or other files."""
+    inputs = [task.path for task in photos] + ([boxes] if boxes else [])
+    for name, marker in FILES.items():
+        check_output(folder / name, marker, inputs=inputs)
+    for path in _sheets(folder):
+        check_output(path, signature("predict"), inputs=inputs)
+
+
 class Sheets:
     """Draws pages of the contact sheet in a thread, while the next photos are looked at."""
 
@@ -123,7 +140,7 @@ class Sheets:
         self._folder, self._about, self._most = folder, about, most
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("sheet-*.jpg"):
+            for old in _sheets(folder):
                 old.unlink()
         self._waiting: list[SeenPhoto] = []
         self._pages: list[Future[None]] = []
@@ -144,9 +161,11 @@ class Sheets:
         path = self._folder / f"sheet-{number}.jpg"
         how = "calibrated" if self._about.temperature else "not calibrated"
         title = f"{self._about.run}, {self._about.network}; probabilities {how}; page {number}"
-        self._pages.append(
-            self._pool.submit(lambda: write_bytes(path, page(photos, self._about.classes, title)))
-        )
+
+        def draw() -> None:
+            write_bytes(path, signed(page(photos, self._about.classes, title), "predict"))
+
+        self._pages.append(self._pool.submit(draw))
         self._waiting = []
 
     def __enter__(self) -> Sheets:
@@ -186,6 +205,8 @@ def predict(config: PredictConfig, model: FaceModel | None = None) -> Prediction
     is no photo at all, or the run cannot be used.
     """
     tasks = list_tasks(config)
+    if config.out:
+        _check_outputs(config.out, tasks.photos, config.boxes)
     model = model or open_model(config.run, config.device, config.plugin)
     about, how = model.about, how_to_cut(config, model.about)
     workers = process_count("--workers", config.workers)

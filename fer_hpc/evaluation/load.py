@@ -24,7 +24,7 @@ from fer_hpc.config import UserError
 from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
 from fer_hpc.evaluation.calibration import calibration_file, stored_temperature
 from fer_hpc.evaluation.metrics import log_softmax
-from fer_hpc.files import check_shape, sha256
+from fer_hpc.files import check_shape, read_file, sha256
 from fer_hpc.models.registry import MODELS, build_network
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
@@ -264,7 +264,7 @@ def _split_batch(array: NDArray[Any]) -> list[str | Path | NDArray[Any]]:
 
 def _read_picture(path: Path, channels: int) -> NDArray[np.uint8]:
     try:
-        return decode(path.read_bytes(), channels)
+        return decode(read_file(path), channels)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; wanted a picture file") from None
     except (Reject, cv2.error) as why:

@@ -8,7 +8,6 @@ and the GAN must have been trained on it. So nothing of val or test can leak. Ge
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError, unknown_name_error
 from fer_hpc.config.commands import GenerateConfig
+from fer_hpc.config.errors import apart, counted
 from fer_hpc.data.shards import (
     COLUMNS,
     Manifest,
+    check_folder,
     image_hash,
     open_split,
     read_manifest,
@@ -29,7 +30,7 @@ from fer_hpc.data.shards import (
     write_manifest,
     write_shard,
 )
-from fer_hpc.files import read_record
+from fer_hpc.files import copy_file, read_record
 from fer_hpc.gan.pairs import PERSON_TRIES, PairLoader
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
@@ -67,16 +68,7 @@ def generate(config: GenerateConfig) -> str:
     columns, extra, change = _generated_rows(
         manifest, gan_data, missing, generator, gan[:8], config.seed, device
     )
-    if change < MIN_CHANGE:
-        raise UserError(
-            f"--run {config.run}: its outputs are the neutral faces (mean change {change:.1f} of "
-            f"255, wanted at least {MIN_CHANGE:g}); train it longer"
-        )
-    if (deviation := float(columns["images"].std((1, 2, 3)).mean())) < MIN_DEVIATION:
-        raise UserError(
-            f"--run {config.run}: its outputs are nearly blank (standard deviation of the pixels "
-            f"{deviation:.1f} of 255, wanted at least {MIN_DEVIATION:g}); train it longer"
-        )
+    _check_faces(config.run, columns["images"], change)
     entry = write_shard(config.out / new_file, columns, extra)
     extended = {
         "n": train["n"] + entry["n"],
@@ -112,9 +104,10 @@ def _training_data(config: GenerateConfig, manifest: Manifest) -> Manifest:
         )
     for what, key in (("source", "source"), ("split rule", "split_rule")):
         if gan_data.content[key] != manifest.content[key]:
+            of_run, of_data = (_described(each.content[key]) for each in (gan_data, manifest))
             raise UserError(
-                f"--run {config.run} was trained on another {what} ({gan_data.content[key]}) than "
-                f"--data {manifest.folder} has ({manifest.content[key]}): it may have seen val or "
+                f"--run {config.run} was trained on another {what} ({of_run}) than "
+                f"--data {manifest.folder} has ({of_data}): it may have seen val or "
                 "test; train a GAN on the same --source and --split"
             )
 
@@ -131,6 +124,16 @@ def _training_data(config: GenerateConfig, manifest: Manifest) -> Manifest:
             f"{described[1]}: preprocess both from the same source"
         )
     return gan_data
+
+
+def _described(source: str | dict[str, Any]) -> str:
+    """A split rule, or a manifest's source, in words."""
+    if isinstance(source, str):
+        return source
+    words = [source["kind"]]
+    words += [counted(source["rows"], "row")] if isinstance(source.get("rows"), int) else []
+    words += [f"fingerprint {source['fingerprint']!s:.16}"] if "fingerprint" in source else []
+    return ", ".join([*words, *(["from a plugin"] if "plugin" in source else [])])
 
 
 def _missing_faces(config: GenerateConfig, counts: dict[str, int]) -> dict[str, int]:
@@ -157,8 +160,25 @@ def _missing_faces(config: GenerateConfig, counts: dict[str, int]) -> dict[str, 
     return missing
 
 
+def _check_faces(run: Path, images: NDArray[np.uint8], change: float) -> None:
+    """UserError where the generated faces are their neutral ones, or blank."""
+    if change < MIN_CHANGE:
+        raise UserError(
+            f"--run {run}: its outputs are the neutral faces (mean change "
+            f"{apart(change, MIN_CHANGE)} of 255, wanted at least {MIN_CHANGE:g}); train it longer"
+        )
+    deviation = float(images.std((1, 2, 3)).mean())
+    if deviation < MIN_DEVIATION:
+        raise UserError(
+            f"--run {run}: its outputs are nearly blank (standard deviation of the pixels "
+            f"{apart(deviation, MIN_DEVIATION)} of 255, wanted at least {MIN_DEVIATION:g}); "
+            "train it longer"
+        )
+
+
 def _prepare_folder(out: Path, data: Path, files: list[str], new_file: str) -> None:
     """Create --out with the existing shards in it; UserError where it holds other files."""
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     known = {*files, new_file}
     other = [p.name for p in out.iterdir() if p.name not in known and p.name[0] != "."]
@@ -171,7 +191,7 @@ def _prepare_folder(out: Path, data: Path, files: list[str], new_file: str) -> N
         try:
             os.link(data / name, out / name)
         except OSError:  # another file system, or one without hard links
-            shutil.copyfile(data / name, out / name)
+            copy_file(data / name, out / name)
 
 
 def _generated_rows(

@@ -16,7 +16,8 @@ from fer_hpc.config.commands import TransferConfig
 from fer_hpc.data.faces import Box, Reject, with_channels
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, training_box
 from fer_hpc.data.photos import Photo
-from fer_hpc.files import write_bytes
+from fer_hpc.data.pictures import signature, signed
+from fer_hpc.files import check_output, read_file, write_bytes
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.parallel.device import pick_device
 
@@ -69,6 +70,7 @@ def transfer(config: TransferConfig) -> str:
     The output is enlarged `config.scale` times; with 0, at least to VIEW_SIDE. With `config.strip`
     both photos stand beside it, with the box that was cut, each at least STRIP_SIDE wide.
     """
+    check_output(config.out, signature("transfer"), inputs=(config.neutral, config.expression))
     device = pick_device(config.device)
     generator, shape, _ = load_generator(config.run, device)
     photos = [read_photo(path, config.whole) for path in (config.neutral, config.expression)]
@@ -106,7 +108,7 @@ def read_photo(path: Path, whole: bool) -> FacePhoto:
     Raises UserError where it is no picture, or no face of a sensible size is found. Warns on stderr
     where the box is a small part of the picture.
     """
-    photo = Photo(path.read_bytes())
+    photo = Photo(read_file(path))
     try:
         if whole:
             photo.pixels(3)
@@ -178,4 +180,4 @@ def _write_png(path: Path, picture: Image) -> None:
     if not encoded:
         raise UserError(f"--out {path}: the picture could not be encoded as PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, png.tobytes())
+    write_bytes(path, signed(png.tobytes(), "transfer"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from fer_hpc.config.errors import counted
 from fer_hpc.evaluation import plots, plots_many
 from fer_hpc.evaluation.results import result_files
+from fer_hpc.files import copy_file
 from fer_hpc.report.read import Run
 from fer_hpc.report.tables import DataSet, compared, group_key, standing, val_accuracy
 
@@ -77,7 +77,7 @@ def copied(source: Path, label: str, out: Path, caption: str, is_plot: bool = Tr
     """The figure of a file of a run folder, copied to OUT/LABEL-NAME; a label may hold a folder."""
     path = out / f"{label}-{source.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, path)
+    copy_file(source, path)
     return picture(path, out, caption, is_plot)
 
 

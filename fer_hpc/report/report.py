@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import re
 import shlex
 import sys
@@ -16,7 +17,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import ReportConfig
 from fer_hpc.config.errors import one_line
 from fer_hpc.evaluation.metrics import format_interval, higher_is_better
-from fer_hpc.files import remove_leftovers, write_text
+from fer_hpc.files import check_output, remove_leftovers, write_text
 from fer_hpc.report.book import TAG, TableBook
 from fer_hpc.report.choice import best_runs, oracles
 from fer_hpc.report.extras import calibration_of, gaps_of, read_extras
@@ -31,6 +32,7 @@ from fer_hpc.report.read import Collection, collect
 from fer_hpc.report.study import study_section
 from fer_hpc.report.study_text import to_markdown
 from fer_hpc.report.tables import (
+    RESULTS_HEAD,
     DataSet,
     class_tables,
     data_sets,
@@ -38,8 +40,10 @@ from fer_hpc.report.tables import (
     results_csv,
     with_more,
 )
+from fer_hpc.run.folder import check_outside_runs
 from fer_hpc.sweep.grid import format_value
 
+TITLE = "<title>fer_hpc report</title>"  # of page.html.j2
 HEADING = re.compile(r'<h([23]) id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
 
 
@@ -48,8 +52,9 @@ def report(config: ReportConfig) -> Path:
 
     A run that cannot be read is listed on the page with the reason, and on stderr.
     """
-    _check_out(config.out)
+    check_outside_runs(config.out)
     collection = collect(config.runs)
+    _check_own(config.out, collection)
     for path, reason in collection.damaged:
         print(one_line(f"warning: {path} is left out: {reason}"), file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -131,11 +136,21 @@ def with_contents(page: str) -> str:
     return page.replace("<!-- contents -->", listed.replace("<ul></ul>", ""), 1)
 
 
-def _check_out(out: Path) -> None:
-    """A UserError where the page would be written into a run folder."""
-    for folder in (out.absolute(), *out.absolute().parents):
-        if (folder / "config.json").exists() and (folder / "attempts").is_dir():
-            raise UserError(f"--out {out} is inside the run folder {folder}; give another folder")
+def _check_own(out: Path, collection: Collection) -> None:
+    """UserError where the report would replace files that no report wrote."""
+    own = {"results.csv": RESULTS_HEAD, "index.html": TITLE}
+    for name, marker in own.items():
+        check_output(out / name, marker)
+    if any((out / name).exists() for name in own):
+        return
+    labels = [run.label for run in [*collection.runs, *collection.gans]]
+    labels += [sweep.path.name for sweep in collection.sweeps]
+    patterns = ["study.md", "study/*", "tables/*", "curves-*.svg"]
+    patterns += [f"{glob.escape(label)}-*.{end}" for label in labels for end in ("png", "svg")]
+    for path in (path for pattern in patterns for path in out.glob(pattern)):
+        raise UserError(
+            f"{path} was not written by a report and may be replaced: give another --out"
+        )
 
 
 def _data_folders(collection: Collection) -> list[Path]:

@@ -19,6 +19,8 @@ from fer_hpc.report.book import no_formula
 from fer_hpc.report.read import Run, result_order
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")  # have an interval in every result
+ABOUT_RUN = "run", "id", "model", "seed", "state", "split", "data", "fingerprint", "trained_on"
+RESULTS_HEAD = ",".join(ABOUT_RUN)  # of results.csv
 CSV_METRICS = ("n", "loss", "accuracy", "balanced_accuracy", "macro_f1", "majority_rate")
 
 
@@ -276,8 +278,7 @@ def results_csv(runs: Sequence[Run], known: dict[str, DataSet]) -> str:
     """Every result as a line of results.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    about = ("run", "id", "model", "seed", "state", "split", "data", "fingerprint", "trained_on")
-    writer.writerow([*about, *CSV_METRICS, "accuracy_low", "accuracy_high"])
+    writer.writerow([*ABOUT_RUN, *CSV_METRICS, "accuracy_low", "accuracy_high"])
     for run in runs:
         science = run.config["science"]
         for name, scores in run.scores.items():

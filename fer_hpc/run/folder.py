@@ -66,6 +66,13 @@ def attempt_path(run: Path, number: int) -> Path:
     return run / "attempts" / f"{number:04d}"
 
 
+def check_outside_runs(out: Path, flag: str = "--out") -> None:
+    """UserError where a folder of results is a run folder, or lies in one."""
+    for folder in (out.absolute(), *out.absolute().parents):
+        if (folder / "config.json").exists() and (folder / "attempts").is_dir():
+            raise UserError(f"{flag} {out} is inside the run folder {folder}; give another folder")
+
+
 def find_run_config(run: Path) -> dict[str, Any] | None:
     """The stored configuration, or None where there is none; a UserError where it is damaged."""
     stored = read_stored(run / "config.json")

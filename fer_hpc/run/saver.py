@@ -107,7 +107,7 @@ class Saver:
                 raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
             self.log.say(
                 f"warning: no checkpoint at {images_seen:,} images ({error}); "
-                "the one before is kept"
+                + _kept(self.attempt.run)
             )
         self.last = time.monotonic()
         self.cost_s = self.last - start
@@ -147,8 +147,13 @@ def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> d
 
 def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:
     """The error for a checkpoint that could not be written; it names the one that is kept."""
-    kept = max((images for _, images, _ in list_checkpoints(run)), default=0)
     return UserError(
-        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); the "
-        f"checkpoint at {kept:,} images is kept: make room and give the same command again"
+        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); "
+        f"{_kept(run)}: make room and give the same command again"
     )
+
+
+def _kept(run: Path) -> str:
+    """Which checkpoint a run still has."""
+    images = max((images for _, images, _ in list_checkpoints(run)), default=None)
+    return "there is none yet" if images is None else f"the checkpoint at {images:,} images is kept"

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from fer_hpc.config import TrainConfig
+from fer_hpc.data.pictures import signature, signed
 from fer_hpc.data.shards import read_manifest
-from fer_hpc.files import write_bytes
+from fer_hpc.files import check_output, write_bytes
 from fer_hpc.training.batches import train_loader
 
 COLUMNS, ROWS = 12, 8
@@ -24,6 +25,8 @@ def sheet(config: TrainConfig) -> Path:
 
     At most COLUMNS x ROWS faces, each under its class; mixed images have the larger part's class.
     """
+    path = config.run / "sheet.png"
+    check_output(path, signature("sheet"), "--run")
     manifest = read_manifest(config.data)
     batch = train_loader(config, manifest, torch.device("cpu")).batch(0)
     count = min(COLUMNS * ROWS, len(batch.labels))
@@ -40,8 +43,8 @@ def sheet(config: TrainConfig) -> Path:
         [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
     )
     config.run.mkdir(parents=True, exist_ok=True)
-    path = config.run / "sheet.png"
-    write_bytes(path, cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+    png = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+    write_bytes(path, signed(png, "sheet"))
     return path
 
 

@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from fer_hpc.config import CLASSES
 from fer_hpc.config.commands import SyntheticConfig
 from fer_hpc.data.faces import Box
+from fer_hpc.data.pictures import signature, signed
 from fer_hpc.data.synthetic.facemodel import project, random_person
 from fer_hpc.data.synthetic.faces import expressive_shape, random_pose
 from fer_hpc.data.synthetic.painting import background, paint_person, photograph
-from fer_hpc.files import write_bytes, write_text
+from fer_hpc.files import check_output, write_bytes, write_text
 
 HEIGHTS, WIDTHS = (480, 960), (640, 1280)  # pixels
 UNITS = 0.03, 0.13  # half the width of a face, as a share of the height
 PORTRAIT = 3.3  # height of a picture of one face, in halves of the face's width
 MOST_PEOPLE = 5
 QUALITY = 90  # of the JPEGs
+HEADING = "path", "left", "top", "right", "bottom", "expression"  # of boxes.csv
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,19 @@ def draw_scene(index: int, seed: int = 0) -> Scene:
 
 def write_scenes(config: SyntheticConfig) -> str:
     """Write scenes 0 .. count-1 as JPEGs with boxes.csv: path,left,top,right,bottom,expression."""
+    names = [f"scene-{index:03d}.jpg" for index in range(config.count)]
+    check_output(config.out / "boxes.csv", ",".join(HEADING))
+    for name in names:
+        check_output(config.out / name, signature("synthetic"))
     config.out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "left", "top", "right", "bottom", "expression"])
-    for index in range(config.count):
-        scene, name = draw_scene(index, config.seed), f"scene-{index:03d}.jpg"
+    table.writerow(HEADING)
+    for index, name in enumerate(names):
+        scene = draw_scene(index, config.seed)
         pixels = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
         jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-        write_bytes(config.out / name, jpeg.tobytes())
+        write_bytes(config.out / name, signed(jpeg.tobytes(), "synthetic"))
         for face in scene.faces:
             box = [round(edge, 1) for edge in face.box]
             table.writerow([name, *box, CLASSES[face.label]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,8 +18,10 @@ from fer_hpc.config.errors import counted
 from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
-from fer_hpc.files import naming, read_json, write_json
+from fer_hpc.files import check_output, naming, read_json, write_json, write_text
 from fer_hpc.parallel.process import end_with_parent, process_count, without_interrupts
+
+COLUMNS = "source_id,group,synthetic"  # the heading of columns.csv
 
 
 class Synthetic:
@@ -74,6 +75,9 @@ def write_affectnet(config: SyntheticConfig) -> str:
             "give another --out, or delete that folder"
         )
     _check_nothing_else(out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = (f"train_set/{i},{i // PHOTOS_PER_PERSON},1\n" for i in range(count))
+    write_text(out / "columns.csv", f"{COLUMNS}\n{''.join(rows)}")  # first: it shows whose it is
     for folder in ("images", "annotations"):
         (out / "train_set" / folder).mkdir(parents=True, exist_ok=True)
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
@@ -86,17 +90,15 @@ def write_affectnet(config: SyntheticConfig) -> str:
             drawn = pool.map(_write_block, blocks)
         for faces in drawn:
             progress.advance(faces)
-    with naming(out / "columns.csv"), (out / "columns.csv").open("w", newline="") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(["source_id", "group", "synthetic"])
-        table.writerows((f"train_set/{i}", i // PHOTOS_PER_PERSON, 1) for i in range(count))
     write_json(marker, wanted)
     return f"{out}: drew {counted(count, 'face')} in {time.monotonic() - start:.1f} s"
 
 
 def _check_nothing_else(out: Path) -> None:
     """UserError where a folder holds what an interrupted drawing has not left there."""
-    known = ("train_set", "columns.csv")
+    columns = out / "columns.csv"
+    check_output(columns, COLUMNS)
+    known = ("train_set", "columns.csv") if columns.exists() else ()
     others = [p.name for p in out.iterdir() if p.name not in known] if out.is_dir() else []
     if others:
         names = ", ".join(sorted(others)[:3])
