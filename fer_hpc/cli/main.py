@@ -45,8 +45,14 @@ STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that 
 
 def main(args: list[str] | None = None, verb: str | None = None) -> int:
     """The exit code of one command line; `verb` stands before the process's own arguments."""
-    args = sys.argv[1:] if args is None else args
-    args = [verb, *args] if verb else args
+    if args is not None:
+        return _main(args)
+    code = _main([verb, *sys.argv[1:]] if verb else sys.argv[1:])
+    _settle_exit()
+    return code
+
+
+def _main(args: list[str]) -> int:
     if args[1:2] == ["--"]:  # torchrun needs it before arguments like --run, a prefix of its own
         args = [args[0], *args[2:]]
     if not args or args[0] in ("-h", "--help"):
@@ -89,6 +95,16 @@ def job(script: str, verb: str, args: list[str] | None = None) -> int:
     if verb in STUDIES:
         return run_command(command, lambda: STUDIES[verb](arguments))
     return run_command(command, lambda: jobs.submit(verb, arguments, command))
+
+
+def _settle_exit() -> None:
+    """The exit code of a command that has ended stands, whatever Python still has to free."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    # After python -m, Python ends by the signal where Ctrl-C came within an exec("..."), as in the
+    # import of a dataclass; the next exec takes that back.
+    exec("")
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
