@@ -11,6 +11,7 @@ import pytest
 from fer_hpc.data.doctor import FACE_SIDE, SHEET_COLUMNS, TITLE
 from fer_hpc.data.shards import open_split, read_manifest
 from tests.conftest import Fer, Preprocess
+from tests.helpers.outputs import assert_kept
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +212,13 @@ def test_clean_data_is_called_clean(fer: Fer, shards: Path) -> None:
     done = fer("doctor", shards)
     assert done.returncode == 0, done.stdout
     assert "every shard has the checksum in the manifest" in done.stdout
+
+
+def test_doctor_replaces_its_own_files_only(fer: Fer, troubled: Path, tmp_path: Path) -> None:
+    table, picture, fixed = tmp_path / "a.csv", tmp_path / "a.png", tmp_path / "fixed"
+    call = ("doctor", troubled, "--out", table, "--sheet", picture)
+    for path in (table, picture):
+        assert_kept(fer, path, *call)
+    assert_kept(fer, fixed / "dropped.csv", "doctor", troubled, "--fix", fixed)
+    for _ in range(2):
+        assert fer(*call, "--fix", fixed).returncode == 3

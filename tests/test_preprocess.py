@@ -25,6 +25,7 @@ from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import sha256
 from tests.conftest import Fer, Preprocess, command
+from tests.helpers.outputs import assert_kept
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -372,3 +373,39 @@ def test_shared_memory_that_is_used_again(preprocess: Preprocess, tmp_path: Path
             assert shards.image_hash(image) == stored
             seen += 1
     assert seen == n
+
+
+def test_preprocess_replaces_no_files_of_others(
+    fer: Fer, finished_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    call = ("preprocess", "--source", "synthetic", "--count", 100, "--size", 16, "--out")
+    for name in ("manifest.json", "rejects.csv", "train-00000.h5", "parts/train-00000.json"):
+        assert_kept(fer, out / name, *call, out, content=b'{"name": "app"}')
+    done = fer(*call, finished_run)
+    assert done.returncode == 2
+    assert f"is inside the run folder {finished_run}" in done.stderr
+    assert not (finished_run / "parts").exists()
+    for _ in range(2):
+        assert fer(*call, out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("when", "code"),
+    [("atexit.register(interrupt)", 0), ("m._help = lambda: exec('interrupt()')", 75)],
+)
+def test_ctrl_c_at_the_end_keeps_the_exit_code(when: str, code: int, tmp_path: Path) -> None:
+    """As Python ends; and in an exec, as of a dataclass that is imported."""
+    lines = [
+        "import atexit, signal, sys",
+        "from fer_hpc.cli import main as m",
+        "def interrupt(): signal.raise_signal(signal.SIGINT)",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        when,
+        "sys.argv[1:] = ['--help']",
+        "raise SystemExit(m.main())",
+    ]
+    (tmp_path / "ends.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "-m", "ends"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr

@@ -27,6 +27,7 @@ from fer_hpc.report.read import unique_labels
 from fer_hpc.report.report import report
 from tests.conftest import Fer
 from tests.helpers.browser import chromium, faults, set_screen
+from tests.helpers.outputs import assert_kept
 
 
 @pytest.fixture(scope="module")
@@ -556,3 +557,14 @@ def test_the_page_is_for_every_reader(scored: Path, tmp_path: Path) -> None:
         assert long_name in page.execute_script(lead)
         page.execute_script(head)
         assert "mean of 2 seeds" in page.execute_script(lead), "80 %, with its members below"
+
+
+def test_a_report_replaces_its_own_files_only(fer: Fer, scored: Path, tmp_path: Path) -> None:
+    out = tmp_path / "site"
+    call = ("report", scored, "--out", out)
+    for name in ("index.html", "results.csv", "tables/mine.csv", f"{scored.name}-curves.png"):
+        assert_kept(fer, out / name, *call)
+    (out / "other.txt").write_text("mine")
+    for _ in range(2):
+        assert fer(*call).returncode == 0
+    assert (out / "other.txt").read_text() == "mine"

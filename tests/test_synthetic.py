@@ -14,6 +14,7 @@ from fer_hpc.data.synthetic.faces import (
     label_of,
 )
 from tests.conftest import Fer
+from tests.helpers.outputs import assert_kept
 
 
 def test_a_face_is_a_function_of_seed_and_number() -> None:
@@ -78,3 +79,15 @@ def test_the_demos_training_learns_it_but_does_not_saturate(fer: Fer, tmp_path: 
     assert fer("train", *arguments, "--epochs", 12, timeout=1200).returncode == 0
     done = fer("evaluate", tmp_path / "run", "--split", "test")
     assert 0.75 < float(done.stdout.split("accuracy")[1].split()[0]) < 0.92
+
+
+def test_drawn_faces_replace_none_of_a_real_data_set(fer: Fer, tmp_path: Path) -> None:
+    call = ("data.synthetic", "--count", 3, "--out", tmp_path, "--workers", 1)
+    real = tmp_path / "train_set" / "images" / "0.jpg"
+    real.parent.mkdir(parents=True)
+    real.write_bytes(b"a real face")
+    done = fer(*call)
+    assert done.returncode == 2
+    assert "is not empty (train_set); give a new folder" in done.stderr
+    assert_kept(fer, tmp_path / "columns.csv", *call)
+    assert real.read_bytes() == b"a real face"

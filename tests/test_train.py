@@ -297,6 +297,20 @@ def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     assert_same_outcome(run, finished_run)
 
 
+def test_full_storage_before_a_checkpoint_names_none(shards: Path, tmp_path: Path) -> None:
+    call = ("train", "cnn_baseline", "--data", shards, "--run", tmp_path / "run", *TRAIN_SPEED)
+    code, messages = run_limited(resource.RLIMIT_FSIZE, 5 << 20, *call)
+    assert code == 2
+    assert "there is no checkpoint yet: make room" in messages
+
+
+def test_a_file_size_limit_is_named_by_export(finished_run: Path, tmp_path: Path) -> None:
+    call = ("export", finished_run, "--out", tmp_path)
+    code, messages = run_limited(resource.RLIMIT_FSIZE, 20 << 10, *call)
+    assert code == 2
+    assert f"error: File too large: {tmp_path / 'model.onnx'}\n" in messages
+
+
 def test_early_stop_ends_the_run_and_keeps_the_best(fer: Fer, shards: Path, tmp_path: Path) -> None:
     flags = "--epochs 50 --early-stop 2 --lr 0 --batch-size 30 --no-tensorboard --freeze-bn"
     arguments = ("resnet_baseline", "--data", shards, "--run", tmp_path / "run", *flags.split())

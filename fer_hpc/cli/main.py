@@ -167,13 +167,21 @@ def _interrupted_by_term() -> Iterator[None]:
         yield
         return
 
+    is_stopped = False
+
     def stop(number: int, frame: object) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except UserError:
+        if is_stopped:  # a library has swallowed it, and workers of the same group have ended
+            raise KeyboardInterrupt from None
+        raise
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -156,4 +156,8 @@ def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserE
 def _kept(run: Path) -> str:
     """Which checkpoint a run still has."""
     images = max((images for _, images, _ in list_checkpoints(run)), default=None)
-    return "there is none yet" if images is None else f"the checkpoint at {images:,} images is kept"
+    return (
+        "there is no checkpoint yet"
+        if images is None
+        else f"the checkpoint at {images:,} images is kept"
+    )
