@@ -132,7 +132,7 @@ def _described(source: str | dict[str, Any]) -> str:
         return source
     words = [source["kind"]]
     words += [counted(source["rows"], "row")] if isinstance(source.get("rows"), int) else []
-    words += [f"fingerprint {source['fingerprint']!s:.16}"] if "fingerprint" in source else []
+    words += [f"fingerprint {source['fingerprint']!s:.24}"] if "fingerprint" in source else []
     return ", ".join([*words, *(["from a plugin"] if "plugin" in source else [])])
 
 
