@@ -65,10 +65,10 @@ def bare_step(
 def variants(config: TrainConfig, compiled: bool) -> list[tuple[str, str, bool]]:
     """(label, kind of call, whether faces are warped) of the loops to compare a preset with."""
     kinds = ["eager", "graph", *(["compile+graph"] if compiled else [])]
-    found = [(f"bare {kind}", kind, False) for kind in kinds]
+    loops = [(f"bare {kind}", kind, False) for kind in kinds]
     if config.rotate or config.shift or config.scale:
-        found += [(f"bare {kind}, warped", kind, True) for kind in kinds[1:]]
-    return found
+        loops += [(f"bare {kind}, warped", kind, True) for kind in kinds[1:]]
+    return loops
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:

@@ -94,15 +94,15 @@ def steps_of(config: TrainConfig, change: Callable[[ImageStore], None] | None) -
     if change:
         change(loader.images)
     for k in range(3):
-        given = block.inputs(k)
+        inputs = block.inputs(k)
         torch.manual_seed(k)
         if change and k:  # in the first step the optimiser makes its state
             with DeviceOnly():
-                step(learner, state, loader.make(given), given, False, k == 2)
-                state.chain.add(given, state.sums)
+                step(learner, state, loader.make(inputs), inputs, False, k == 2)
+                state.chain.add(inputs, state.sums)
         else:
-            step(learner, state, loader.make(given), given, k == 0, k == 2)
-            state.chain.add(given, state.sums)
+            step(learner, state, loader.make(inputs), inputs, k == 0, k == 2)
+            state.chain.add(inputs, state.sums)
     found = copy.deepcopy(state.state_dict(World()))
     return found | {"norm": learner.grad_norm.clone(), "bad": state.bad_step.clone()}
 
@@ -198,10 +198,10 @@ class Counting(TorchDispatchMode):
     """Counts the operations that compute, each of which is a kernel on a GPU."""
 
     FREE = (
-        "view", "_unsafe_view", "slice", "select", "permute", "t", "transpose", "detach", "expand",
-        "unsqueeze", "squeeze", "alias", "unbind", "empty", "empty_like", "as_strided",
-        "_record_function_enter_new", "_record_function_exit",
-    )  # fmt: skip
+        *("view", "_unsafe_view", "slice", "select", "permute", "t", "transpose", "detach"),
+        *("expand", "unsqueeze", "squeeze", "alias", "unbind", "empty", "empty_like"),
+        *("as_strided", "_record_function_enter_new", "_record_function_exit"),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,20 +226,18 @@ def test_a_step_launches_fewer_kernels_than_the_plainest_loop(
     monkeypatch.setattr(learner_module, "casts_together", lambda *_: True)
     config = config_of(shards, precision="bf16")
     manifest = read_manifest(shards)
-    learner, loader = (
-        make_learner(config, manifest, CPU, World()),
-        train_loader(config, manifest, CPU),
-    )
+    learner = make_learner(config, manifest, CPU, World())
+    loader = train_loader(config, manifest, CPU)
     as_on_gpu(loader.images)
     state = TrainState.fresh(learner.parts(), SUMS, CPU)
     set_mode(learner.net, False)
     block = step_block(config, loader, 0, 2)
     for k in range(2):
-        given = block.inputs(k)
+        inputs = block.inputs(k)
         with Counting() as ours:
-            step(learner, state, loader.make(given), given, k == 0)
-            state.chain.add(given, state.sums)
-    batch = loader.make(given)
+            step(learner, state, loader.make(inputs), inputs, k == 0)
+            state.chain.add(inputs, state.sums)
+    batch = loader.make(inputs)
     learner.optimizer.zero_grad()
     with Counting() as bare:
         with torch.autocast("cpu", torch.bfloat16):
@@ -275,15 +273,15 @@ def test_a_step_of_the_gan_needs_nothing_of_the_host(
         if alone:
             as_on_gpu(loader.images)
         for k in range(4):
-            given = block.inputs(k)
+            inputs = block.inputs(k)
             torch.manual_seed(k)
             adversarial = mode == "paper" or k > 1  # two steps of each kind
             variant = adversarial, k > 1
             if alone and k in (1, 3):
                 with DeviceOnly():
-                    gan_step(networks, state, loader.make(given), given, World(), *variant)
+                    gan_step(networks, state, loader.make(inputs), inputs, World(), *variant)
             else:
-                gan_step(networks, state, loader.make(given), given, World(), *variant)
+                gan_step(networks, state, loader.make(inputs), inputs, World(), *variant)
         found.append(copy.deepcopy(state.state_dict(World())))
     assert all(torch.equal(a, b) for a, b in zip(*map(tensors, found), strict=True))
 
