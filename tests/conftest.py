@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ Train = Preprocess = Fer  # with arguments of their own: see the fixtures
 TRAIN_SPEED = (
     "--epochs 3 --batch-size 30 --checkpoint-every-s 0.2 --no-tensorboard --threads 1"
 ).split()
+DISK = 3_000_000_000  # bytes; `make test` had at most 1.6 GB in use at once
 GAN_SPEED = ("--batch-size", 8, "--threads", 1, "--checkpoint-every-s", 0.8, "--no-tensorboard")
 
 
@@ -30,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Several test processes share the cores: threads that spin cost the others' time.
         os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if free < DISK:
+            pytest.exit(
+                f"{tempfile.gettempdir()} has {free / 1e9:.1f} GB free, the tests need "
+                f"{DISK / 1e9:.0f}: make room there, or set TMPDIR to another folder",
+                returncode=pytest.ExitCode.USAGE_ERROR,
+            )
 
 
 # Files of tests that train, start daemons or look at pages: left out of `make test-fast`.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +79,10 @@ def chromium() -> Iterator[webdriver.Chrome]:
         "--window-size=1500,900",
     ):
         options.add_argument(flag)
-    with webdriver.Chrome(options=options, service=Service(driver)) as page:
-        yield page
+    with tempfile.TemporaryDirectory() as folder:  # the browser leaves files where it ends
+        service = Service(driver, env={**os.environ, "TMPDIR": folder})
+        with webdriver.Chrome(options=options, service=service) as page:
+            yield page
 
 
 def page_text(address: str, wanted: str, picture: Path, seconds: float = 60) -> str:
