@@ -130,7 +130,7 @@ def test_large_photos_are_decoded_small_and_places_are_those_of_the_whole(scene:
     small = Photo(jpeg(scene.image)).find()
     assert len(found) == len(small)
     for a, b in zip(found, small, strict=True):
-        assert overlap(a.box, tuple(3 * edge for edge in b.box)) > 0.9  # type: ignore[arg-type]
+        assert overlap(a.box, tuple(3 * edge for edge in b.box)) > 0.8  # type: ignore[arg-type]
 
 
 def test_a_100_megapixel_photo_is_looked_at_if_it_is_a_jpeg() -> None:
