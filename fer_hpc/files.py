@@ -146,11 +146,11 @@ def check_output(path: Path, marker: str, flag: str = "--out", inputs: Iterable[
         )
 
 
-def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
+def remove_leftovers(folder: Path, pattern: str = ".*.tmp", anyones: bool = False) -> None:
     """Delete what processes that are gone had begun to write in `folder`.
 
     Their names end in HOST-PID. A process of another host counts as gone once its file has not
-    changed for LEFTOVER_S, by the clock of the file system.
+    changed for LEFTOVER_S, by the clock of the file system. `anyones`: all are gone, or must stop.
     """
     with contextlib.suppress(OSError):  # a folder that one may only read
         paths = list(folder.glob(pattern))
@@ -163,7 +163,7 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp") -> None:
             is_ours = pid.isdigit() and rest.endswith(socket.gethostname())
             is_gone = is_ours and not Path(f"/proc/{pid}").exists()
             with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
-                if is_gone or now - path.stat().st_mtime > LEFTOVER_S:
+                if anyones or is_gone or now - path.stat().st_mtime > LEFTOVER_S:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

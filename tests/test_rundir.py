@@ -15,8 +15,9 @@ from fer_hpc.config import UserError
 from fer_hpc.files import read_json, write_json
 from fer_hpc.parallel.world import Job
 from fer_hpc.run import lease
-from fer_hpc.run.attempts import Attempt, claim_attempt
+from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_rows, read_status
+from fer_hpc.run.saver import checkpoint_write_error
 
 HOLD = """
 import sys, time
@@ -176,6 +177,28 @@ def test_pruning_keeps_the_newest_two_and_never_leaves_fewer(tmp_path: Path) -> 
         second.prune()
     assert [images for _, images, _ in list_checkpoints(tmp_path)] == [30, 20]
     assert not parent[2].exists()
+
+
+def test_what_a_start_on_another_host_left_half_written_is_deleted(tmp_path: Path) -> None:
+    """It has lost the run, so that nobody need wait until it is old; an evaluation may live."""
+    begin(tmp_path, []).end("interrupted")
+    theirs = ("attempts/0001/.000000000040.pt", ".config.json", ".final.pt", ".eval-val.json")
+    for name in theirs:
+        (tmp_path / f"{name}.elsewhere-1.tmp").touch()
+    claim_attempt(tmp_path)
+    assert [p.name for p in tmp_path.rglob(".*.tmp")] == [".eval-val.json.elsewhere-1.tmp"]
+
+
+def test_a_start_whose_half_written_file_the_next_owner_deletes_is_superseded(
+    tmp_path: Path,
+) -> None:
+    first = begin(tmp_path, [])
+    error = FileNotFoundError(2, "No such file or directory")
+    assert "could not be saved" in str(checkpoint_write_error(first, 40, error))
+    first.end("interrupted")
+    claim_attempt(tmp_path)
+    with pytest.raises(Superseded):
+        checkpoint_write_error(first, 40, error)
 
 
 def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:

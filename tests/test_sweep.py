@@ -8,6 +8,7 @@ import random
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fer_hpc.config import UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.evaluation.intervals import mean_interval
 from fer_hpc.files import to_jsonl, write_json
+from fer_hpc.parallel.world import StepNode
 from fer_hpc.run.folder import HALTED_REASON, attempt_path
 from fer_hpc.sweep import grid as sweep
 from fer_hpc.sweep import halving, ray_nodes
@@ -475,6 +477,19 @@ def test_a_strangers_connection_is_no_node_of_the_job(monkeypatch: pytest.Monkey
             there.sendall(sent)
             there.shutdown(socket.SHUT_WR)
             assert ray_nodes._is_from_job(here) == expected
+
+
+def test_nodes_of_a_job_without_work_are_let_go() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1] - 1
+    node = StepNode(0, 2, "localhost", port, gpus=0)
+    with ThreadPoolExecutor(1) as threads:
+        released = threads.submit(ray_nodes.release, node)
+        with ray_nodes._connect("localhost", port + 1) as lifeline:
+            assert not released.done()
+            lifeline.sendall(ray_nodes._job_code())
+            assert lifeline.recv(1) == b""
+        released.result()
 
 
 def test_the_folder_of_a_killed_sweeps_ray_is_removed_by_the_next_one() -> None:

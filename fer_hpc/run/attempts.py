@@ -27,6 +27,9 @@ from fer_hpc.run.lease import (
     process_state,
 )
 
+# Files of the run folder itself that only the run's owner writes.
+OWNERS_FILES = ("config.json", "status.json", "metrics.jsonl", "*.pt")
+
 
 class Superseded(Exception):
     """The run is no longer this process's: another start has claimed it, or its folder is gone."""
@@ -183,18 +186,24 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
                 if not attempt_path(run, newest + 1).exists():
                     raise
                 continue  # another start was faster: look again who holds the run now
-            _clean(run)
+            _clean(run, newest + 1)
             return Attempt(run, newest + 1)
     finally:
         shutil.rmtree(claim, ignore_errors=True)
 
 
-def _clean(run: Path) -> None:
-    """Delete what earlier starts left half-written when they were killed."""
-    remove_leftovers(run)
-    for pattern in (".claim-*", "*/.*.tmp"):
-        remove_leftovers(run / "attempts", pattern)
-    remove_leftovers(run, ".clock-*")
+def _clean(run: Path, number: int) -> None:
+    """Delete what earlier starts left half-written when they were killed, on this host or another.
+
+    They have lost the run to start `number`: one that lives cannot complete its file any more.
+    """
+    for earlier in attempt_numbers(run):
+        if earlier < number:
+            remove_leftovers(attempt_path(run, earlier), anyones=True)
+    for name in OWNERS_FILES:
+        remove_leftovers(run, f".{name}.*.tmp", anyones=True)
+    for folder, pattern in ((run, ".*.tmp"), (run, ".clock-*"), (run / "attempts", ".claim-*")):
+        remove_leftovers(folder, pattern)
 
 
 def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -103,8 +104,9 @@ class Saver:
             if self.attempt.is_newest():
                 self.attempt.prune()
         except OSError as error:
+            reported = checkpoint_write_error(self.attempt, images_seen, error)
             if last:
-                raise checkpoint_write_error(self.attempt.run, images_seen, error) from None
+                raise reported from None
             self.log.say(
                 f"warning: no checkpoint at {images_seen:,} images ({error}); "
                 + _kept(self.attempt.run)
@@ -145,11 +147,17 @@ def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> d
     return copy
 
 
-def checkpoint_write_error(run: Path, images_seen: int, error: OSError) -> UserError:
-    """The error for a checkpoint that could not be written; it names the one that is kept."""
+def checkpoint_write_error(attempt: Attempt, images_seen: int, error: OSError) -> UserError:
+    """The error for a checkpoint that could not be written; it names the one that is kept.
+
+    Raises Superseded where another start has the run: it deletes what this one had begun to write.
+    """
+    with contextlib.suppress(OSError):
+        attempt.check_newest()
     return UserError(
-        f"{run} could not be saved at {images_seen:,} images ({error.strerror or error}); "
-        f"{_kept(run)}: make room and give the same command again"
+        f"{attempt.run} could not be saved at {images_seen:,} images "
+        f"({error.strerror or error}); {_kept(attempt.run)}: make room and give the same "
+        "command again"
     )
 
 

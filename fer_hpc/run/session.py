@@ -343,4 +343,4 @@ class Run(Generic[Config]):
             write_bytes(attempt.run / "metrics.jsonl", to_jsonl(read_rows(attempt.run)))
             attempt.finish(why, images_seen=state.images_seen, best=best)
         except OSError as error:
-            raise checkpoint_write_error(attempt.run, state.images_seen, error) from None
+            raise checkpoint_write_error(attempt, state.images_seen, error) from None

@@ -135,22 +135,35 @@ def _usual_share(sweep: SweepConfig, base: TrainConfig) -> float | None:
 def head(node: StepNode) -> Iterator[str]:
     """Ray's head and the lifelines of all other nodes; gives the head's address."""
     start = ("--head", f"--port={node.port}", "--include-dashboard=false")
-    with _ray_start(node, *start) as ray, contextlib.ExitStack() as stack:
+    with _ray_start(node, *start) as ray:
         _connect(_own_address(node), node.port, ray).close()  # waits until the head answers
+        with _lifelines(node):
+            yield f"{_own_address(node)}:{node.port}"
+
+
+def release(node: StepNode) -> None:
+    """In the place of `head`, where nothing is to do: the other nodes end, and do not wait."""
+    with contextlib.suppress(UserError), _lifelines(node):  # one that is not there need not end
+        pass
+
+
+@contextlib.contextmanager
+def _lifelines(node: StepNode) -> Iterator[None]:
+    """Connections of all other nodes, which end when the block does."""
+    with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("", node.port + 1)))
         server.settimeout(START_S)
-        lifelines: list[socket.socket] = []
+        count = 0
         try:
-            while len(lifelines) < node.count - 1:
+            while count < node.count - 1:
                 connection = stack.enter_context(server.accept()[0])
-                if _is_from_job(connection):
-                    lifelines.append(connection)
+                count += _is_from_job(connection)
         except TimeoutError:
             raise UserError(
-                f"only {len(lifelines) + 1} of the job's {node.count} nodes joined Ray within "
+                f"only {count + 1} of the job's {node.count} nodes joined Ray within "
                 f"{START_S:.0f} s; see the logs of the others"
             ) from None
-        yield f"{_own_address(node)}:{node.port}"
+        yield
 
 
 def serve(node: StepNode) -> int:

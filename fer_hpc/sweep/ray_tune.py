@@ -38,11 +38,12 @@ from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainCo
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
+from fer_hpc.parallel.world import current_step_node
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.ray_cluster import Room, cluster, room_for_trials
-from fer_hpc.sweep.ray_nodes import shared_gpus
+from fer_hpc.sweep.ray_nodes import release, shared_gpus
 from fer_hpc.sweep.ray_trials import distributed_trial, single_process_trial
 from fer_hpc.sweep.tables import collect
 
@@ -54,8 +55,10 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
     one over the nodes of the Slurm step, else one on this machine alone.
     """
     trials = grid(sweep, base)
-    if SuccessiveHalving(sweep, trials).next() is None:  # starting Ray would take seconds
-        print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do")
+    if _is_complete(sweep, trials):  # starting Ray would take seconds
+        print(f"{collect(sweep.out)}\n{sweep.out}: finished, nothing to do", flush=True)
+        if (node := current_step_node()) and node.count > 1:
+            release(node)
         return EXIT_FINISHED
     _check_new_trials(sweep, trials)
     if base.device == "cuda" and not (os.environ.get("RAY_ADDRESS") or may_have_gpus()):
@@ -74,10 +77,15 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         )
         interrupted = _run_trials(sweep, trials, room)
     print(collect(sweep.out))
-    if interrupted:
+    if interrupted and not _is_complete(sweep, trials):  # else it was stopped after its last trial
         print(f"{sweep.out}: stopped; the same command continues from there")
         return EXIT_RUN_AGAIN
     return EXIT_FINDINGS if "failed" in _states(sweep, trials) else EXIT_FINISHED
+
+
+def _is_complete(sweep: SweepConfig, trials: list[Trial]) -> bool:
+    """Whether a start would find nothing to do; decided by the run folders."""
+    return SuccessiveHalving(sweep, trials).next() is None
 
 
 def _states(sweep: SweepConfig, trials: list[Trial]) -> list[str]:

@@ -94,7 +94,7 @@ def test_the_scripts_from_raw_faces_to_scores(cell: Cell, place: Path) -> None:
     assert json.loads((place / "my shards" / "manifest.json").read_text())["source"]["rows"] == 240
     assert (run / "eval-val.json").exists()
     assert "accuracy" in (away / f"fer-evaluate-{scored}.log").read_text()
-    assert f"{scored}-0.log:   accuracy" in fer(cell, "-m", "fer_hpc", "logs", run)
+    assert f"{scored}-0.log:   loss" in fer(cell, "-m", "fer_hpc", "logs", run)
     row = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
     assert [(job["job"], job["state"]) for job in row["jobs"]] == [
         (trained, "COMPLETED"),

@@ -391,18 +391,9 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
     the job; an array then adds a seed.
     """
     out = site / "sweep"
-    flags = (*SWEEP, "--data", shards, "--out", out, "--epochs", 12)
-    job = cluster.sbatch(
-        "--nodes=2",
-        "--gres=gpu:1",
-        "slurm/tune.sh",
-        *flags,
-        "--seeds",
-        0,
-        *WIDE,
-        cwd=site,
-        **PYTHON,
-    )
+    flags = (*SWEEP, "--data", shards, "--out", out, "--epochs", 40)
+    on_two_nodes = ("--nodes=2", "--gres=gpu:1", "slurm/tune.sh", *flags, "--seeds", 0, *WIDE)
+    job = cluster.sbatch(*on_two_nodes, cwd=site, **PYTHON)
     until(
         lambda: list(out.glob("trials/*/attempts/0001/0*.pt")) or cluster.state(job) == "FAILED",
         240,
@@ -420,6 +411,9 @@ def test_a_sweep_is_requeued_and_an_array_goes_on_with_it(
         "one GPU a node, two workers: both nodes"
     )
     until(lambda: not of_jobs(cluster), 20, lambda: f"the end of {of_jobs(cluster)}")
+    again = cluster.sbatch(*on_two_nodes, cwd=site, **PYTHON)  # no node waits for Ray's head
+    assert cluster.wait(again, seconds=90) == "COMPLETED", logs(site)
+    assert "finished, nothing to do" in logs(site)
 
     output = fer(cluster, ROOT / "jobs" / "sweep.py", *flags, "--seeds", 0, 1, "--gpus-per-node", 1)
     assert "2 trials, 1 finished" in output
