@@ -16,6 +16,7 @@ from fer_hpc.config.commands import CompareConfig
 from fer_hpc.evaluation import predictions
 from fer_hpc.evaluation.compare import compare, format_comparison, holm, mcnemar
 from fer_hpc.evaluation.seeds import welch
+from fer_hpc.files import to_jsonl
 
 CLASSES = ("a", "b", "c")
 
@@ -196,6 +197,40 @@ def test_a_runs_own_data_is_found_where_another_run_names_it(tmp_path: Path) -> 
     comparison = compare(CompareConfig(runs=(a, b), name="val-on-d"))
     assert [row["predictions"] for row in comparison["runs"]] == ["val", "val-on-d"]
     assert f"{a} (val): accuracy" in format_comparison(comparison)
+
+
+def test_the_data_of_the_name_is_what_both_are_scored_on(tmp_path: Path) -> None:
+    a, b = scored_run(tmp_path / "a", 0.7, n=300), scored_run(tmp_path / "b", 0.6)
+    (a / "predictions-val.npz").rename(a / "predictions-val-on-fixed.npz")
+    with pytest.raises(UserError) as error:
+        compare(CompareConfig(runs=(a, b), name="val-on-fixed"))
+    hint = f"score {b} on it: fer-hpc evaluate {b} --split val --data DIR (its folder fixed)"
+    assert hint in str(error.value)
+
+
+def test_predictions_of_an_epoch_that_is_no_longer_the_best_are_refused(tmp_path: Path) -> None:
+    a, b = scored_run(tmp_path / "a", 0.7), scored_run(tmp_path / "b", 0.6)
+    attempt = b / "attempts" / "0001"
+    attempt.mkdir(parents=True)
+    (attempt / "environment.json").write_text(json.dumps({"parent": None}))
+    (attempt / "status.json").write_text(json.dumps({"state": "finished", "why": ""}))
+    rows = [{"epoch": k, "images_seen": 10 * k, "best": True} for k in (1, 2)]
+    (attempt / "metrics.jsonl").write_bytes(to_jsonl(rows))
+    scores = b / "eval-val.json"
+    scores.write_text(json.dumps({"epoch": 1, "finished": True}))
+    with pytest.raises(UserError) as error:
+        compare(CompareConfig(runs=(a, b)))
+    again = f"fer-hpc evaluate {b} --split val scores it again"
+    assert f"{scores} is of epoch 1, and the best is 2 now; {again}" in str(error.value)
+    scores.write_text(json.dumps({"epoch": 2, "finished": True}))
+    assert compare(CompareConfig(runs=(a, b)))
+
+
+def test_a_run_and_a_link_to_it_are_one(tmp_path: Path) -> None:
+    run, link = scored_run(tmp_path / "a", 0.7), tmp_path / "link"
+    link.symlink_to(run)
+    with pytest.raises(UserError, match="a run is named twice"):
+        compare(CompareConfig(runs=(run, link)))
 
 
 @pytest.mark.parametrize(

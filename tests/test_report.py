@@ -21,7 +21,7 @@ from fer_hpc.cluster.status import format_status, job_status
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig, ReportConfig
 from fer_hpc.evaluation import metrics, plots
-from fer_hpc.files import check_shape
+from fer_hpc.files import check_shape, read_json
 from fer_hpc.report.book import cell_text
 from fer_hpc.report.read import unique_labels
 from fer_hpc.report.report import report
@@ -383,6 +383,23 @@ def test_a_shape_may_be_optional() -> None:
         check_shape({}, {"n": (int, NoneType)}, "file.json")
     with pytest.raises(UserError, match=r"file\.json: n is 'x'"):
         check_shape({"n": "x", "deep": {}}, wanted, "file.json")
+
+
+def test_scores_of_earlier_weights_are_left_out_and_named(
+    scored: Path, tmp_path: Path, fer: Fer
+) -> None:
+    run = another(scored, tmp_path / "runs" / "run")
+    best = read_json(run / "eval-test.json")["epoch"]
+    other = 1 + best % 3
+    edit_json(run / "eval-test.json", epoch=other)
+    done = fer("report", tmp_path / "runs", "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"eval-test.json is left out: it is of epoch {1 + best % 3}, and the best is" in done.stderr
+    )
+    assert f"{best} now; fer-hpc evaluate {run} --split test scores it again" in done.stderr
+    lines = (tmp_path / "report" / "results.csv").read_text().splitlines()
+    assert [line.split(",")[5] for line in lines[1:]] == ["val"]
 
 
 def test_a_gan_has_its_own_table(scored: Path, tmp_path: Path) -> None:

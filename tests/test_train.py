@@ -152,6 +152,18 @@ def test_two_n_epochs_equal_n_and_n_more(train: Train, tmp_path: Path) -> None:
     ).read_bytes()
 
 
+def test_more_epochs_that_are_not_better_leave_the_best_weights(
+    train: Train, tmp_path: Path
+) -> None:
+    """Their hash says whether scores and the temperature are those of the run."""
+    run = tmp_path / "run"
+    assert train(run, "--epochs", 1, "--lr", 0).returncode == 0
+    best = (run / "best.pt").read_bytes()
+    assert train(run, "--epochs", 2, "--lr", 0).returncode == 0
+    assert len(read_rows(run)) == 2
+    assert (run / "best.pt").read_bytes() == best
+
+
 def test_a_differing_science_field_is_refused_by_name_a_runtime_field_is_not(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -16,9 +16,17 @@ from fer_hpc.config.commands import CompareConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.evaluation.metrics import confusion, f1s, recalls
 from fer_hpc.evaluation.predictions import Predictions, read_predictions
-from fer_hpc.evaluation.results import ON, empty_classes, name_on, result_files
+from fer_hpc.evaluation.results import (
+    ON,
+    empty_classes,
+    name_on,
+    outdated,
+    result_files,
+    scoring_command,
+)
 from fer_hpc.evaluation.seeds import LEVEL, POWER, SAME, SHARES, SeedSet, compare_seeds
-from fer_hpc.run.folder import data_folder, read_run_config
+from fer_hpc.files import read_record
+from fer_hpc.run.folder import data_folder, read_rows, read_run_config, read_status
 
 RESAMPLES = 2000
 CHUNK = 200  # resamples at a time
@@ -32,9 +40,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     name = config.name or config.split
     runs = list(dict.fromkeys([*config.runs, *config.versus]))
-    if len(runs) < len(config.runs) + len(config.versus):
+    if len({run.resolve() for run in runs}) < len(config.runs) + len(config.versus):
         raise UserError("a run is named twice; give each once")
     names = [_name_of(_classifier(run), name) for run in runs]
+    for run, of_run in zip(runs, names, strict=True):
+        _check_current(run, of_run)
     first, *others = [read_predictions(*each) for each in zip(runs, names, strict=True)]
     predictions = [first, *(align(first, other, name) for other in others)]
     about = {"name": name, "n": len(first.labels), "classes": list(first.classes)}
@@ -68,9 +78,20 @@ def _classifier(run: Path) -> Path:
 
 def _name_of(run: Path, name: str) -> str:
     """NAME, or without the data set where that is the run's own: its scores do not name it."""
-    is_there = result_files(run, name)["predictions"].exists()
     views = name.partition(ON)[0]
-    return name if is_there or not result_files(run, views)["predictions"].exists() else views
+    return name if _has(run, name) or not _has(run, views) else views
+
+
+def _has(run: Path, name: str) -> bool:
+    return result_files(run, name)["predictions"].exists()
+
+
+def _check_current(run: Path, name: str) -> None:
+    """UserError where the predictions are those of an epoch that is not the best any more."""
+    path = result_files(run, name)["scores"]
+    scores = read_record(path, {"epoch": int, "finished": bool})
+    if scores and (why := outdated(scores, read_rows(run), read_status(run)["state"])):
+        raise UserError(f"{path} {why}; {scoring_command(run, name)} scores it again")
 
 
 # ---- the same faces -----------------------------------------------------------------------------
@@ -129,9 +150,12 @@ def _order(first: Predictions, other: Predictions, name: str) -> NDArray[np.int6
 
 
 def _same_data(first: Predictions, other: Predictions, name: str) -> str:
-    """How to score two runs on the data of the first."""
+    """How to score two runs on the same data: that of NAME, else that of the first."""
+    if ON in name:
+        lacks = [p.run for p in (first, other) if not _has(p.run, name)] or [other.run]
+        return f"score {lacks[0]} on it: {scoring_command(lacks[0], name)}"
     folder = data_folder(first.run)
-    split, named = name.partition("-")[0], name_on(name.partition(ON)[0], folder)
+    split, named = name.partition("-")[0], name_on(name, folder)
     return (
         f"score both on one: fer-hpc evaluate {other.run} --split {split} --data {folder}, then "
         f"fer-hpc compare with --name {named}"

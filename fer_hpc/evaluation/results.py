@@ -13,7 +13,7 @@ from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.data.manifest import Manifest, find_manifest, read_manifest
 from fer_hpc.evaluation.shapes import SCORES
 from fer_hpc.files import check_shape, read_record, read_stored
-from fer_hpc.run.folder import data_folder
+from fer_hpc.run.folder import best_row, data_folder
 
 ROBUSTNESS, GALLERY = "robustness", "gallery"  # what evaluate can write beside the scores
 ON = "-on-"  # in NAME, before the data set
@@ -117,6 +117,21 @@ def is_current(path: Path, data: str, weights: str) -> bool:
     """Whether a result file is of this data (a fingerprint) and these weights (SHA-256)."""
     record = read_record(path, {"data": str, "weights": str})
     return bool(record and (record["data"], record["weights"]) == (data, weights))
+
+
+def outdated(scores: Mapping[str, Any], rows: list[dict[str, Any]], state: str) -> str:
+    """Why scores are not of the best epoch any more, in words; "" where they are.
+
+    `rows` are those of metrics.jsonl, `state` the run's. Scores of a run that has not finished are
+    of its best epoch so far, and known as such.
+    """
+    best = best_row(rows)
+    is_final = scores["finished"] or state == "finished"
+    if not best or not is_final or scores["epoch"] == best["epoch"]:
+        return ""
+    if scores["epoch"] not in {row.get("epoch") for row in rows}:
+        return ""  # lines are lost, and perhaps those of the best epoch
+    return f"is of epoch {scores['epoch']}, and the best is {best['epoch']} now"
 
 
 def empty_classes(classes: Mapping[str, Any]) -> str:

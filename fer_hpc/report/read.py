@@ -15,9 +15,9 @@ from fer_hpc.data.manifest import SPLITS
 from fer_hpc.data.pictures import printable
 from fer_hpc.evaluation.metrics import find_metric
 from fer_hpc.evaluation.openings import read_openings
-from fer_hpc.evaluation.results import read_scores
+from fer_hpc.evaluation.results import outdated, read_scores, scoring_command
 from fer_hpc.evaluation.shapes import SCORES
-from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored
+from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored, sha256
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
     attempt_numbers,
@@ -25,6 +25,7 @@ from fer_hpc.run.folder import (
     damaged_records,
     find_runs,
     is_identity_judge,
+    outcome_file,
     rank_counts,
     read_environment,
     read_history,
@@ -194,7 +195,16 @@ def _read_run(path: Path, label: str, damaged: list[tuple[Path, str]]) -> Run | 
     for file in path.glob("eval-*.json"):
         try:
             wanted = shapes.GAN_SCORES if gan else SCORES
-            scores[file.stem.removeprefix("eval-")] = read_scores(file, wanted)
+            name = file.stem.removeprefix("eval-")
+            result = read_scores(file, wanted)
+            if gan:
+                final, of = outcome_file(path, "final.pt"), result.get("weights")
+                old = "is of earlier weights" if final and of and of != sha256(final) else ""
+            else:
+                old = outdated(result, rows, status["state"])
+            if old:
+                raise UserError(f"it {old}; {scoring_command(path, name)} scores it again")
+            scores[name] = result
         except DAMAGE as why:
             damaged.append((file, damage_reason(why)))
     openings, damaged_lines = read_openings(path)

@@ -86,7 +86,7 @@ class Row:
     @property
     def is_finished(self) -> bool:
         """Whether the scores are of a finished run's weights."""
-        return bool(self.scores["finished"])
+        return bool(self.scores["finished"]) and self.run.is_finished
 
     def pair(self, name: str) -> dict[str, Any] | None:
         """The scores of a pair of similar classes."""

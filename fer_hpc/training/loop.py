@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_hpc.config import TrainConfig
+from fer_hpc.config import TrainConfig, fields_of
 from fer_hpc.config.errors import counted
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import open_split, read_manifest
@@ -220,6 +220,11 @@ def bad_step_text(loader: TrainLoader, images_seen: int) -> str:
 def results(
     learner: Learner, state: TrainState
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What a finished run leaves: the files of weights, and the best epoch's values."""
-    files = {"final.pt": state.final_weights(learner.scored), "best.pt": state.best}
+    """What a finished run leaves: the files of weights, and the best epoch's values.
+
+    best.pt stays the same where more epochs bring no better one: scores name its hash.
+    """
+    science = {k: v for k, v in fields_of(learner.config, "science").items() if k != "epochs"}
+    best = {**state.best, "science": science}
+    files = {"final.pt": state.final_weights(learner.scored), "best.pt": best}
     return files, {name: value for name, value in state.best.items() if name != "model"}
