@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fer_hpc.config import UserError
 from fer_hpc.files import read_json, to_jsonl, write_json
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
@@ -124,15 +125,20 @@ def weight(state: TrainState) -> torch.Tensor:
     return state.parts["model"].weight  # type: ignore[attr-defined, no-any-return]
 
 
-def test_nothing_of_a_bad_checkpoint_stays_where_there_is_no_older_one(run: Path) -> None:
+def test_a_run_whose_checkpoints_fit_another_network_does_not_begin_again(run: Path) -> None:
+    """As after a change of what its plugin imports: its weights would be replaced."""
     for _, images, path in list_checkpoints(run):
-        saved = odd(images_seen=images)
-        del saved["optimizer"]  # the weights are loaded before that is found
-        checkpoint.save(path, saved)
+        checkpoint.save(path, odd(images_seen=images, **{"model": {"weight": torch.zeros(9, 9)}}))
+    with pytest.raises(UserError, match="no checkpoint fits the network that the code builds now"):
+        restore(fresh_state(), run, World())
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_begins_again(run: Path) -> None:
+    for _, _, path in list_checkpoints(run):
+        path.write_bytes(path.read_bytes()[:-9])
     state, untouched = fresh_state(), fresh_state()
     assert restore(state, run, World()) is None
     assert torch.equal(weight(state), weight(untouched))
-    assert not state.parts["optimizer"].state  # type: ignore[attr-defined]
 
 
 def test_more_epochs_and_younger_fields_are_the_same_experiment(run: Path) -> None:
@@ -311,6 +317,19 @@ def test_results_without_the_attempts_that_they_came_from_are_not_replaced(
         assert "final.pt, but not the folder attempts/" in done.stderr
     assert (run / "final.pt").read_bytes() == (finished_run / "final.pt").read_bytes()
     assert not (run / "attempts").exists()
+
+
+def test_runs_that_are_reached_by_links_are_found_once(tmp_path: Path) -> None:
+    runs, linked = tmp_path / "runs", tmp_path / "linked"
+    for run in (runs / "a", runs / "b"):
+        run.mkdir(parents=True)
+        (run / "config.json").touch()
+    linked.mkdir()
+    (linked / "a").symlink_to(runs / "a")
+    (linked / "circle").symlink_to(linked)
+    assert find_runs((linked,)) == [linked / "a"]
+    (runs / "again").symlink_to(runs / "b")
+    assert find_runs((runs,)) == [runs / "a", runs / "b"]
 
 
 def test_a_folder_that_cannot_be_read_is_named(

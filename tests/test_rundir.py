@@ -111,6 +111,23 @@ def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
     assert "elsewhere" in lines[0]
 
 
+def test_a_heartbeat_in_the_future_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a file server may jump; an owner that lives changes its heartbeat."""
+    attempt = begin(tmp_path, [])
+    owner = read_json(attempt.path / "owner.json")
+    write_json(attempt.path / "owner.json", {**owner, "host": "elsewhere", "place": "another boot"})
+    attempt._ended.set()
+    monkeypatch.setattr("fer_hpc.run.attempts.LEASE_S", 2.0)
+    beat = attempt.path / "heartbeat"
+    beat.touch()
+    os.utime(beat, (time.time() + 86400,) * 2)
+    lines: list[str] = []
+    assert claim_attempt(tmp_path, say=lines.append).number == 2
+    assert "at a time that is still to come; waiting up to 2 s" in lines[0]
+
+
 @pytest.mark.parametrize(("beat_age_s", "state"), [(0, "running"), (3600, "interrupted")])
 def test_status_of_a_run_on_another_host_writes_nothing(
     tmp_path: Path, beat_age_s: float, state: str

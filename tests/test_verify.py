@@ -144,6 +144,16 @@ def test_what_a_later_start_had_is_no_cause_of_an_earlier_difference(tmp_path: P
     assert verify(VerifyConfig(a=a, b=b)).causes == []
 
 
+def test_a_run_that_was_trained_further_has_no_cause_to_look_for(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", science={"epochs": 3}, world_size=2)
+    row = {"epoch": 3, "images_seen": 30, "train_loss": 1.0, "val_loss": 1.0}
+    with (b / "attempts" / "0001" / "metrics.jsonl").open("ab") as file:
+        file.write(to_jsonl([row]))
+    verdict = verify(VerifyConfig(a=a, b=b))
+    assert verdict.first_epoch == "2 epochs against 3"
+    assert verdict.causes == ["one was trained further; what both have is equal"]
+
+
 def test_runs_that_have_nothing_in_common(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,9 @@ def verify(config: VerifyConfig) -> Verdict:
     until = min(_compare_rows(verdict), _compare_chains(verdict), _compare_tensors(verdict))
     differs = bool(verdict.first_epoch or verdict.first_steps or verdict.first_tensor)
     verdict.equal = not differs if verdict.compared else None
-    if differs:
+    if differs and until == float("inf"):
+        verdict.causes = ["one was trained further; what both have is equal"]
+    elif differs:
         verdict.causes = [*_settings(*stored), *_surroundings(a, b, until)]
     return verdict
 

@@ -23,6 +23,7 @@ from fer_hpc.run.lease import (
     OWNER,
     heartbeat_age,
     holder_of,
+    last_heartbeat,
     pid_scope,
     process_state,
 )
@@ -207,19 +208,23 @@ def _clean(run: Path, number: int) -> None:
 
 
 def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:
-    """Return when nobody holds `attempt`; UserError as soon as its owner is seen alive."""
-    holder, announced, age = holder_of(run, attempt, job), False, heartbeat_age(run, attempt)
-    while holder:
+    """Return when nobody holds `attempt`; UserError as soon as its owner is seen alive.
+
+    A heartbeat in the future, as after a jump of a clock, is not waited for longer than others.
+    """
+    beat, deadline = last_heartbeat(attempt), 0.0
+    while holder := holder_of(run, attempt, job):
         owner = read_record(attempt / "owner.json", OWNER)
-        now = heartbeat_age(run, attempt)
-        if (owner and owner["place"] == pid_scope()) or now < age:
+        if (owner and owner["place"] == pid_scope()) or last_heartbeat(attempt) != beat:
             raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
-        if not announced:
+        if not deadline:
+            deadline = time.monotonic() + LEASE_S
+            age = heartbeat_age(run, attempt)
+            when = f"{age:.0f} s ago" if age >= 0 else "at a time that is still to come"
             say(
-                f"{run} was last written by {holder}, {now:.0f} s ago; "
+                f"{run} was last written by {holder}, {when}; "
                 f"waiting up to {LEASE_S:.0f} s for its heartbeat"
             )
-            announced = True
-        age = now
+        elif time.monotonic() > deadline:
+            return
         time.sleep(1.0)
-        holder = holder_of(run, attempt, job)

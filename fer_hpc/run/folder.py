@@ -118,13 +118,26 @@ def find_runs(paths: tuple[Path, ...]) -> list[Path]:
         folders = (
             [path]
             if (path / "config.json").exists()
-            else sorted(p.parent for p in path.glob("**/config.json"))
+            else sorted(_folders_with(path, "config.json"))
         )
         if not folders:
             why = "no config.json in it" if path.is_dir() else "no such folder"
             raise UserError(f"{path}: no run folder there or below ({why})")
         runs |= dict.fromkeys(folders)
     return list(runs)
+
+
+def _folders_with(path: Path, name: str) -> Iterator[Path]:
+    """The folders below `path` that have a file `name`, also those that are reached by a link."""
+    seen = set()
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()  # a second way to it, or a circle
+            continue
+        seen.add(real)
+        subfolders.sort(key=lambda each: (Path(folder, each).is_symlink(), each))
+        if name in files:
+            yield Path(folder)
 
 
 def is_identity_judge(run: Path) -> bool:

@@ -43,15 +43,16 @@ def heartbeat_age(run: Path, attempt: Path) -> float:
     probe.touch()
     now = probe.stat().st_mtime
     probe.unlink(missing_ok=True)
-    return now - _heartbeat(attempt)
+    return now - last_heartbeat(attempt)
 
 
 def heartbeat_age_by_local_clock(attempt: Path) -> float:
     """Seconds since the last heartbeat by this host's clock, which may differ; writes nothing."""
-    return time.time() - _heartbeat(attempt)
+    return time.time() - last_heartbeat(attempt)
 
 
-def _heartbeat(attempt: Path) -> float:
+def last_heartbeat(attempt: Path) -> float:
+    """When an attempt's owner last wrote its heartbeat, by the file system's clock."""
     beat = attempt / "heartbeat"
     return (beat if beat.exists() else attempt).stat().st_mtime
 
