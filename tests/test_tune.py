@@ -19,8 +19,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fer_hpc.cli.parse import configure
+from fer_hpc.config import UserError
 from fer_hpc.files import read_json
+from fer_hpc.run.attempts import claim_attempt
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
+from fer_hpc.sweep.grid import grid
+from fer_hpc.sweep.halving import SuccessiveHalving
 from tests.conftest import Fer
 from tests.helpers import processes
 from tests.helpers.browser import page_text, tensorboard
@@ -268,6 +273,50 @@ def test_a_mistake_is_one_message_before_ray_starts(shards: Path, tmp_path: Path
     assert ended.returncode == 2
     assert "--device cuda: this machine has no GPU; use --device cpu" in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exception_of_a_network_is_told_as_it_is(shards: Path, tmp_path: Path) -> None:
+    """It is no death of a process; and Ray's own message about it is not shown."""
+    text = (
+        PLUGIN.replace("nn.Sequential(", "Bad(")
+        + """
+class Bad(nn.Sequential):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("bad thing")
+        return super().forward(x)
+"""
+    )
+    (tmp_path / "mine.py").write_text(text)
+    flags = "--lrs 0.01 --seeds 0 --model mine --plugin mine.py --retries 1".split()
+    ended = done(sweep(shards, tmp_path / "out", *flags), cwd=tmp_path)
+    assert ended.returncode == 3, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[1].endswith(": ValueError: bad thing; started again from its last checkpoint")
+    assert lines[-1].endswith(": ValueError: bad thing")
+    assert "died" not in ended.stdout
+    assert "ERROR" not in ended.stdout + ended.stderr
+
+
+def test_a_sweep_in_use_is_one_message(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fer_hpc.sweep import ray_tune
+
+    monkeypatch.setattr(ray_tune, "END_OF_KILLED_S", 0)
+    call = [str(a) for a in sweep(shards, tmp_path, "--lrs", 0.01, "--seeds", 0)][1:]
+    config, preset, base = configure("tune", call)
+    trials = grid(config, base)
+    claim_attempt(trials[0].config.run)
+    with pytest.raises(UserError, match=f"in use: trial .* by process {os.getpid()} on"):
+        ray_tune.tune(config, preset, base)
+
+    # the trial was claimed after this sweep had looked
+    queue = ray_tune._TrialQueue(SuccessiveHalving(config, trials), {}, tmp_path)
+    assert queue.suggest("id")["trial"] == trials[0].name
+    queue.on_trial_complete("id", {"failure": "in use by process 1"})
+    assert queue.was_held and queue.stopped
+    assert not (tmp_path / "failures.json").exists(), "the other process may finish it"
 
 
 @pytest.fixture

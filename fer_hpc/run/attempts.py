@@ -179,8 +179,11 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
     try:
         while True:
             newest = max(attempt_numbers(run), default=0)
-            if newest:
-                _wait_until_free(run, attempt_path(run, newest), job, say)
+            holder = living_holder(run, attempt_path(run, newest), job, say) if newest else ""
+            if holder:
+                raise UserError(
+                    f"{run} is in use by {holder}; stop that first, or give another --run"
+                )
             try:
                 claim.rename(attempt_path(run, newest + 1))
             except OSError:
@@ -207,8 +210,10 @@ def _clean(run: Path, number: int) -> None:
         remove_leftovers(folder, pattern)
 
 
-def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[str], None]) -> None:
-    """Return when nobody holds `attempt`; UserError as soon as its owner is seen alive.
+def living_holder(
+    run: Path, attempt: Path, job: Job | None = None, say: Callable[[str], None] = print
+) -> str:
+    """Who holds `attempt`, as text, as soon as its owner is seen alive; "" when nobody holds it.
 
     A heartbeat in the future, as after a jump of a clock, is not waited for longer than others.
     """
@@ -216,7 +221,7 @@ def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[s
     while holder := holder_of(run, attempt, job):
         owner = read_record(attempt / "owner.json", OWNER)
         if (owner and owner["place"] == pid_scope()) or last_heartbeat(attempt) != beat:
-            raise UserError(f"{run} is in use by {holder}; stop that first, or give another --run")
+            return holder
         if not deadline:
             deadline = time.monotonic() + LEASE_S
             age = heartbeat_age(run, attempt)
@@ -226,5 +231,6 @@ def _wait_until_free(run: Path, attempt: Path, job: Job | None, say: Callable[[s
                 f"waiting up to {LEASE_S:.0f} s for its heartbeat"
             )
         elif time.monotonic() > deadline:
-            return
+            break
         time.sleep(1.0)
+    return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ from fer_hpc.config.fields import check_stored
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.metrics import METRICS
 from fer_hpc.files import REMEDIES, read_record, read_stored, remove_leftovers, write_json
-from fer_hpc.run.folder import HALTED_REASON, read_status
+from fer_hpc.parallel.job import current_job
+from fer_hpc.run.attempts import living_holder
+from fer_hpc.run.folder import HALTED_REASON, attempt_numbers, attempt_path, read_status
 from fer_hpc.sweep.fields import parse_grid
 
 Setting = tuple[Any, ...]  # a configuration: its value of each swept field but the seed
@@ -230,6 +233,30 @@ def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:
     """Runtime fields from a JSON file, whose paths are strings there, as TrainConfig has them."""
     paths = {k: Path(runtime[k]) for k in ("init_from", "stage") if runtime.get(k)}
     return runtime | paths | {"plugin": tuple(map(Path, runtime.get("plugin") or ()))}
+
+
+def check_free(out: Path, names: list[str], wait_s: float = 0.0) -> None:
+    """A UserError where a living process trains one of these trials, which must not end.
+
+    Up to `wait_s` it may still end: the processes of a killed sweep do, a moment after it.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        held = []
+        for name, (state, _) in zip(names, trial_states(out, names), strict=True):
+            run = out / "trials" / name
+            if state == "running" and (numbers := attempt_numbers(run)):
+                holder = living_holder(run, attempt_path(run, numbers[-1]), current_job())
+                held += [f"{name} by {holder}"] if holder else []
+        if not held or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    if held:
+        more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+        raise UserError(
+            f"{out} is in use: trial {', '.join(held[:3])}{more}; wait until that has ended "
+            f"(fer-hpc status {out}), or stop it first"
+        )
 
 
 # ---- the state of a trial ------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def distributed_trial(
     def train_one(task: dict[str, Any]) -> None:
         import torch
         from ray import tune
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchConfig, TorchTrainer
 
         config, epochs = by_name[task["trial"]].config, task["epochs"]
@@ -58,10 +58,26 @@ def distributed_trial(
                 storage_path=str(config.run.parents[1] / ".ray"),
             ),
         )
-        trainer.fit()
-        tune.report({"value": 0.0})
+        failure = ""
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            failure = _user_error(error)
+            if not failure:
+                raise
+        tune.report({"value": 0.0, "failure": failure})
 
     return train_one
+
+
+def _user_error(error: Any) -> str:
+    """The message of the UserError that ended a worker of Ray Train; "" where none did.
+
+    Ray gives the text of its traceback, whose last line is the error.
+    """
+    lines = [str(failure).strip().splitlines()[-1:] for failure in error.worker_failures.values()]
+    errors = [line[0].partition("UserError: ")[2] for line in lines if line]
+    return next(filter(None, errors), "")
 
 
 def _world_of_worker() -> World:

@@ -7,6 +7,7 @@ folder continues a sweep.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -40,12 +41,23 @@ from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
 from fer_hpc.parallel.world import current_step_node
 from fer_hpc.run.folder import read_rows, read_status
-from fer_hpc.sweep.grid import Trial, grid, prepare, record_failure, trial_state, trial_states
+from fer_hpc.sweep.grid import (
+    Trial,
+    check_free,
+    grid,
+    prepare,
+    record_failure,
+    trial_state,
+    trial_states,
+)
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.ray_cluster import Room, cluster, room_for_trials
 from fer_hpc.sweep.ray_nodes import release, shared_gpus
 from fer_hpc.sweep.ray_trials import distributed_trial, single_process_trial
 from fer_hpc.sweep.tables import collect
+
+END_OF_KILLED_S = 10.0  # within which the processes of a killed sweep end
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # names trials by Ray's own numbers
 
 
 def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
@@ -60,6 +72,8 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         if (node := current_step_node()) and node.count > 1:
             release(node)
         return EXIT_FINISHED
+    names = [trial.name for trial in trials]
+    check_free(sweep.out, names, END_OF_KILLED_S)
     _check_new_trials(sweep, trials)
     if base.device == "cuda" and not (os.environ.get("RAY_ADDRESS") or may_have_gpus()):
         raise UserError(
@@ -75,8 +89,11 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
             f"{counted(len(trials), 'trial')} in {sweep.out}, up to {room.trials} at a time; "
             f"{finished} finished before"
         )
-        interrupted = _run_trials(sweep, trials, room)
-    print(collect(sweep.out))
+        interrupted, was_held = _run_trials(sweep, trials, room)
+    table = collect(sweep.out)
+    if was_held:
+        check_free(sweep.out, names)
+    print(table)
     if interrupted and not _is_complete(sweep, trials):  # else it was stopped after its last trial
         print(f"{sweep.out}: stopped; the same command continues from there")
         return EXIT_RUN_AGAIN
@@ -107,8 +124,9 @@ def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:
             resolve_config(trial.config, manifest, pick_device("cpu"), world)
 
 
-def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
-    """Run trials until none is left; gives whether they were interrupted."""
+def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bool, bool]:
+    """Run trials until none is left; gives whether they were interrupted, and whether that is
+    because another process held one."""
     by_name = {trial.name: trial for trial in trials}
     halving = SuccessiveHalving(sweep, trials)
     queue = _TrialQueue(halving, by_name, sweep.out)
@@ -143,7 +161,7 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> bool:
         tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    return queue.stopped or not halving.over or halving.next() is not None
+    return queue.stopped or not halving.over or halving.next() is not None, queue.was_held
 
 
 class _TrialQueue(Searcher):
@@ -153,6 +171,7 @@ class _TrialQueue(Searcher):
         super().__init__(metric="value", mode="max")
         self.halving, self.by_name, self.out = halving, by_name, out
         self.stopped = False  # a trial ended early without a failure: the job is about to end
+        self.was_held = False  # another process trains one of the trials
         self.running: dict[str, Trial] = {}  # by Tune's id
 
     def suggest(self, trial_id: str) -> Any:
@@ -168,13 +187,17 @@ class _TrialQueue(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         trial = self.running.pop(trial_id)
-        if result and result.get("failure"):
-            record_failure(self.out, trial.name, result["failure"])
-        if error:
-            record_failure(self.out, trial.name, _death_reason(trial.config.run))
         state, reason = trial_state(self.out, trial.name)
+        failure = (result or {}).get("failure", "")
+        if failure and state == "running":
+            self.was_held = True
+        elif failure or (error and state != "failed"):  # else status.json has the exception
+            record_failure(self.out, trial.name, failure or _death_reason(trial.config.run))
+            state, reason = trial_state(self.out, trial.name)
         reached_rung = self.halving.ended(trial, failed=state == "failed")
         self.stopped |= not reached_rung and state != "failed"
+        if failure and state == "running":
+            return  # another process's, which `tune` names
         rows = read_rows(trial.config.run)
         accuracies = [row.get("val_accuracy") for row in rows]
         best = max((v for v in accuracies if isinstance(v, float)), default=float("nan"))
@@ -191,14 +214,16 @@ class _TrialQueue(Searcher):
 
 
 class _Restarts(ray_tune.Callback):
-    """Says of a trial whose process died that it is started again. `running` is by Tune's id."""
+    """Says why a trial is started again. `running` is by Tune's id."""
 
     def __init__(self, running: dict[str, Trial]) -> None:
         self.running = running
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        name = self.running[trial.trial_id].name
-        print(f"{name}: its process died; started again from its last checkpoint", flush=True)
+        run = self.running[trial.trial_id].config.run
+        status = read_status(run)
+        why = status["why"] if status["state"] == "failed" else "its process died"
+        print(f"{run.name}: {why}; started again from its last checkpoint", flush=True)
 
 
 def _death_reason(run: Path) -> str:
