@@ -25,10 +25,10 @@ from fer_hpc.run.folder import (
     read_environment,
     read_rows,
     read_status,
-    swept_fields,
 )
 from fer_hpc.run.restore import restore
 from fer_hpc.run.state import TrainState
+from fer_hpc.run.trial import swept_fields
 from tests.conftest import TRAIN_SPEED, Fer, Train
 from tests.helpers.runs import assert_same_outcome
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,23 @@ import pytest
 
 from fer_hpc.cli.parse import configure
 from fer_hpc.cluster.pipeline import _train_args
-from fer_hpc.config import UserError
+from fer_hpc.config import UserError, fields_of
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.data.shards import read_manifest
 from fer_hpc.evaluation.intervals import mean_interval
 from fer_hpc.files import to_jsonl, write_json
-from fer_hpc.parallel.world import StepNode
+from fer_hpc.models.registry import MODELS
+from fer_hpc.parallel.device import pick_device
+from fer_hpc.parallel.world import StepNode, World
+from fer_hpc.run.attempts import claim_attempt
 from fer_hpc.run.folder import HALTED_REASON, attempt_path
 from fer_hpc.sweep import grid as sweep
 from fer_hpc.sweep import halving, ray_nodes
 from fer_hpc.sweep.fields import parse_grid
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.tables import best_of, collect
+from fer_hpc.training.resolve import resolve_config
+from tests.conftest import Fer
 
 
 def trials_of(shards: Path, out: Path, *flags: str) -> tuple[SweepConfig, list[sweep.Trial]]:
@@ -411,6 +420,160 @@ def test_the_heat_map_shows_what_varies(tmp_path: Path, monkeypatch: pytest.Monk
     assert values[3].tolist() == pytest.approx([1.74, 1.84])
     _draw_heat_map(tmp_path / "x.png", about | {"ranked": [ranked[0], ranked[4]]})  # flip only
     assert drawn.pop()[1:3] == (["32"], ["false", "true"])
+
+
+# ---- one experiment ------------------------------------------------------------------------------
+
+NETWORK = """
+from torch import nn
+from fer_hpc import register_model
+
+@register_model("of_the_sweep", sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, outputs))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[Path]:
+    """A file that registers a network."""
+    path, known = tmp_path / "net.py", dict(MODELS)
+    path.write_text(NETWORK)
+    yield path
+    MODELS.clear()
+    MODELS.update(known)
+
+
+def begun(trial: sweep.Trial) -> None:
+    """config.json as the trial's first start writes it."""
+    config, manifest = trial.config, read_manifest(trial.config.data)
+    resolved, identity = resolve_config(config, manifest, pick_device("cpu"), World())
+    config.run.mkdir(parents=True, exist_ok=True)
+    content = {"science": fields_of(resolved, "science"), **identity}
+    write_json(config.run / "config.json", content)
+
+
+def rewrite(trial: sweep.Trial, fingerprint: str = "", **science: Any) -> None:
+    """Change science fields or the fingerprint of the data in a trial's config.json."""
+    stored = json.loads((trial.config.run / "config.json").read_text())
+    stored["science"] |= science
+    stored["data"]["fingerprint"] = fingerprint or stored["data"]["fingerprint"]
+    write_json(trial.config.run / "config.json", stored)
+
+
+def test_a_sweep_whose_plugin_was_edited_is_refused(
+    shards: Path, tmp_path: Path, plugin: Path
+) -> None:
+    """sweep.json has no hash of it, as in 0.1.0: the trials' own config.json have."""
+    flags = ["--model", "of_the_sweep", "--plugin", str(plugin), "--batch-sizes", "64"]
+    _, trials = prepared(shards, tmp_path / "out", *flags, "--lrs", "0.1", "--seeds", "0", "1")
+    begun(trials[0])
+    more = trials_of(shards, tmp_path / "out", *flags, "--lrs", "0.1", "0.2", "--seeds", "0", "1")
+    sweep.check_sweep(*more)
+    plugin.write_text(f"{NETWORK}# edited\n")
+    with pytest.raises(UserError, match=r"started with other code .*net\.py.* another sweep"):
+        sweep.check_sweep(*more)
+    with pytest.raises(UserError, match=r"the other trials of this sweep were .*net\.py"):
+        begun(trials[1])  # edited while the sweep runs
+    plugin.unlink()
+    sweep.check_sweep(*more)  # a finished sweep does not need it
+
+
+def test_a_sweep_whose_initial_weights_were_replaced_is_refused(
+    shards: Path, tmp_path: Path, finished_run: Path
+) -> None:
+    weights = shutil.copytree(finished_run, tmp_path / "weights")
+    flags = ["--init-from", str(weights), "--batch-sizes", "64", "--lrs", "0.1"]
+    config, trials = prepared(shards, tmp_path / "out", *flags, "--seeds", "0", "1")
+    begun(trials[0])
+    sweep.check_sweep(config, trials)
+    (best,) = weights.glob("attempts/*/best.pt")
+    shutil.copy(best.with_name("final.pt"), best)
+    with pytest.raises(UserError, match=r"other weights than .*/weights"):
+        sweep.check_sweep(config, trials)
+    with pytest.raises(UserError, match=r"--init-from .*/weights have"):
+        begun(trials[1])
+
+
+def test_new_trials_take_what_the_first_one_resolved(shards: Path, tmp_path: Path) -> None:
+    """Precision auto is another on other hardware; data may be made again before a task starts."""
+    flags = ["--batch-sizes", "64", "--lrs", "0.1", "--seeds", "0", "1"]
+    _, trials = prepared(shards, tmp_path, *flags, "--grid", "precision=auto,fp64")
+    first, new, other, _ = trials
+    begun(other)
+    begun(first)
+    rewrite(first, precision="fp16")
+    begun(new)
+    stored = json.loads((new.config.run / "config.json").read_text())
+    assert stored["science"]["precision"] == "fp16"
+    shutil.rmtree(new.config.run)
+    rewrite(first, fingerprint="0" * 16)
+    with pytest.raises(UserError, match="other trials of this sweep were trained on other data"):
+        begun(new)
+
+
+@pytest.mark.parametrize("in_a_row", [True, False])
+def test_trials_of_two_networks_are_not_called_distinguishable(
+    shards: Path, tmp_path: Path, in_a_row: bool
+) -> None:
+    """A sweep that an older version mixed, within the best row or between two rows."""
+    _, trials = prepared(shards, tmp_path, "--batch-sizes", "64", "--lrs", "0.1", "0.2")
+    for trial in trials:
+        begun(trial)
+    for trial in trials:
+        edited = trial.config.lr == 0.2 and (trial.config.seed == 2 or not in_a_row)
+        rewrite(trial, plugin_hash=("b" if edited else "a") * 64)
+        trained(trial, 0.5 + trial.config.lr)
+    text = collect(tmp_path)
+    assert "more than one experiment" in text
+    best = text.splitlines()[2]
+    assert ("differ in their plugins (aaaaaaaa: 2, bbbbbbbb: 1)" in best) == in_a_row
+    two = json.loads((tmp_path / "summary.json").read_text())["best_two"]
+    assert two["verdict"].startswith("not tested, as the trials differ in their plugins")
+    assert two["interval_95"] is None
+    if in_a_row:
+        with pytest.raises(UserError, match="trained with different files"):
+            best_of(tmp_path)
+    else:
+        assert best_of(tmp_path)["science"]["plugin_hash"] == "b" * 64
+
+
+def test_the_winner_of_a_sweep_is_trained_with_its_plugin(
+    fer: Fer, shards: Path, tmp_path: Path, plugin: Path
+) -> None:
+    flags = ["--model", "of_the_sweep", "--plugin", str(plugin), "--batch-sizes", "64"]
+    _, trials = prepared(shards, tmp_path / "out", *flags, "--lrs", "0.1", "--seeds", "0")
+    begun(trials[0])
+    trained(trials[0], 0.5)
+    assert collect(tmp_path / "out").startswith("of_the_sweep (other settings: cnn_baseline), 100")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["preset"], summary["model"]) == ("cnn_baseline", "of_the_sweep")
+    plugin.write_text(f"{NETWORK}# edited\n")
+    recipe = ("--from-sweep", tmp_path / "out", "--run", tmp_path / "run", "--epochs", 1)
+    for older in (False, True):
+        if older:  # best.json of 0.1.0
+            best = json.loads((tmp_path / "out" / "best.json").read_text())
+            best["science"]["plugin_hash"] = ""
+            write_json(tmp_path / "out" / "best.json", best)
+        done = fer("train", *recipe)
+        assert done.returncode == 2
+        assert f"{plugin} has changed" in done.stderr
+    done = fer("train", *recipe, "--model", "cnn_baseline", "--no-tensorboard")
+    assert done.returncode == 0, done.stderr
+
+
+def test_trials_in_use_are_named_with_their_holder(shards: Path, tmp_path: Path) -> None:
+    flags = ["--batch-sizes", "64", "--lrs", "0.1", "--seeds", "0", "1"]
+    _, trials = prepared(shards, tmp_path, *flags)
+    names = [trial.name for trial in trials]
+    attempt = claim_attempt(trials[1].config.run)
+    with pytest.raises(UserError, match=f"in use: trial {names[1]} by process {os.getpid()} on"):
+        sweep.check_free(tmp_path, names)
+    sweep.check_free(tmp_path, names[:1])  # another job may train other trials
+    with ThreadPoolExecutor(1) as threads:  # a killed sweep's process ends a moment later
+        waits = threads.submit(sweep.check_free, tmp_path, names, 60)
+        attempt.end("interrupted")
+        waits.result()
 
 
 # ---- what an array and --from-sweep need ---------------------------------------------------------

@@ -17,7 +17,7 @@ from fer_hpc.evaluation.metrics import find_metric
 from fer_hpc.evaluation.openings import read_openings
 from fer_hpc.evaluation.results import outdated, read_scores, scoring_command
 from fer_hpc.evaluation.shapes import SCORES
-from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_stored, sha256
+from fer_hpc.files import DAMAGE, check_shape, damage_reason, read_record, read_stored, sha256
 from fer_hpc.report import shapes
 from fer_hpc.run.folder import (
     attempt_numbers,
@@ -239,6 +239,9 @@ def _read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     check_shape(summary, shapes.SWEEP, "summary.json")
     find_metric(summary["metric"])
+    sweep = read_record(folder / "sweep.json", {"science": {"model": (str, None)}})
+    if sweep and summary["model"] is None:  # not in summaries of older versions
+        summary["model"] = sweep["science"]["model"]
     return dict(summary)
 
 

@@ -42,6 +42,7 @@ from fer_hpc.report.tables import (
 )
 from fer_hpc.run.folder import check_outside_runs
 from fer_hpc.sweep.grid import format_value
+from fer_hpc.sweep.tables import recipe
 
 TITLE = "<title>fer_hpc report</title>"  # of page.html.j2
 HEADING = re.compile(r'<h([23]) id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
@@ -176,6 +177,7 @@ def _environment() -> jinja2.Environment:
         interval=format_interval,
         best_end=lambda metric: "max" if higher_is_better(metric) else "min",
         settings=_settings,
+        recipe=recipe,
         shell=lambda path: shlex.quote(str(path)),
     )
     return environment

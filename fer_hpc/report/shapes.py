@@ -71,9 +71,12 @@ CONFIGURATION = {
     "mean": (float, None),
     "interval_95": (PAIR, None),
     "states": [str, ...],
+    "differ": ([str, ...], None),  # older versions have none
 }
 SWEEP = {
     "preset": str,
+    "model": (str, None),
+    "differ": ([str, ...], None),
     "metric": str,
     "epochs": (int, [int, ...]),
     "data": str,

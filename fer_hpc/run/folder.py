@@ -282,12 +282,6 @@ def checkpoint_files(run: Path, number: int) -> list[Path]:
     return [p for p in attempt_path(run, number).glob("*.pt") if p.stem.isdigit()]
 
 
-def swept_fields(run: Path) -> list[str]:
-    """The fields that the sweep of a trial varies; none where `run` is not SWEEP/trials/NAME."""
-    sweep = read_record(run.absolute().parent.parent / "sweep.json", {"trials": {str: {}}}) or {}
-    return list(sweep.get("trials", {}).get(run.name, ()))
-
-
 def read_attempt(run: Path, number: int) -> dict[str, Any]:
     """environment.json of one attempt; empty where it is missing or damaged."""
     return _environment(run, number) or {}

@@ -20,6 +20,24 @@ from fer_hpc.run.folder import (
 WEIGHTS = ("final.pt", "best.pt")
 
 
+def found_weights(path: Path) -> Path | None:
+    """The file that --init-from means, a run folder's best.pt or the file itself, if there is."""
+    file = outcome_file(path, "best.pt") if path.is_dir() else path
+    return file if file and file.is_file() else None
+
+
+def weights_file(path: Path) -> Path:
+    """`found_weights`, or a UserError that says what is missing."""
+    if file := found_weights(path):
+        return file
+    if path.is_dir():
+        raise UserError(
+            f"--init-from {path}: no finished run in it (no best.pt); "
+            "finish it, or give a file of weights"
+        )
+    raise UserError(f"--init-from {path}: no such file or run folder")
+
+
 def check_history(run: Path) -> None:
     """UserError where a run has results, but not the records that say what they belong to."""
     numbers = attempt_numbers(run)

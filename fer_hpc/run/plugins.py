@@ -16,7 +16,10 @@ from fer_hpc.config import UserError
 from fer_hpc.config.plugins import Origin, load_plugin, load_plugins
 from fer_hpc.files import check_shape, sha256
 from fer_hpc.run.folder import find_run_config
+from fer_hpc.run.outcome import found_weights
+from fer_hpc.run.trial import begun_trial
 
+ENTRIES = {str: {"is_plugin": bool, "sha256": str, "path": str}}
 HOW = "with --plugin FILE, in Python plugin=FILE"
 
 
@@ -30,8 +33,7 @@ def load_run_plugins(
     """
     loaded = {origin.sha256: origin for origin in load_plugins(plugins)}
     stored = (find_run_config(run) or {}).get("plugins", {})
-    entries = {str: {"is_plugin": bool, "sha256": str, "path": str}}
-    check_shape(stored, entries, f"{run / 'config.json'}: plugins")
+    check_shape(stored, ENTRIES, f"{run / 'config.json'}: plugins")
     changed = []
     for what in needed:
         entry = stored.get(what)
@@ -52,6 +54,31 @@ def load_run_plugins(
         changed.append(
             f"{run} was started with other code for its {what} than {now} holds now "
             f"({path} had SHA-256 {entry['sha256'][:12]})"
+        )
+    return changed
+
+
+def changed_files(
+    run: Path, plugins: Sequence[Path] = (), init_from: Path | None = None
+) -> list[str]:
+    """A line for each file of a run whose content is not that of the run's start: those that
+    register its model and its loss, and its initial weights.
+
+    `plugins` and `init_from` stand for those that the run names. A file that is gone is not known
+    to differ. Imports nothing where nothing has changed.
+    """
+    stored = begun_trial(run)
+    if stored is None:
+        return []
+    check_shape(stored.get("plugins", {}), ENTRIES, f"{run / 'config.json'}: plugins")
+    changed = load_run_plugins(run, plugins) if has_other_plugins(stored, plugins) else []
+    then = stored["science"].get("init_hash", "")
+    init_from = init_from or (stored.get("runtime") or {}).get("init_from")
+    file = found_weights(Path(init_from)) if init_from else None
+    if file and then and sha256(file) != then:
+        changed.append(
+            f"{run} was started with other weights than {init_from} holds now "
+            f"({file} had SHA-256 {then[:12]})"
         )
     return changed
 

@@ -48,7 +48,6 @@ from fer_hpc.run.folder import (
     find_run_config,
     read_attempt,
     read_rows,
-    swept_fields,
 )
 from fer_hpc.run.log import Means, RunLog
 from fer_hpc.run.outcome import check_history
@@ -56,6 +55,7 @@ from fer_hpc.run.restore import restore
 from fer_hpc.run.saver import Saver, checkpoint_write_error, to_host
 from fer_hpc.run.signals import stop_reason, stop_signals
 from fer_hpc.run.state import NO_BAD_STEP, Clock, TrainState
+from fer_hpc.run.trial import swept_fields
 from fer_hpc.run.watchdog import Watchdog
 
 Config = TypeVar("Config", TrainConfig, GanConfig)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from fer_hpc.files import REMEDIES, read_record, read_stored, remove_leftovers, 
 from fer_hpc.parallel.job import current_job
 from fer_hpc.run.attempts import living_holder
 from fer_hpc.run.folder import HALTED_REASON, attempt_numbers, attempt_path, read_status
+from fer_hpc.run.plugins import changed_files
+from fer_hpc.run.trial import begun_trial
 from fer_hpc.sweep.fields import parse_grid
 
 Setting = tuple[Any, ...]  # a configuration: its value of each swept field but the seed
@@ -203,6 +206,29 @@ def check_sweep(sweep: SweepConfig, trials: list[Trial]) -> None:
         raise UserError(
             f"{sweep.out} was started with {flags}: this would be another sweep; give another --out"
         )
+    config = trials[0].config
+    if file := changed_files_of_trials(sweep.out, config.plugin, config.init_from):
+        raise UserError(
+            f"{file}: this would be another sweep; restore the file, or give another --out"
+        )
+
+
+def changed_files_of_trials(
+    out: Path, plugins: Sequence[Path] = (), init_from: Path | None = None
+) -> str:
+    """`changed_files` of the first trial that has one, "" where none has.
+
+    The trials' own config.json say that, whatever version has begun the sweep.
+    """
+    contents = set()
+    for name in (read_sweep(out) or {"trials": ()})["trials"]:
+        run = out / "trials" / name
+        stored = begun_trial(run) or {"science": {}}
+        content = json.dumps([stored.get("plugins"), stored["science"].get("init_hash")])
+        if content not in contents and (changed := changed_files(run, plugins, init_from)):
+            return changed[0]
+        contents.add(content)
+    return ""
 
 
 def _changed_fields(stored: dict[str, Any], shared: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -41,6 +41,7 @@ from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
 from fer_hpc.parallel.world import current_step_node
 from fer_hpc.run.folder import read_rows, read_status
+from fer_hpc.run.trial import earlier_trial
 from fer_hpc.sweep.grid import (
     Trial,
     check_free,
@@ -87,7 +88,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         finished = _states(sweep, trials).count("finished")
         print(
             f"{counted(len(trials), 'trial')} in {sweep.out}, up to {room.trials} at a time; "
-            f"{finished} finished before"
+            f"{finished} finished before{_kept_precision(trials)}"
         )
         interrupted, was_held = _run_trials(sweep, trials, room)
     table = collect(sweep.out)
@@ -122,6 +123,14 @@ def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:
     for trial in trials:
         if not (trial.config.run / "config.json").exists():
             resolve_config(trial.config, manifest, pick_device("cpu"), world)
+
+
+def _kept_precision(trials: list[Trial]) -> str:
+    """In words, the precision that new trials have because earlier ones resolved `auto` so."""
+    automatic = [trial.config.run for trial in trials if trial.config.precision == "auto"]
+    new = [run for run in automatic if not (run / "config.json").exists()]
+    earlier = next(filter(None, map(earlier_trial, new)), None)
+    return f"; new ones have their precision, {earlier['science']['precision']}" if earlier else ""
 
 
 def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bool, bool]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fer_hpc.config import TrainConfig, UserError
+from fer_hpc.config import PRESETS, TrainConfig, UserError
 from fer_hpc.config.aliases import current_science
 from fer_hpc.evaluation.intervals import clip_interval, mean_interval
 from fer_hpc.evaluation.metrics import (
@@ -21,9 +21,9 @@ from fer_hpc.evaluation.metrics import (
 )
 from fer_hpc.files import REMEDIES, check_shape, read_stored, write_json, write_text
 from fer_hpc.run.folder import read_history, read_rows
+from fer_hpc.sweep.differences import differences, file_hashes, resolved
 from fer_hpc.sweep.grid import format_value, read_sweep, swept_fields, trial_states
 
-FILLED_IN = ("init_hash", "plugin_hash")  # by the training itself
 MAX_HEAT_MAP_ROWS = 24
 NUMBERS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 BEST = {
@@ -59,10 +59,12 @@ def collect(out: Path) -> str:
     write_text(out / "results.csv", pd.DataFrame(rows).to_csv(index=False))
 
     seeds = sorted({row["seed"] for row in rows})
-    configurations = [
-        _configuration(dict(zip(fields, values, strict=True)), list(group), metric, len(seeds))
-        for values, group in itertools.groupby(rows, lambda row: [row[field] for field in fields])
-    ]
+    known = resolved(out, trials)
+    configurations = []
+    for values, group in itertools.groupby(rows, lambda row: [row[field] for field in fields]):
+        settings, own = dict(zip(fields, values, strict=True)), list(group)
+        differ = differences({row["trial"]: settings for row in own}, known)
+        configurations.append(_configuration(settings, own, metric, len(seeds), differ))
     ranked = [c for c in configurations if c["complete"]]
     ranked.sort(key=lambda c: (-sign(metric) * c["mean"], *c["settings"].values()))
     source = {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")}
@@ -70,6 +72,7 @@ def collect(out: Path) -> str:
         {c["settings"]["epochs"] for c in configurations}
     )
     summary = source | {
+        "model": sweep["science"].get("model"),
         "epochs": epochs,
         "threads": sweep["science"]["threads"],
         "seeds": seeds,
@@ -78,14 +81,27 @@ def collect(out: Path) -> str:
         "failed": [
             {"trial": row["trial"], "why": row["why"]} for row in rows if row["state"] == "failed"
         ],
-        "best_two": _difference(ranked[0], ranked[1], metric) if len(ranked) > 1 else None,
+        "differ": differences(trials, known),
+        "best_two": None,
         "ranked": ranked,
         "not_ranked": [c for c in configurations if not c["complete"]],
     }
+    if len(ranked) > 1:
+        of_two = {
+            name: swept
+            for name, swept in trials.items()
+            if {f: swept[f] for f in fields} in (ranked[0]["settings"], ranked[1]["settings"])
+        }
+        differ = differences(of_two, known)
+        summary["best_two"] = _difference(ranked[0], ranked[1], metric, differ)
     write_json(out / "summary.json", summary)
     if ranked:
         _draw_heat_map(out / "heatmap.png", summary)
-        write_json(out / "best.json", source | _best(sweep, ranked[0]) | {"seeds": seeds})
+        best = _best(sweep, ranked[0])
+        best["science"] |= {
+            k: v[0] for k, v in file_hashes(trials, best["settings"], known).items()
+        }
+        write_json(out / "best.json", source | best | {"seeds": seeds})
     else:
         (out / "best.json").unlink(missing_ok=True)
     return format_table(summary)
@@ -118,9 +134,16 @@ def _row(
 
 
 def _configuration(
-    settings: dict[str, Any], rows: list[dict[str, Any]], metric: str, seeds: int
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    metric: str,
+    seeds: int,
+    differ: list[str],
 ) -> dict[str, Any]:
-    """One configuration over its seeds; `seeds` is the number that the sweep has."""
+    """One configuration over its seeds; `seeds` is the number that the sweep has.
+
+    `differ`: in what its trials differ beside the seed.
+    """
     values = {str(row["seed"]): row[metric] for row in rows if row["state"] == "finished"}
     return {
         "batch_size": settings["batch_size"],
@@ -132,6 +155,7 @@ def _configuration(
         "interval_95": seeds_interval(metric, list(values.values())),
         "epochs": min(row.get("epochs_trained", row["epochs"]) for row in rows),
         "states": sorted({row["state"] for row in rows}),
+        "differ": differ,
     }
 
 
@@ -145,12 +169,19 @@ def _best(sweep: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Best minus second, paired by seed: with the same batch size, both saw the same batches."""
+def _difference(
+    best: dict[str, Any], second: dict[str, Any], metric: str, differ: list[str]
+) -> dict[str, Any]:
+    """Best minus second, paired by seed: with the same batch size, both saw the same batches.
+
+    `differ`: in what their trials differ beside the settings and the seed.
+    """
     differences = [best["values"][seed] - second["values"][seed] for seed in best["values"]]
     low, high = find_metric(metric).bounds
     interval = mean_interval(differences) if len(differences) >= MIN_SEEDS else None
-    if interval is None:
+    if differ:
+        interval, verdict = None, f"not tested, as the trials differ in {'; '.join(differ)}"
+    elif interval is None:
         verdict = f"not tested, which needs {MIN_SEEDS} seeds"
     else:
         interval = clip_interval(interval, (low - high, high - low))
@@ -166,14 +197,28 @@ def _difference(best: dict[str, Any], second: dict[str, Any], metric: str) -> di
 
 
 def best_of(folder: Path) -> dict[str, Any]:
-    """The content of a sweep's best.json; a UserError where there is no best configuration."""
+    """The content of a sweep's best.json, with the hashes of the files that its trials had.
+
+    A UserError where there is no best configuration.
+    """
     best = read_stored(folder / "best.json", BEST)
     if best is None:
         reason = "it has no sweep.json"
         if (folder / "sweep.json").exists():
             reason = "no configuration has all its seeds finished yet"
         raise UserError(f"--from-sweep {folder}: {reason}; give the --out of a sweep")
-    science = {k: v for k, v in current_science(best["science"]).items() if k not in FILLED_IN}
+    science = current_science(best["science"])
+    if sweep := read_sweep(folder):  # best.json of older versions has no hashes
+        settings = {field: science[field] for field in swept_fields(sweep) if field in science}
+        hashes = file_hashes(sweep["trials"], settings, resolved(folder, sweep["trials"]))
+        for field, values in hashes.items():
+            if len(values) > 1:
+                raise UserError(
+                    f"--from-sweep {folder}: the trials of its best configuration were trained "
+                    f"with different files ({field} {', '.join(v[:8] for v in values)}), so they "
+                    "are no one recipe; sweep again into another --out"
+                )
+            science[field] = values[0]
     try:
         TrainConfig(data=Path(best["data"]), run=Path("run"), **science)
     except (UserError, TypeError) as error:
@@ -181,6 +226,13 @@ def best_of(folder: Path) -> dict[str, Any]:
             f"{folder / 'best.json'} is damaged ({error}); {REMEDIES['best.json']}"
         ) from None
     return {**best, "science": science, "runtime": best["runtime"] or {}}
+
+
+def recipe(summary: dict[str, Any]) -> str:
+    """The preset of a sweep, and its network where that is not the preset's own."""
+    preset, model = summary["preset"], summary.get("model")  # None: swept, or of an older version
+    own = PRESETS.get(preset, {}).get("model")
+    return f"{model} (other settings: {preset})" if model not in (None, own) else str(preset)
 
 
 def _counted(number: Any, what: str) -> str:
@@ -205,7 +257,7 @@ def _draw_heat_map(path: Path, summary: dict[str, Any]) -> None:
     columns = sorted({value for row in shown for value in by_row[row]})
     table = pd.DataFrame([by_row[row] for row in shown]).reindex(columns=columns)
     title = (
-        f"{summary['preset']}, {_counted(summary['epochs'], 'epoch')}: "
+        f"{recipe(summary)}, {_counted(summary['epochs'], 'epoch')}: "
         f"mean {summary['metric']} of {_counted(len(summary['seeds']), 'seed')}"
     )
     if len(shown) < len(by_row):
@@ -249,7 +301,7 @@ def format_table(summary: dict[str, Any]) -> str:
     over = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     width = max(19, len(format_interval(None, len(seeds))) if len(seeds) < MIN_SEEDS else 0)
     lines = [
-        f"{summary['preset']}, {_counted(summary['epochs'], 'epoch')}, "
+        f"{recipe(summary)}, {_counted(summary['epochs'], 'epoch')}, "
         f"{summary['finished']} of {summary['trials']} trials finished; {summary['metric']} of the "
         f"best epoch, mean and 95 % interval over {over}",
         f"rank {aligned(headers)} {'mean':>8}   {'95 % interval':<{width}}  seeds",
@@ -257,11 +309,19 @@ def format_table(summary: dict[str, Any]) -> str:
     for rank, c in enumerate(summary["ranked"], 1):
         values = " ".join(f"{value:.4f}" for value in c["values"].values())
         interval = f"{format_interval(c['interval_95'], len(seeds)):<{width}}"
-        lines.append(f"{rank:>4} {aligned(c['settings'])} {c['mean']:>8.4f}   {interval}  {values}")
+        mixed = f"  (differ in {'; '.join(c['differ'])})" if c["differ"] else ""
+        lines.append(
+            f"{rank:>4} {aligned(c['settings'])} {c['mean']:>8.4f}   {interval}  {values}{mixed}"
+        )
     for c in summary["not_ranked"]:
         lines.append(
             f"   - {aligned(c['settings'])} {'':>8}   not ranked: {len(c['values'])} of "
             f"{len(seeds)} seeds finished ({', '.join(c['states'])}; {c['epochs']} epochs)"
+        )
+    if summary["differ"]:
+        lines.append(
+            "warning: this is more than one experiment, and its means and ranks mix them: beside "
+            f"what is swept, trials differ in {'; '.join(summary['differ'])}"
         )
     if two := summary["best_two"]:
         interval = " [{:.4f}, {:.4f}]".format(*two["interval_95"]) if two["interval_95"] else ""

@@ -28,7 +28,9 @@ from fer_hpc.models.registry import build_network, check_network, model_spec
 from fer_hpc.parallel.device import supports_bf16
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import find_run_config
+from fer_hpc.run.outcome import weights_file
 from fer_hpc.run.plugins import load_run_plugins, plugin_entries, plugin_hash
+from fer_hpc.run.trial import earlier_trial
 from fer_hpc.training import weights
 from fer_hpc.training.losses import loss_spec
 
@@ -50,8 +52,11 @@ def resolve_config(
     for split in ("train", "val"):
         open_split(manifest, split)  # raises where it is absent or damaged
     stored = find_run_config(config.run)
+    earlier = earlier_trial(config.run) if stored is None else None
     if stored is None:
         _check_folder_is_free(config)
+        if earlier:
+            _check_same_data(config, manifest, earlier, "the other trials of this sweep were")
     else:
         _check_same_run(config, manifest, stored)
     if config.batch_size > manifest.n("train"):
@@ -62,7 +67,7 @@ def resolve_config(
     if isinstance(config, TrainConfig):
         load_run_plugins(config.run, config.plugin)
         _check_classifier(config, manifest, device, world)
-        hashes = _file_hashes(config, manifest, stored)
+        hashes = _file_hashes(config, manifest, stored, earlier)
         config = dataclasses.replace(config, **hashes)  # type: ignore[arg-type]
     else:
         _check_gan(config, manifest, world)
@@ -70,6 +75,8 @@ def resolve_config(
         config = merge_for_resume(config, stored["science"])
     else:
         precision: Any = config.precision
+        if precision == "auto" and earlier:  # on other hardware, too: their mean is taken
+            precision = earlier["science"].get("precision", precision)
         if precision == "auto":
             precision = "bf16" if supports_bf16(device) else "fp32"
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
@@ -105,36 +112,61 @@ def _check_same_run(
     kind = stored.get("kind", "classifier")
     if kind != run_kind(config):
         raise UserError(f"{config.run} holds a {kind}; give another --run folder")
+    _check_same_data(config, manifest, stored, "it was")
+
+
+def _check_same_data(
+    config: TrainConfig | GanConfig, manifest: Manifest, stored: dict[str, Any], who: str
+) -> None:
     data = stored["data"]
     if data["fingerprint"] != manifest.fingerprint:
         raise UserError(
-            f"{config.run} was trained on other data: fingerprint {data['fingerprint']} "
+            f"{config.run}: {who} trained on other data: fingerprint {data['fingerprint']} "
             f"({data['path']}), now {manifest.fingerprint} (--data {config.data}); "
             "use another --run folder"
         )
 
 
 def _file_hashes(
-    config: TrainConfig, manifest: Manifest, stored: dict[str, Any] | None
+    config: TrainConfig,
+    manifest: Manifest,
+    stored: dict[str, Any] | None,
+    earlier: dict[str, Any] | None,
 ) -> dict[str, str]:
-    """The science fields that stand for the content of --init-from and of the plugins in use."""
-    for field, flag in (("init_hash", "--init-from"), ("plugin_hash", "--plugin")):
-        value = getattr(config, field)
-        if value and stored is None and not (config.init_from or config.plugin):
-            raise UserError(f"--{field.replace('_', '-')} is filled in; give {flag} FILE instead")
+    """The science fields that stand for the content of --init-from and of the plugins in use.
+
+    `stored` is the run's own config.json, `earlier` that of another trial of its sweep. Hashes that
+    `config` has already are those of the files that it wants.
+    """
+    entries = plugin_entries(_origins(config))
     hashes = {"plugin_hash": plugin_hash(_origins(config).values())}
-    if stored is not None and stored["science"].get("plugin_hash", "") != hashes["plugin_hash"]:
+    before = stored or earlier
+    who = f"{config.run} was" if stored else f"{config.run}: the other trials of this sweep were"
+    if before and before["science"].get("plugin_hash", "") != hashes["plugin_hash"]:
         raise UserError(
-            f"{config.run} was started with another content of its plugins "
-            f"({_paths(stored.get('plugins', {}))}; now "
-            f"{_paths(plugin_entries(_origins(config)))}): this would be another experiment; "
-            "restore the file, or use another --run folder"
+            f"{who} started with another content of the plugins "
+            f"({_paths(before.get('plugins', {}))}; now {_paths(entries)}): this would be another "
+            "experiment; restore the file, or use another folder"
+        )
+    if not stored and config.plugin_hash not in ("", hashes["plugin_hash"]):
+        raise UserError(
+            f"{_paths(entries)} has changed: {config.run} is to have the plugin of SHA-256 "
+            f"{config.plugin_hash[:12]}, now it is {hashes['plugin_hash'][:12] or '(none)'}; "
+            "restore the file, or give its copy with --plugin"
         )
     if stored is None:
         _check_network(config, manifest)
     # A run that goes on does not need the file of its initial weights any more.
     if config.init_from and (stored is None or config.init_from.exists()):
-        hashes["init_hash"] = sha256(weights.weights_file(config.init_from))
+        hashes["init_hash"] = sha256(weights_file(config.init_from))
+    now = hashes.get("init_hash", "")
+    wanted = config.init_hash or (earlier["science"].get("init_hash", "") if earlier else now)
+    if not stored and wanted != now:
+        raise UserError(
+            f"{config.run} is to start from weights of SHA-256 {wanted[:12] or '(none)'}, and "
+            f"those of --init-from {config.init_from or '(none)'} have {now[:12] or '(none)'}: "
+            "this would be another experiment; restore the file, or use another folder"
+        )
     return hashes
 
 
@@ -145,7 +177,7 @@ def _check_network(config: TrainConfig, manifest: Manifest) -> None:
     if config.init_from or config.pretrained:
         network = build_network(science, len(classes), manifest.image_shape)
         if config.init_from:
-            weights.init_from(network, weights.weights_file(config.init_from), classes)
+            weights.init_from(network, weights_file(config.init_from), classes)
         else:
             weights.load_pretrained(network, config.model)
 

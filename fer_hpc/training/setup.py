@@ -15,6 +15,7 @@ from fer_hpc.data.shards import Manifest
 from fer_hpc.models.registry import build_network
 from fer_hpc.models.timm_models import PREFIX
 from fer_hpc.parallel.world import World
+from fer_hpc.run.outcome import weights_file
 from fer_hpc.training import weights
 from fer_hpc.training.batch_norm import BatchNormEstimator, usual_batch_norms
 from fer_hpc.training.learner import Learner
@@ -127,7 +128,7 @@ def load_initial_weights(learner: Learner, classes: tuple[str, ...]) -> str:
             "give its --init-from again"
         )
     if config.init_from:
-        path = weights.weights_file(config.init_from)
+        path = weights_file(config.init_from)
         note = weights.init_from(learner.model, path, classes)
     elif config.pretrained:
         note = weights.load_pretrained(learner.model, config.model)

@@ -11,23 +11,7 @@ from torch import nn
 from fer_hpc.config import UserError
 from fer_hpc.models.spec import Tensors, head_names, inner_network
 from fer_hpc.run import checkpoint
-from fer_hpc.run.folder import outcome_file
 from fer_hpc.training.keras import keras_weights
-
-
-def weights_file(path: Path) -> Path:
-    """The file that --init-from means: a run folder's best.pt, or the file itself."""
-    if path.is_dir():
-        best = outcome_file(path, "best.pt")
-        if best is None:
-            raise UserError(
-                f"--init-from {path}: no finished run in it (no best.pt); "
-                "finish it, or give a file of weights"
-            )
-        return best
-    if not path.is_file():
-        raise UserError(f"--init-from {path}: no such file or run folder")
-    return path
 
 
 def init_from(model: nn.Module, path: Path, classes: Sequence[str]) -> str:
