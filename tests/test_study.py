@@ -19,7 +19,7 @@ from fer_hpc.config import EXIT_FINISHED, EXIT_USER_ERROR, UserError
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.config.study import StudyConfig
 from fer_hpc.data.manifest import write_manifest
-from fer_hpc.files import read_json, write_json
+from fer_hpc.files import read_json, sha256, write_json
 from fer_hpc.study import estimate, jobs
 from fer_hpc.study.graph import Part, parts_of
 from fer_hpc.study.machine import Room
@@ -260,6 +260,27 @@ def test_an_edit_of_a_part_that_has_run_is_refused(started_study: Plan) -> None:
         check_edits(edited, parts_of(edited))
     shutil.rmtree(by_name(started_study)["train/cnn_baseline-seed0"].folder)
     check_edits(edited, parts_of(edited))  # its results are gone: it runs again
+
+
+def test_an_edited_plugin_or_other_weights_of_a_part_that_has_run_are_refused(
+    started_study: Plan, tmp_path: Path
+) -> None:
+    run = by_name(started_study)["train/cnn_baseline-seed0"].folder
+    stored = read_json(run / "config.json")
+    plugin, weights = tmp_path / "net.py", tmp_path / "weights.pt"
+    for file in (plugin, weights):
+        file.write_text("# as it was")
+    entry = {"path": str(plugin), "sha256": sha256(plugin), "is_plugin": True}
+    stored["plugins"] = {"model": entry}
+    stored["science"]["init_hash"] = sha256(weights)
+    stored["runtime"]["init_from"] = str(weights)
+    write_json(run / "config.json", stored)
+    for file in (plugin, weights):
+        check_edits(started_study, parts_of(started_study))
+        file.write_text("# edited")
+        with pytest.raises(UserError, match=f"{file.name} .*delete {run} to run it again"):
+            check_edits(started_study, parts_of(started_study))
+        file.write_text("# as it was")
 
 
 def test_seeds_may_be_added_later(started_study: Plan) -> None:

@@ -107,6 +107,36 @@ def test_a_damaged_table_of_a_grid_is_named_beside_it(tmp_path: Path, content: b
     assert "results.csv is damaged (" in _grid_totals(tmp_path)[3]
 
 
+def test_seeds_of_two_networks_are_two_rows_of_the_tables(
+    fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
+) -> None:
+    """A study that an older version let train a plugin before and after an edit."""
+    out = tmp_path / "study"
+    plan = new_plan(
+        StudyConfig(out=out, source="synthetic", scale="tiny"), JobConfig(cluster="local")
+    )
+    write_plan(plan)
+    (out / "shards").mkdir()
+    (out / "shards" / "32x32x1").symlink_to(shards)
+    parts = {part.name: part for part in parts_of(plan)}
+    for seed in range(3):
+        run = parts[f"train/cnn_baseline-seed{seed}"].folder
+        shutil.copytree(finished_run, run)
+        assert fer("evaluate", run, "--split", "val").returncode == 0
+        config = json.loads((run / "config.json").read_text())
+        config["science"] |= {"seed": seed, "plugin_hash": ("b" if seed == 2 else "a") * 64}
+        if seed == 0:
+            del config["science"]["loss"]  # a field that is younger than a run is no difference
+        (run / "config.json").write_text(json.dumps(config))
+    done = fer("report", out, "--out", out / "report")
+    assert done.returncode == 0, done.stderr
+    text = (out / "report" / "study.md").read_text()
+    assert "| CNN baseline, plugin_hash aaaaaaaa, 3 epochs | 2 |" in text
+    assert "| CNN baseline, plugin_hash bbbbbbbb, 3 epochs | 1 |" in text
+    page = (out / "report" / "index.html").read_text()
+    assert 'CNN baseline, plugin_hash aaaaaaaa <span class="interval">2 seeds' in page
+
+
 def test_the_page_of_a_study_shows_what_failed_and_what_is_there(
     fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
 ) -> None:

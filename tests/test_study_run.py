@@ -20,7 +20,7 @@ from fer_hpc.cluster.scheduler import Request
 from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, UserError
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.config.study import StudyConfig
-from fer_hpc.files import read_json
+from fer_hpc.files import read_json, sha256, write_json
 from fer_hpc.run.folder import attempt_numbers
 from fer_hpc.study import driver, state
 from fer_hpc.study.driver import Driver, only_driver
@@ -105,6 +105,25 @@ def test_a_part_that_gains_nothing_is_given_up(plan: Plan) -> None:
 
 def test_a_success_without_results_is_a_failure(plan: Plan) -> None:
     assert run(plan, [part(plan, "empty", "true")]) == EXIT_FINDINGS
+
+
+def test_a_seed_is_not_trained_with_a_plugin_that_was_edited_meanwhile(plan: Plan) -> None:
+    plugin = plan.out / "net.py"
+    plugin.parent.mkdir(exist_ok=True)
+    plugin.write_text("# as it was")
+    entry = {"path": str(plugin), "sha256": sha256(plugin), "is_plugin": True}
+    shape = {"science": {}, "data": {"path": "", "fingerprint": ""}, "plugins": {"model": entry}}
+    config = plan.out / "config.json"
+    write_json(config, shape)
+    begins = f"mkdir -p $F; cp {config} $F; echo '# edited' > {plugin}; {DONE}"
+    first, second = part(plan, "mine-seed0", begins), part(plan, "mine-seed1", DONE)
+    later = part(plan, "other-seed0", DONE)
+    assert run(plan, [first, second, later], cores=1) == EXIT_FINDINGS
+    stored = read_part(plan, second)
+    assert stored
+    assert "other code" in stored["failed"] and str(plugin) in stored["failed"]
+    assert not (second.folder / "done").exists()
+    assert (later.folder / "done").exists()
 
 
 def test_a_job_of_a_killed_driver_is_found_again(

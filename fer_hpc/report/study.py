@@ -17,7 +17,7 @@ from fer_hpc.files import DAMAGE, damage_reason, read_json
 from fer_hpc.report import paper
 from fer_hpc.report.figures import Figure
 from fer_hpc.report.read import Collection, Run
-from fer_hpc.report.study_models import Model, order_by_accuracy, study_figures, study_model
+from fer_hpc.report.study_models import Model, order_by_accuracy, study_figures, study_models
 from fer_hpc.run.folder import attempt_numbers, read_environment
 from fer_hpc.study.graph import Part, parts_of
 from fer_hpc.study.plan import Plan, is_study, read_plan
@@ -75,16 +75,14 @@ def study_section(paths: Sequence[Path], collection: Collection, out: Path) -> S
     runs = {run.path.resolve(): run for run in [*collection.runs, *collection.gans]}
     is_affectnet = plan.tables["source"] in AFFECTNET
     models = [
-        study_model(name, members, runs, is_affectnet)
+        model
         for name, members in _by_model(parts).items()
-        if any(part.folder.resolve() in runs for part in members)
+        for model in study_models(name, _runs_of(members, runs), is_affectnet)
     ]
-    gans = [runs[p.folder.resolve()] for p in parts if p.kind == "gan" and _is_in(p, runs)]
+    gans = _runs_of([p for p in parts if p.kind == "gan"], runs)
     manifest = next(filter(None, (find_manifest(_shards(plan, p)) for p in plan.products)), None)
     table, words = class_table(manifest, is_affectnet)
-    mine = [
-        runs[p.folder.resolve()] for p in parts if p.kind in ("train", "gan") and _is_in(p, runs)
-    ]
+    mine = _runs_of([p for p in parts if p.kind in ("train", "gan")], runs)
     starts = read_json(plan.out / "parts" / "driver.json")
     return StudySection(
         plan=plan,
@@ -122,15 +120,15 @@ def _shards(plan: Plan, product: str) -> Path:
     return plan.out / "shards" / product
 
 
-def _is_in(part: Part, runs: dict[Path, Run]) -> bool:
-    return part.folder.resolve() in runs
+def _runs_of(parts: list[Part], runs: dict[Path, Run]) -> list[Run]:
+    return [runs[path] for part in parts if (path := part.folder.resolve()) in runs]
 
 
 def _by_model(parts: list[Part]) -> dict[str, list[Part]]:
     groups: dict[str, list[Part]] = {}
     for part in parts:
         if part.kind == "train":
-            groups.setdefault(part.folder.name.rpartition("-seed")[0], []).append(part)
+            groups.setdefault(part.model, []).append(part)
     order = [*paper.MODELS, "winner"]
     return dict(sorted(groups.items(), key=lambda i: order.index(i[0]) if i[0] in order else 99))
 

@@ -15,8 +15,8 @@ from fer_hpc.evaluation.results import result_files
 from fer_hpc.report import paper
 from fer_hpc.report.figures import Figure, copied, picture
 from fer_hpc.report.read import Run
+from fer_hpc.report.tables import group_key, group_words
 from fer_hpc.run.folder import attempt_numbers
-from fer_hpc.study.graph import Part
 
 TITLES = {"vgg": "VGG", "winner": "grid's winner", **{k: m.title for k, m in paper.MODELS.items()}}
 SCORED = ("loss", "objective", "accuracy", "balanced_accuracy")
@@ -75,10 +75,21 @@ class Model:
 # ---- tables 2 and 3 ------------------------------------------------------------------------------
 
 
-def study_model(
-    name: str, members: list[Part], by_path: dict[Path, Run], is_affectnet: bool
-) -> Model:
-    runs = tuple(by_path[p.folder.resolve()] for p in members if p.folder.resolve() in by_path)
+def study_models(name: str, runs: Sequence[Run], is_affectnet: bool) -> list[Model]:
+    """A model over its seeds; several where its runs differ in more, which their titles name."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(group_key(run), []).append(run)
+    if len(groups) < 2:
+        return [_study_model(name, "", runs, is_affectnet)] if runs else []
+    return [
+        _study_model(name, f", {words}", group, is_affectnet)
+        for words, group in zip(group_words(groups), groups.values(), strict=True)
+    ]
+
+
+def _study_model(name: str, words: str, members: Sequence[Run], is_affectnet: bool) -> Model:
+    runs = tuple(members)
     smoothing = float(runs[0].config["science"].get("label_smoothing", 0.0))
     scores, recalls = {}, {}
     for split in ("val", "test"):
@@ -88,8 +99,8 @@ def study_model(
             recalls[split] = _recalls(scored, split)
     theirs = paper.MODELS.get(name)
     return Model(
-        name,
-        TITLES.get(name, name),
+        name + "".join(c if c.isalnum() else "-" for c in words),
+        TITLES.get(name, name) + words,
         runs,
         theirs,
         scores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fer_hpc.config import UserError
+from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.data.manifest import SPLITS, read_manifest
 from fer_hpc.evaluation.metrics import format_interval, seeds_interval
 from fer_hpc.evaluation.results import empty_classes
 from fer_hpc.report.book import no_formula
 from fer_hpc.report.read import Run, result_order
 
+DEFAULTS = {
+    f.name: f.default for f in dataclasses.fields(TrainConfig) if f.metadata["kind"] == "science"
+}
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")  # have an interval in every result
 ABOUT_RUN = "run", "id", "model", "seed", "state", "split", "data", "fingerprint", "trained_on"
 RESULTS_HEAD = ",".join(ABOUT_RUN)  # of results.csv
@@ -146,8 +150,16 @@ def data_sets(runs: Iterable[Run]) -> dict[str, DataSet]:
 
 def group_key(run: Run) -> str:
     """The same for runs that differ only by their seed."""
-    science = {name: v for name, v in run.config["science"].items() if name != "seed"}
-    return json.dumps([science, run.trained_on], sort_keys=True)
+    science = {} if run.is_gan else DEFAULTS  # a run of an older version lacks newer fields
+    science = {**science, **run.config["science"], "data": run.trained_on}
+    return json.dumps({k: v for k, v in science.items() if k != "seed"}, sort_keys=True)
+
+
+def group_words(keys: Iterable[str]) -> list[str]:
+    """For each key of `group_key`, in which fields it differs from the others: "precision fp32"."""
+    groups = [json.loads(key) for key in keys]
+    fields = [f for f in groups[0] if any(g.get(f) != groups[0][f] for g in groups)]
+    return [", ".join(f"{f} {str(g.get(f))[:8] or 'none'}" for f in fields) for g in groups]
 
 
 def result_tables(runs: Sequence[Run], known: dict[str, DataSet]) -> list[ResultTable]:

@@ -40,6 +40,7 @@ from fer_hpc.study.plan import Plan
 from fer_hpc.study.state import (
     OVER,
     PartState,
+    changed_file,
     error_line,
     jobs_of,
     read_part,
@@ -185,6 +186,12 @@ class Driver:
         ready = self._ready(states)
         while ready:
             part = ready.pop(0)
+            seeds = [p for p in self.parts if p.kind == part.kind == "train"]
+            seeds = [p for p in seeds if p.model == part.model]
+            if why := next(filter(None, map(changed_file, seeds)), ""):  # edited meanwhile
+                record_part(self.plan, part, failed=why)
+                _say(f"failed       {part.name}: {why}")
+                return self._start_what_fits(self.states())
             variables = self.room.place(part)
             if variables is None:
                 continue

@@ -45,6 +45,11 @@ class Part:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def model(self) -> str:
+        """The name that a run has in the study, without its seed."""
+        return self.folder.name.rpartition("-seed")[0]
+
+    @property
     def is_gan(self) -> bool:
         return self.folder.parent.name == "gan"
 

@@ -13,8 +13,10 @@ from fer_hpc.config import UserError
 from fer_hpc.data.manifest import Manifest, find_manifest
 from fer_hpc.files import DAMAGE, damage_reason, read_json, read_record, write_json
 from fer_hpc.run.folder import find_run_config, read_rows, read_status
+from fer_hpc.run.plugins import changed_files
 from fer_hpc.study.graph import Part
 from fer_hpc.study.plan import Plan
+from fer_hpc.sweep.grid import changed_files_of_trials
 
 RECORD = {"part": str, "settings": {}, "hash": str, "failed": str, "starts": int}
 OVER = ("finished", "failed", "blocked", "left out")  # nothing will change by itself
@@ -83,6 +85,11 @@ def check_edits(plan: Plan, parts: list[Part]) -> None:
                 "study; move it away, or give a new OUT"
             )
         if stored["hash"] == part.hash:
+            if changed := changed_file(part):
+                raise UserError(
+                    f"{changed}: restore the file, or delete {part.folder} to run it again, or "
+                    "start another study in a new OUT"
+                )
             continue
         then, now = stored["settings"], part.settings
         key = next((k for k in {**then, **now} if then.get(k) != now.get(k)), "")
@@ -91,6 +98,16 @@ def check_edits(plan: Plan, parts: list[Part]) -> None:
             f"{then.get(key)!r}: change it back, or delete {part.folder} to run it again, or "
             "start another study in a new OUT"
         )
+
+
+def changed_file(part: Part) -> str:
+    """Which plugin or initial weights are not what they were when a training began; "" for none."""
+    files = {key.rpartition(".")[2]: value for key, value in part.settings.items()}
+    plugins = [Path(path).expanduser() for path in files.get("plugin", ())]
+    init_from = Path(files["init_from"]) if files.get("init_from") else None
+    if part.kind == "grid":
+        return changed_files_of_trials(part.folder, plugins, init_from)
+    return next(iter(changed_files(part.folder, plugins, init_from)), "")
 
 
 def _has_results(part: Part) -> bool:
