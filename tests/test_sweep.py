@@ -479,6 +479,24 @@ def test_a_sweep_whose_plugin_was_edited_is_refused(
     sweep.check_sweep(*more)  # a finished sweep does not need it
 
 
+def test_a_sweep_from_before_presets_set_a_field_goes_on_without_it(
+    shards: Path, tmp_path: Path
+) -> None:
+    _, _, base = configure("tune", ["resnet_baseline", "--data", str(shards), "--out", "unused"])
+    assert base.bn_images
+    config = SweepConfig(shards, tmp_path, batch_sizes=(64,), lrs=(0.1,), seeds=(0,))
+    old = sweep.grid(config, dataclasses.replace(base, bn_images=0))
+    sweep.prepare(config, "resnet_baseline", old)
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    del stored["science"]["bn_images"]
+    write_json(tmp_path / "sweep.json", stored)
+    config = dataclasses.replace(config, seeds=(0, 1))
+    trials = sweep.grid(config, base)
+    sweep.check_sweep(config, trials)
+    assert trials[0].name == old[0].name
+    assert [trial.config.bn_images for trial in trials] == [0, 0]
+
+
 def test_a_sweep_whose_initial_weights_were_replaced_is_refused(
     shards: Path, tmp_path: Path, finished_run: Path
 ) -> None:

@@ -420,3 +420,20 @@ def test_small_trials_share_gpus(shards: Path, four_gpus: str, tmp_path: Path) -
         read_environment(run)["ranks"][0]["gpus_visible"]
         for run in (tmp_path / "small" / "trials").iterdir()
     } == {"0"}
+
+
+def test_trials_for_gpus_are_not_refused_for_what_a_cpu_lacks(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver looks at trials before Ray starts, and starts CUDA for none of them."""
+    from fer_hpc.sweep import ray_tune
+
+    call = [str(a) for a in sweep(shards, tmp_path, "--precision", "tf32")][1:]
+    config, _, base = configure("tune", call)
+    trials = grid(config, base)
+    with pytest.raises(UserError, match="on a CPU take fp32"):
+        ray_tune._check_new_trials(config, trials)
+    monkeypatch.setattr(ray_tune, "may_have_gpus", lambda: True)
+    ray_tune._check_new_trials(config, trials)
+    with_auto = grid(config, dataclasses.replace(base, precision="auto"))
+    ray_tune._check_new_trials(config, with_auto)  # CUDA would fail here

@@ -27,7 +27,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.aliases import current_science
 from fer_hpc.config.commands import SweepConfig
-from fer_hpc.config.fields import check_stored
+from fer_hpc.config.fields import YOUNGER_THAN_RUNS, check_stored
 from fer_hpc.data.manifest import find_manifest
 from fer_hpc.evaluation.metrics import METRICS
 from fer_hpc.files import REMEDIES, read_record, read_stored, remove_leftovers, write_json
@@ -66,6 +66,11 @@ def grid(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
         raise UserError("--grid epochs: --scheduler asha decides the epochs; leave one of them out")
     values = {"batch_size": sweep.batch_sizes, "lr": sweep.lrs, **more, "seed": sweep.seeds}
     base = _with_absolute_paths(dataclasses.replace(base, data=sweep.data))
+    if stored := read_sweep(sweep.out):  # presets may have set a field since it began
+        lacking = YOUNGER_THAN_RUNS - {*stored["science"], *more}
+        fields = dataclasses.fields(base)
+        defaults: dict[str, Any] = {f.name: f.default for f in fields if f.name in lacking}
+        base = dataclasses.replace(base, **defaults)
     trials = []
     for point in itertools.product(*map(dict.fromkeys, values.values())):
         config = dataclasses.replace(base, **dict(zip(values, point, strict=True)))

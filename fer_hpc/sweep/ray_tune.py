@@ -7,6 +7,7 @@ folder continues a sweep.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import secrets
@@ -32,6 +33,7 @@ if "RAY_ADDRESS" not in os.environ and current_step() is None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
+import torch
 from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
@@ -111,18 +113,25 @@ def _states(sweep: SweepConfig, trials: list[Trial]) -> list[str]:
 
 
 def _check_new_trials(sweep: SweepConfig, trials: list[Trial]) -> None:
-    """A UserError where a new trial could not start, so that it appears once, before Ray starts."""
+    """A UserError where a new trial could not start, so that it appears once, before Ray starts.
+
+    Asks the GPU nothing: this process shall take none of its memory.
+    """
     from fer_hpc.config.plugins import load_plugins
     from fer_hpc.data.shards import read_manifest
-    from fer_hpc.parallel.device import pick_device
     from fer_hpc.parallel.world import World
     from fer_hpc.training.resolve import resolve_config
 
     load_plugins(trials[0].config.plugin)
     manifest, world = read_manifest(sweep.data), World(size=sweep.workers_per_trial)
+    on_gpus = os.environ.get("RAY_ADDRESS") or may_have_gpus()
+    device = torch.device("cuda" if on_gpus and trials[0].config.device != "cpu" else "cpu")
     for trial in trials:
         if not (trial.config.run / "config.json").exists():
-            resolve_config(trial.config, manifest, pick_device("cpu"), world)
+            config = trial.config
+            if config.precision == "auto":  # which a GPU would be asked for
+                config = dataclasses.replace(config, precision="fp32")
+            resolve_config(config, manifest, device, world)
 
 
 def _kept_precision(trials: list[Trial]) -> str:
