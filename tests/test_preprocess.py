@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,9 @@ import numpy as np
 import pytest
 
 from fer_hpc.config import UserError
-from fer_hpc.data import faces, shards
+from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.data import faces, shards, workers
+from fer_hpc.data import preprocess as making
 from fer_hpc.data.readers.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
@@ -109,6 +113,65 @@ def test_other_options_on_the_same_folder_are_refused(
     done = preprocess("affectnet", made, "--input", affectnet, "--split", "report", "--size", 64)
     assert done.returncode == 2
     assert "other options" in done.stderr
+
+
+@pytest.mark.parametrize(("task", "is_finished"), [(0, False), (7, False), (0, True)])
+def test_of_two_plans_at_the_same_time_the_later_is_refused(
+    task: int, is_finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other command writes its shards, or all, after this one has looked at the folder.
+
+    Task 7 of 8 has no shard of its own: it must not take those of the other for finished ones.
+    """
+    monkeypatch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
+    check, out = making.check_same_plan, tmp_path / "out"
+    other = PreprocessConfig("synthetic", out, count=40, size=16, workers=1)
+
+    def check_before_the_other(*arguments: object) -> None:
+        check(*arguments)
+        monkeypatch.setattr(making, "check_same_plan", check)
+        making.preprocess(other)
+        if not is_finished:
+            (out / "manifest.json").unlink()
+
+    monkeypatch.setattr(making, "check_same_plan", check_before_the_other)
+    config = PreprocessConfig(
+        "synthetic", out, count=40, size=8, workers=1, task=task, tasks=task + 1
+    )
+    with pytest.raises(UserError, match="another command writes such shards there"):
+        making.preprocess(config)
+    making.preprocess(other)
+    manifest = read_manifest(out)
+    assert manifest.image_shape == (16, 16, 1)
+    for entry in manifest.content["splits"].values():
+        assert all(sha256(out / shard["file"]) == shard["sha256"] for shard in entry["shards"])
+    assert not list((out / "parts").glob(".*"))
+
+
+def test_a_folder_that_nothing_was_written_to_takes_other_options(
+    preprocess: Preprocess, tmp_path: Path
+) -> None:
+    flags = ("--count", 40, "--size", 16)
+    (tmp_path / "parts").mkdir()  # as of a command that was stopped before its first shard
+    assert preprocess("synthetic", tmp_path, *flags).returncode == 0
+    shutil.rmtree(tmp_path / "parts" / "plan")  # as version 0.1.0 leaves it
+    (tmp_path / "manifest.json").unlink()
+    assert preprocess("synthetic", tmp_path, *flags).returncode == 0
+    done = preprocess("synthetic", tmp_path, "--count", 40, "--size", 8)
+    assert done.returncode == 2
+
+
+def test_the_same_command_leaves_what_a_living_one_writes(
+    preprocess: Preprocess, tmp_path: Path
+) -> None:
+    host = socket.gethostname()
+    living = tmp_path / f".train-00000.h5.{host}-{os.getpid()}.tmp"
+    gone = tmp_path / ".train-00000.h5.other-7.tmp"
+    for path in (living, gone):
+        path.touch()
+    assert preprocess("synthetic", tmp_path, "--count", 40, "--size", 16).returncode == 0
+    assert living.exists()
+    assert not gone.exists()
 
 
 def processes_of(group: int) -> list[str]:

@@ -32,12 +32,12 @@ NO_BOX = "no landmarks or box, although others have them"
 
 def missing_parts(out: Path, plan: Plan) -> list[Shard]:
     """The shards that other tasks have still to write."""
-    return [s for s in plan.shards if read_part(out, s) is None]
+    return [s for s in plan.shards if read_part(out, s, plan) is None]
 
 
 def finish(config: PreprocessConfig, spec: SourceSpec, plan: Plan) -> None:
     """Merge the parts: rejects.csv and, if not too much was left out, the manifest."""
-    parts = {s.name: part for s in plan.shards if (part := read_part(config.out, s))}
+    parts = {s.name: part for s in plan.shards if (part := read_part(config.out, s, plan))}
     rejects = [("", *r) for r in plan.rows.rejects]
     rejects += [(s.split, *r) for s in plan.shards for r in parts[s.name]["rejects"]]
     _write_rejects(config.out / "rejects.csv", rejects)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,13 @@ from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.manifest import SHARD, find_manifest
 from fer_hpc.data.sources import SourceSpec, error_of_plugin
 from fer_hpc.data.tables import read_columns
-from fer_hpc.files import read_json, read_record, sha256
+from fer_hpc.files import read_json, read_record, sha256, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
 SHARD_ROWS = 16_384
 BLOCK_ROWS = 128  # at most, per call of a worker process
 BLOCK_BYTES = 4 << 20
+CLAIM = "parts/plan/plan.json"  # whose shards the folder is for; older folders lack it
 
 
 @dataclass(frozen=True)
@@ -241,22 +245,53 @@ PART = {
 }
 
 
-def read_part(out: Path, shard: Shard) -> dict[str, Any] | None:
-    """The account of a shard that was written; None where it is missing or damaged."""
+def read_part(out: Path, shard: Shard, plan: Plan) -> dict[str, Any] | None:
+    """The account of a shard of this plan; None where it is missing, damaged or of another."""
     part = read_record(out / "parts" / f"{shard.name}.json", PART)
-    return part if part and part["entry"]["file"] == f"{shard.name}.h5" else None
+    is_part = part and part["entry"]["file"] == f"{shard.name}.h5" and part["plan"] == plan.hash
+    return part if is_part else None
 
 
 def check_same_plan(out: Path, plan: Plan) -> None:
     """UserError where a folder holds shards of another plan."""
-    stored = [read_json(out / "manifest.json")]
-    stored += [read_json(p) for p in sorted((out / "parts").glob("*.json"))]
+    paths = [out / "manifest.json", out / CLAIM, *sorted((out / "parts").glob("*.json"))]
+    _check_plans(out, plan, paths)
+
+
+def claim_folder(out: Path, plan: Plan) -> None:
+    """Make a folder this plan's before a shard is written; UserError where it is another's.
+
+    The claim appears with its content by one rename. So of two commands that began at the same
+    time exactly one gets the folder, on any host and without locks, and all tasks of that plan
+    share it. Before its first shard a command claims nothing: one that is stopped until then may
+    be given again with other options.
+    """
+    claim = out / CLAIM
+    if not claim.exists():
+        name = f".{claim.parent.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        temporary = out / "parts" / name
+        temporary.mkdir(parents=True, exist_ok=True)
+        write_json(temporary / claim.name, {"plan": plan.hash})
+        try:
+            temporary.rename(claim.parent)
+        except OSError:
+            if not claim.exists():  # no other command was faster
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+    if read_json(claim) is None:  # damaged, or this host does not see the other's file yet
+        raise UserError(f"{claim} cannot be read; delete {claim.parent}, and run this again")
+    _check_plans(out, plan, [claim])
+
+
+def _check_plans(out: Path, plan: Plan, paths: list[Path]) -> None:
+    stored = [read_json(path) for path in paths]
     plans = [entry.get("plan") for entry in stored if isinstance(entry, dict)]
     if any(each != plan.hash for each in plans):
         raise UserError(
             f"--out {out} holds shards of another source, of pictures or tables that have changed "
             "since (size, time, content), or of other options (size, channels, crop, split, "
-            "labels, classes, plugin); give another --out, or delete that folder"
+            "labels, classes, plugin), or another command writes such shards there; give another "
+            "--out, or delete that folder"
         )
 
 
@@ -275,10 +310,5 @@ def all_verified(out: Path) -> bool:
 
 def is_done(out: Path, shard: Shard, plan: Plan) -> bool:
     """Whether a shard's part file and its verified bytes are there."""
-    part, path = read_part(out, shard), out / f"{shard.name}.h5"
-    return (
-        part is not None
-        and part["plan"] == plan.hash
-        and path.exists()
-        and sha256(path) == part["entry"]["sha256"]
-    )
+    part, path = read_part(out, shard, plan), out / f"{shard.name}.h5"
+    return part is not None and path.exists() and sha256(path) == part["entry"]["sha256"]

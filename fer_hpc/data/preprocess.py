@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,15 @@ from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.errors import one_line
 from fer_hpc.config.plugins import load_plugins
 from fer_hpc.data import account, shards
-from fer_hpc.data.plan import Plan, Shard, all_verified, check_same_plan, is_done, make_plan
+from fer_hpc.data.plan import (
+    Plan,
+    Shard,
+    all_verified,
+    check_same_plan,
+    claim_folder,
+    is_done,
+    make_plan,
+)
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.sources import SourceSpec, open_source, resolve_source, source_spec
 from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
@@ -85,6 +94,7 @@ def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> Non
         _print_plan(config, plan)
         account.check_strict(config, plan)
         if all_verified(config.out):
+            check_same_plan(config.out, plan)  # another command may have written them since
             summary = account.summary(config.out)
             print(f"{config.out}: {summary}; all shards are there and verified, nothing to do")
             return
@@ -103,6 +113,7 @@ def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> Non
             written: Future[list[int]] | None = None
             for shard in todo:
                 gathered = _gather(config, plan, shard, blocks, progress)
+                claim_folder(config.out, plan)
                 if written is not None:
                     workers.free.extend(written.result())  # at most two shards are in memory
                 written = writer.submit(_write, config, plan, shard, gathered)
@@ -110,6 +121,7 @@ def _preprocess(config: PreprocessConfig, spec: SourceSpec, start: float) -> Non
                 written.result()
 
     # The task that finds every shard done writes the manifest.
+    claim_folder(config.out, plan)
     missing = account.missing_parts(config.out, plan)
     if missing:
         print(
@@ -134,10 +146,15 @@ def _print_plan(config: PreprocessConfig, plan: Plan) -> None:
 
 
 def _remove_leftovers(config: PreprocessConfig, mine: list[Shard]) -> None:
-    """Temporary files that a killed run of the same task left."""
+    """Temporary files that a killed run of the same task left on another host.
+
+    Those of this host are gone already, but for the ones of living processes: the same command.
+    """
     for shard in mine:
         for path in config.out.glob(f".{shard.name}.h5.*.tmp"):
-            path.unlink()
+            writer = path.name.removesuffix(".tmp").rpartition("-")[0]
+            if not writer.endswith(f".{socket.gethostname()}"):
+                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
