@@ -58,12 +58,14 @@ def test_images_in_parts_make_the_same_file(tmp_path: Path) -> None:
     rows = {name: np.zeros((n, *shape), kind) for name, (kind, shape) in COLUMNS.items()}
     rows["source_id"] = np.arange(n).astype(str).astype(object)
     images = np.random.default_rng(0).integers(0, 256, (n, *SHAPE), np.uint8)
-    extra = {"age": np.arange(n)}
+    no_utf8 = np.array(["caf\udce9"] * n, dtype=object)
+    extra = {"age": np.arange(n), "file": no_utf8}
     whole = write_shard(tmp_path / "train-00000.h5", {"images": images, **rows}, extra)
     parts = [images[:0], images[:2], images[2:2], images[2:], images[:0]]
     assert write_shard(tmp_path / "train-00000.h5", {"images": parts, **rows}, extra) == whole
     with h5py.File(tmp_path / "train-00000.h5") as f:
         assert np.array_equal(f["images"], images)
+        assert f["columns/file"][0] == b"caf\\udce9"
     with pytest.raises(ValueError, match="group has 5 rows, images 2"):
         write_shard(tmp_path / "train-00000.h5", {"images": parts[:2], "group": rows["group"]}, {})
 

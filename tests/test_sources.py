@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from fer_hpc.cli.main import main
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
+from fer_hpc.config.plugins import Origin, load_plugins
+from fer_hpc.data import workers
 from fer_hpc.data.annotations import Face, Rows
+from fer_hpc.data.faces import Reject
 from fer_hpc.data.plan import make_plan
+from fer_hpc.data.plugin_source import Mistake, check_face
+from fer_hpc.data.preprocess import preprocess
 from fer_hpc.data.shards import open_split, read_manifest
-from fer_hpc.data.sources import SourceSpec, open_source, register_source, source_spec
+from fer_hpc.data.sources import SOURCES, SourceSpec, open_source, register_source, source_spec
 from tests.conftest import Fer
 
 PLUGIN = """\
@@ -66,6 +74,20 @@ def faces(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_names_left() -> Iterator[None]:
+    known = dict(SOURCES)
+    yield
+    SOURCES.clear()
+    SOURCES.update(known)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not import everything again."""
+    monkeypatch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
+
+
 def test_own_source_goes_through_the_workers_into_the_manifest(fer: Fer, faces: Path) -> None:
     plugin, out = faces.parent / "mine.py", faces.parent / "shards"
     command = ("--source", "json_list", "--input", faces, "--plugin", plugin, "--size", 32)
@@ -96,6 +118,70 @@ def test_a_mistake_in_face_is_one_message_with_its_line(fer: Fer, faces: Path) -
     assert "mine.py: line 25: face('" in done.stderr
     assert "AttributeError" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        ("None", "gives None; wanted a Face"),
+        ("Face(pixels=np.full((40, 40), 300))", "of type int64; wanted uint8, or floats in [0, 1]"),
+        ("Face(pixels=np.zeros((0, 0), np.uint8))", "most often: 'empty picture'"),
+    ],
+)
+def test_a_face_that_cannot_be_used_is_one_message(
+    gives: str, words: str, faces: Path, forked: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = faces.parent / "mine.py"
+    plugin.write_text(PLUGIN.replace("Face(encoded=(self.root / locator).read_bytes())", gives))
+    command = ("--source", "json_list", "--input", faces, "--plugin", plugin, "--workers", 1)
+    assert main(["preprocess", *map(str, command), "--out", str(faces.parent / "shards")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert f"{plugin}: line 24: face('" in error or "--max-rejects" in error
+
+
+def test_pixels_as_floats_are_stored_as_they_look(faces: Path, forked: None) -> None:
+    out, plugin = faces.parent / "shards", faces.parent / "mine.py"
+    floats = "Face(pixels=np.linspace(0, 1, 1024).reshape(32, 32, 1), valence=-2, arousal=0.5)"
+    encoded = "Face(encoded=(self.root / locator).read_bytes())"
+    plugin.write_text(PLUGIN.replace(encoded, floats))
+    load_plugins([plugin])
+    preprocess(PreprocessConfig("json_list", out, input=faces, size=32, plugin=(plugin,)))
+    split = open_split(read_manifest(out), "val")
+    assert (split.images[0] == np.linspace(0, 255, 1024).round().reshape(32, 32, 1)).all()
+    assert np.isnan(split.columns["valence"]).all(), "AffectNet's mark of none"
+    assert (split.columns["arousal"] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("self.file = open(__file__)", "open files and the like in face()"),
+        ("self.call = lambda: 1", "at the top level of the file"),
+        ("class Inner: pass\n        self.inner = Inner()", "at the top level of the file"),
+    ],
+)
+def test_a_source_that_cannot_be_sent_is_told_why(init: str, words: str, faces: Path) -> None:
+    plugin = faces.parent / "mine.py"
+    plugin.write_text(PLUGIN.replace("self.root = config.input", init))
+    load_plugins([plugin])
+    with pytest.raises(UserError) as error:
+        preprocess(PreprocessConfig("json_list", faces.parent / "shards", input=faces))
+    assert words in str(error.value)
+    assert str(plugin) in str(error.value)
+
+
+def test_a_copy_that_a_worker_cannot_use_is_no_lack_of_memory(fer: Fer, faces: Path) -> None:
+    plugin = faces.parent / "mine.py"
+    plugin.write_text(
+        PLUGIN + "\n    def __setstate__(self, state):\n        raise KeyError('it')\n"
+    )
+    command = ("--source", "json_list", "--input", faces, "--plugin", plugin)
+    done = fer("preprocess", *command, "--out", faces.parent / "shards")
+    assert done.returncode == 2
+    assert "mine.py: line 28: " in done.stderr
+    assert "KeyError: 'it'" in done.stderr
+    assert "memory" not in done.stderr
 
 
 def test_an_unknown_source_lists_the_known_ones() -> None:
@@ -158,6 +244,24 @@ def rows_of(**changes: object) -> Rows:
         ({"split": ["holdout"] * 30}, "split 'holdout'"),
         ({"source_id": ["x"] * 30}, "occurs twice"),
         ({"columns": {"group": np.zeros(3, int)}}, r"3 entries of columns\['group'\]"),
+        ({"columns": {"group": np.arange(30) - 9}}, "group: -9 is no person"),
+        ({"columns": {"group": np.arange(30) / 2}}, "group: 0.5 is no person"),
+        ({"columns": {"group": np.zeros((30, 2))}}, "wanted a number or a text for each face"),
+        ({"columns": {"day": np.zeros(30, "M8[D]")}}, "type datetime64"),
+        ({"columns": {"a/b": np.zeros(30)}}, "column 'a/b'"),
+        ({"columns": {"synthetic": np.arange(30)}}, "synthetic: wanted 0 or 1"),
+        ({"columns": {"targets": np.ones((30, 2)) / 2}}, r"targets float64 \[30, 2\]; .* 3\]"),
+        ({"columns": {"targets": np.ones((30, 3))}}, "in row 0; wanted shares"),
+        ({"columns": {"targets": np.full((30, 3), np.nan)}}, "in row 0; wanted shares"),
+        ({"columns": {"targets": [[2, -1, 0]] * 30}}, "in row 0; wanted shares"),
+        ({"label": np.zeros((30, 3), int)}, "whole numbers from 0 to 2"),
+        ({"label": None}, "None as label"),
+        ({"split": "t" * 30}, "type str as split"),
+        ({"source_id": None}, "None as source_id"),
+        ({"rejects": ["7.png"]}, "the reject 7.png; wanted pairs"),
+        ({"notes": "a note"}, "type str as notes"),
+        ({"locators": [lambda: 0] * 30}, "locators that cannot be sent"),
+        ({"picture": np.zeros(30)}, "picture of type float64"),
     ],
 )
 def test_rows_of_an_own_source_are_checked(
@@ -165,6 +269,68 @@ def test_rows_of_an_own_source_are_checked(
 ) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(tmp_path, rows_of(**changes))
+
+
+def test_no_rows_and_letters_as_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows\(\) gives None; wanted Rows"):
+        plan_of(tmp_path, None)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="str as classes"):
+        patch.setattr(Own, "classes", "abc")
+        plan_of(tmp_path, rows_of())
+
+
+def test_the_fingerprint_knows_each_face_of_long_arrays(tmp_path: Path) -> None:
+    """numpy's text of an array of over 1,000 leaves out what is in its middle."""
+    n = 1500
+    ids = np.array([f"{i:04d}" for i in range(n)])
+    values = {"label": np.arange(n) % 3, "split": [""] * n}
+    one = plan_of(tmp_path, Rows(source_id=ids, **values))  # type: ignore[arg-type]
+    ids[700] = "other"
+    assert one.hash != plan_of(tmp_path, Rows(source_id=ids, **values)).hash  # type: ignore[arg-type]
+
+
+def test_distributions_keep_the_order_of_their_classes(tmp_path: Path) -> None:
+    shares = np.eye(3)[np.arange(30) % 3]
+    plan = plan_of(tmp_path, rows_of(columns={"targets": shares}), classes="smile,frown,plain")
+    assert plan.rows.columns["targets"].dtype == np.float32
+    table = tmp_path / "classes.csv"
+    table.write_text("c,Neutral\na,Anger\nb,Anger\n")
+    with pytest.raises(UserError, match="merge, drop or reorder"):
+        plan_of(tmp_path, rows_of(columns={"targets": shares}), classes=str(table))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pixels": np.zeros((3, 40, 40), np.uint8)}, r"shape \[3, 40, 40\]"),
+        ({"pixels": np.full((40, 40), 2.0)}, r"floats outside \[0, 1\]"),
+        ({"pixels": [[1, 2]]}, "type list as pixels"),
+        ({"encoded": "7.png"}, "type str as encoded"),
+        ({"landmarks": np.zeros((5, 2))}, r"landmarks float64 \[5, 2\]"),
+        ({"box": (1, 2, 3)}, "wanted 4 numbers"),
+        ({"valence": 9.0}, "valence 9; wanted -1 to 1"),
+        ({"arousal": None}, "None as arousal"),
+    ],
+)
+def test_a_face_of_an_own_source_is_checked(values: dict[str, object], message: str) -> None:
+    with pytest.raises(Mistake, match=message):
+        check_face(Face(**values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"pixels": np.zeros((0, 9), np.uint8)}, "empty picture"),
+        ({"landmarks": np.full((68, 2), np.nan)}, "landmarks are not finite"),
+        ({"box": (0, 0, float("inf"), 9)}, "box is not finite"),
+        ({"box": (0.1, 0.1, 0.9, 0.9)}, "box is in shares"),
+    ],
+)
+def test_annotations_that_cannot_be_used_reject_the_face(
+    values: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(Reject, match=reason):
+        check_face(Face(**values))  # type: ignore[arg-type]
 
 
 def test_an_own_source_may_leave_fingerprint_and_locators_out(tmp_path: Path) -> None:
@@ -184,6 +350,9 @@ def test_people_may_have_names(tmp_path: Path) -> None:
     assert plan.rows.columns["group"][3] == -1
     assert "by person" in plan.split_rule
     assert "1 face without a group: each counts as a person" in plan.notes
+    people[3:5] = None, float("nan")  # as pandas has them
+    plan = plan_of(tmp_path, rows_of(columns={"group": people}))
+    assert plan.rows.columns["group"][3:5].tolist() == [-1, -1]
 
 
 def test_the_classes_flag_renames_the_classes_of_an_own_source(tmp_path: Path) -> None:
@@ -209,6 +378,28 @@ def test_a_source_is_closed_and_may_be_a_context_manager(tmp_path: Path) -> None
         open_source(SourceSpec("own", lambda config: 3), config),
     ):
         pass
+
+
+@pytest.mark.parametrize("method", ["__enter__", "close"])
+def test_a_mistake_in_opening_or_closing_is_one_message(method: str, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("it")
+
+    names = ["__enter__", "__exit__"] if method == "__enter__" else ["rows", "face", "close"]
+    kind = type("Kind", (), dict.fromkeys(names, fail))
+    spec = SourceSpec("own", lambda _: kind(), origin=Origin("mine.py", ""))
+    with (
+        pytest.raises(UserError, match=r"mine\.py: KeyError: 'it'"),
+        open_source(spec, PreprocessConfig("own", tmp_path)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("header", ["age,", "a/b", "targets"])
+def test_columns_that_shards_cannot_hold_are_refused(header: str, tmp_path: Path) -> None:
+    (tmp_path / "columns.csv").write_text(f"source_id,{header}\n7,1,2\n")
+    with pytest.raises(UserError, match=r"^column "):
+        plan_of(tmp_path, rows_of(), columns=tmp_path / "columns.csv")
 
 
 def test_a_taken_name_is_refused() -> None:

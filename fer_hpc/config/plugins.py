@@ -161,6 +161,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
+def first_line(function: Any, path: str) -> str:
+    """`line N: ` where a function or method begins in the file at `path`, or ""."""
+    code = getattr(function, "__code__", None)
+    return f"line {code.co_firstlineno}: " if code and code.co_filename == path else ""
+
+
 def error_line(error: BaseException, path: str) -> str:
     """`line N: ` of the innermost place in the file at `path` where an exception arose, or ""."""
     if isinstance(error, SyntaxError) and error.filename == path:

@@ -34,7 +34,8 @@ class Rows:
     source_id: list[str]  # unique text
     label: NDArray[np.int64]  # index into the source's classes
     split: list[str]  # train, val or test where the source has splits, else ""
-    # group (person), synthetic, targets (shares of the classes), and further columns to store
+    # group (person: a name, or a number from 0), synthetic (0 or 1), targets (shares of the
+    # classes, which sum to 1), and further columns to store
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     # (source_id, reason) of annotations that cannot be used
     rejects: list[tuple[str, str]] = field(default_factory=list)
@@ -54,7 +55,8 @@ class Face:
     """One face as the source has it: encoded bytes or pixels, and its annotations."""
 
     encoded: bytes | None = None  # a JPEG or PNG file's content
-    pixels: NDArray[np.uint8] | None = None  # [H, W] luma or [H, W, 3] RGB
+    # [H, W] luma or [H, W, 3] RGB, uint8; of a plugin also floats in [0, 1]
+    pixels: NDArray[Any] | None = None
     landmarks: NDArray[np.float32] | None = None  # [68, 2] x, y in image pixels
     box: Box | None = None  # of the face without margin, where there are no landmarks
     valence: float = float("nan")  # -1 .. 1
@@ -200,6 +202,16 @@ def first_reject(rejects: list[tuple[str, str]]) -> str:
 def affect(value: float) -> float:
     """Valence or arousal; AffectNet's -2 (none) and anything else outside [-1, 1] is NaN."""
     return value if -1 <= value <= 1 else float("nan")
+
+
+def check_box(sides: Sequence[float], in_shares: bool = False) -> None:
+    """Reject a box that cannot be one of a picture, in pixels or in shares of its sides."""
+    if not np.isfinite(sides).all():
+        raise Reject("box is not finite")
+    if max(sides) <= 1 and not in_shares:
+        raise Reject("box is in shares of the picture, wanted pixels")
+    if max(map(abs, sides)) > 1e6:
+        raise Reject("box is not in pixels of a picture")
 
 
 def landmarks_of(numbers: NDArray[np.float64]) -> NDArray[np.float32]:

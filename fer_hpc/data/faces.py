@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -147,6 +148,17 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             return None
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def pixel_fault(pixels: NDArray[Any]) -> str:
+    """Why an array's values are not those of pixels; "" for uint8, and for floats in [0, 1]."""
+    if pixels.dtype == np.uint8:
+        return ""
+    if pixels.dtype.kind != "f":
+        return f"of type {pixels.dtype}; wanted uint8, or floats in [0, 1]"
+    if not (pixels.size and pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN as well
+        return "of floats outside [0, 1]; divide by 255, or give uint8"
+    return ""
 
 
 def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

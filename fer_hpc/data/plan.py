@@ -5,7 +5,6 @@ The plan is the same in every task of an array job, before and after shards are 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -20,14 +19,14 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import MISTAKES
 from fer_hpc.data import faces, shards, splits
 from fer_hpc.data.annotations import TWO_LABELS, Rows, Source, first_reject
-from fer_hpc.data.classes import ClassMap, StatedClasses, map_classes, read_stated
+from fer_hpc.data.classes import read_stated
 from fer_hpc.data.doubles import PICTURES, TWICE, without_doubles
 from fer_hpc.data.finder import CASCADE_ADVICE, best_finder, box_rule
 from fer_hpc.data.manifest import SHARD, find_manifest
-from fer_hpc.data.sources import SourceSpec, error_of_plugin
+from fer_hpc.data.plugin_source import rows_of_plugin
+from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tables import read_columns
 from fer_hpc.files import read_json, read_record, sha256, write_json
 
@@ -75,9 +74,10 @@ def make_plan(config: PreprocessConfig, spec: SourceSpec, source: Source) -> Pla
     if spec.reads_classes:
         rows, classes = source.rows(), tuple(source.classes)
     else:
-        rows, classes = _rows_of_plugin(spec, source, read_stated(config.classes))
+        rows, classes = rows_of_plugin(spec, source, read_stated(config.classes))
     if config.columns is not None:
         rows.columns.update(read_columns(config.columns, rows.source_id, rows.notes))
+    _check_columns(rows)
     rows = without_doubles(rows, is_whole=config.crop != "auto")
     if "group" in rows.columns:
         rows.columns["group"] = _numbered(rows.columns["group"])
@@ -151,89 +151,37 @@ def _hash(
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def _rows_of_plugin(
-    spec: SourceSpec, source: Source, stated: StatedClasses
-) -> tuple[Rows, tuple[str, ...]]:
-    """The checked rows and classes of a source that others wrote."""
-    try:
-        return _checked(spec, source.rows(), tuple(source.classes), stated)
-    except MISTAKES as error:
-        raise error_of_plugin(spec, error) from error
-
-
-def _checked(
-    spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
-) -> tuple[Rows, tuple[str, ...]]:
-    """The checked rows and classes of a plugin's source, with --classes applied."""
-    n = len(rows.source_id)
-
-    def refuse(what: str) -> UserError:
-        return UserError(f"--source {spec.name}: {what}")
-
-    lengths = {"label": len(rows.label), "split": len(rows.split)}
-    lengths |= {f"columns[{k!r}]": len(v) for k, v in rows.columns.items()}
-    for name, values in (("picture", rows.picture), ("face", rows.face)):
-        lengths |= {} if values is None else {name: len(values)}
-    lengths |= {"locators": len(rows.locators)} if len(rows.locators) else {}
-    for name, length in lengths.items():
-        if length != n:
-            raise refuse(f"{length:,} entries of {name} for {n:,} of source_id")
-    if not n:
-        raise refuse("rows() gives no face")
-    if not all(isinstance(text, str) for text in (*rows.source_id, *rows.split, *classes)):
-        raise refuse("ids, splits and classes must be texts")
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise refuse(f"wanted two classes or more, each once; it has {str(classes)[:200]}")
-    labels = np.asarray(rows.label)
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-        raise refuse(f"labels must be whole numbers from 0 to {len(classes) - 1} ({classes})")
-    if len(set(rows.source_id)) < n:
-        raise refuse("a source_id occurs twice")
-    unknown = set(rows.split) - {"", *shards.SPLITS}
-    if unknown:
-        raise refuse(f"split {min(unknown)!r}, wanted train, val, test or '' (none stated)")
-    identity = repr((rows.source_id, labels.tolist(), rows.split, rows.rejects))
-    rows = dataclasses.replace(
-        rows,
-        label=labels.astype(np.int64),
-        fingerprint=rows.fingerprint or hashlib.sha256(identity.encode()).hexdigest(),
-        locators=rows.locators if len(rows.locators) else rows.source_id,
-    )
-    return _renamed(spec, rows, classes, stated) if stated else (rows, classes)
-
-
-def _renamed(
-    spec: SourceSpec, rows: Rows, classes: tuple[str, ...], stated: StatedClasses
-) -> tuple[Rows, tuple[str, ...]]:
-    """--classes applied to a source that has its own class names: new names in their order."""
-    if stated.names and len(stated.names) != len(classes):
-        raise UserError(
-            f"--classes: {len(stated.names)} names; --source {spec.name} has {len(classes)} "
-            f"classes: {', '.join(classes)}"
-        )
-    own = (name.lower() for name in classes)
-    table = dict(zip(own, stated.names, strict=True)) if stated.names else stated.table
-    counts = np.bincount(rows.label, minlength=len(classes)).tolist()
-    occurring = {c: n for c, n in zip(classes, counts, strict=True) if n}
-    stated_map = map_classes(occurring, StatedClasses(table=table), f"--source {spec.name}")
-    index = [
-        stated_map.classes.index(stated_map.class_of[c]) if c in occurring else 0 for c in classes
-    ]
-    label = np.array(index)[rows.label]
-    class_map = ClassMap(stated_map.classes, stated_map.class_of, source="--classes")
-    return dataclasses.replace(rows, label=label, class_map=class_map), stated_map.classes
-
-
 def _numbered(people: NDArray[Any]) -> NDArray[np.int64]:
     """People as numbers: names ("S010") in alphabetical order, -1 for an empty name or NaN."""
-    if people.dtype.kind in "iu":
-        return people.astype(np.int64)
-    if people.dtype.kind == "f":
-        return np.where(np.isfinite(people), np.nan_to_num(people), -1).astype(np.int64)
+    if people.dtype.kind in "iuf":
+        numbers = people if people.dtype.kind != "f" else np.where(np.isfinite(people), people, -1)
+        with np.errstate(invalid="ignore"):  # of numbers that are too large
+            whole = numbers.astype(np.int64)
+        for i in np.flatnonzero((whole != numbers) | (whole < -1))[:1].tolist():
+            raise UserError(
+                f"column group: {people[i]} is no person; wanted names, or whole numbers from 0, "
+                "and -1 where the person is unknown"
+            )
+        return whole
     names = np.array([str(name) for name in people])
     known = sorted(set(names.tolist()) - {""})
     number = {name: i for i, name in enumerate(known)} | {"": -1}
     return np.array([number[name] for name in names.tolist()], np.int64)
+
+
+def _check_columns(rows: Rows) -> None:
+    """UserError for columns that shards cannot hold under their names."""
+    for name in rows.columns:
+        if not isinstance(name, str) or "/" in name or "\0" in name or name in ("", "."):
+            raise UserError(f"column {name!r} of the source or --columns: wanted a name without /")
+    drawn = rows.columns.get("synthetic", np.zeros(1))
+    if not np.isin(drawn, (0, 1)).all():
+        raise UserError("column synthetic: wanted 0 or 1 (drawn or generated) for each face")
+    if np.ndim(rows.columns.get("targets", [[]])) != 2:
+        raise UserError(
+            "column targets: it would be the distribution of each label, which only a source "
+            "gives; rename it"
+        )
 
 
 PART = {

@@ -125,10 +125,10 @@ def _around_images(
 
 
 def _storable(values: NDArray[Any]) -> NDArray[Any]:
-    """Text as UTF-8 of a fixed length, everything else as it is."""
+    """Text as UTF-8 of a fixed length (what is none, as in files' names, becomes `\\udcXX`)."""
     if values.dtype.kind not in "OU":
         return values
-    encoded = [str(v).encode() for v in values]
+    encoded = [str(v).encode("utf-8", "backslashreplace") for v in values]
     longest = max(map(len, encoded), default=0) or 1
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", longest))
 

@@ -93,23 +93,32 @@ def open_source(spec: SourceSpec, config: PreprocessConfig) -> Iterator[Source]:
     """Open the reader of a form, and close it at the end."""
     if spec.needs_input and config.input is None:
         raise UserError(f"--source {spec.name} needs --input PATH ({spec.help})")
-    try:
-        opened = spec.open(config)
-    except MISTAKES as error:
-        raise error_of_plugin(spec, error) from error
-    if not (hasattr(opened, "rows") and hasattr(opened, "face")):
-        if not hasattr(opened, "__enter__"):
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = source = spec.open(config)
+            if not _is_source(opened) and hasattr(opened, "__enter__"):
+                source = stack.enter_context(opened)
+        except MISTAKES as error:
+            raise error_of_plugin(spec, error) from error
+        if not _is_source(source):
             raise UserError(
-                f"--source {spec.name}: {type(opened).__name__} has no methods rows() and "
+                f"--source {spec.name}: {type(source).__name__} has no methods rows() and "
                 "face(locator); register what has them"
             )
-        with opened as source:
-            yield source
-    elif hasattr(opened, "close"):
-        with contextlib.closing(opened) as source:
-            yield source
-    else:
-        yield opened
+        if source is opened and hasattr(source, "close"):
+            stack.callback(_close, spec, source)
+        yield source
+
+
+def _is_source(opened: Any) -> bool:
+    return hasattr(opened, "rows") and hasattr(opened, "face")
+
+
+def _close(spec: SourceSpec, source: Any) -> None:
+    try:
+        source.close()
+    except MISTAKES as error:
+        raise error_of_plugin(spec, error) from error
 
 
 def _built_in(name: str, help: str, needs_input: bool = True) -> Callable[[Opener], Opener]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import cv2
@@ -23,12 +24,13 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.config.plugins import MISTAKES, describe, error_line, load_plugins
+from fer_hpc.config.plugins import MISTAKES, describe, error_line, first_line, load_plugins
 from fer_hpc.data import faces, shards
 from fer_hpc.data.annotations import Face, Source
 from fer_hpc.data.finder import training_box
 from fer_hpc.data.photos import Photo
 from fer_hpc.data.plan import block_rows, shard_rows
+from fer_hpc.data.plugin_source import Mistake, check_face
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import (
     end_with_parent,
@@ -46,6 +48,7 @@ _source: Source
 _config: PreprocessConfig
 _plugin: str  # the file that registered the source, or ""
 _slots: Slots | None
+_mistake = ""  # why it has no source
 
 
 class Slots:
@@ -138,9 +141,16 @@ def _packed(spec: SourceSpec, source: Source) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(source))
     except Exception as error:
+        is_inner = isinstance(error, PicklingError) or "<locals>" in str(error)
+        advice = (
+            "define its class, and functions that it keeps, at the top level of the file"
+            if is_inner
+            else "open files and the like in face(), not in __init__()"
+        )
+        place = f"{spec.origin.path}: " if spec.origin else ""
         raise UserError(
-            f"--source {spec.name}: it cannot be sent to other processes ({describe(error)}); "
-            "open files in face(), not in __init__()"
+            f"--source {spec.name}: {place}it cannot be sent to other processes "
+            f"({describe(error)}); {advice}"
         ) from error
 
 
@@ -148,10 +158,18 @@ def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: 
     end_with_parent()
     keep_freed_memory()
     cv2.setNumThreads(1)
-    load_plugins(config.plugin)
-    global _source, _config, _plugin, _slots
+    global _source, _config, _plugin, _slots, _mistake
     _slots = Slots.attach(config, memory) if memory else None
-    _source, _config, _plugin = ForkingPickler.loads(packed), config, plugin
+    _config, _plugin = config, plugin
+    try:
+        load_plugins(config.plugin)
+        _source = ForkingPickler.loads(packed)
+    except MISTAKES as error:  # an error here would be taken for a lack of memory
+        if not plugin:
+            raise
+        line = error_line(error, plugin)
+        what = "another process cannot use what it was sent of this source"
+        _mistake = f"{plugin}: {line}{what} ({describe(error)})"
 
 
 @dataclass(frozen=True)
@@ -188,6 +206,8 @@ def read_block(locators: list[Any], slot: int) -> Block:
     """Read faces in a worker process; their images go to a slot of the shared memory, if any."""
     rows: list[dict[str, Any]] = []
     reasons: list[str | None] = []
+    if _mistake:
+        raise UserError(_mistake)
     for locator in locators:
         try:
             row = _cut(_face(locator))
@@ -196,7 +216,7 @@ def read_block(locators: list[Any], slot: int) -> Block:
             rows.append(row)
             reasons.append(None)
         except faces.Reject as reject:
-            reasons.append(str(reject))
+            reasons.append(str(reject) or "no reason given")
     if not rows:
         return Block({}, reasons, slot)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -209,14 +229,23 @@ def read_block(locators: list[Any], slot: int) -> Block:
 def _face(locator: Any) -> Face:
     """A face of the source; a mistake in a plugin is a UserError with its line."""
     try:
-        return _source.face(locator)
+        face = _source.face(locator)
+        return check_face(face) if _plugin else face
     except (faces.Reject, UserError):
         raise
+    except Mistake as mistake:
+        line = first_line(_source.face, _plugin)
+        raise UserError(f"{_plugin}: {line}face({_short(locator)}) {mistake}") from None
     except MISTAKES as error:
         if not _plugin:
             raise
         line = error_line(error, _plugin)
-        raise UserError(f"{_plugin}: {line}face({locator!r}): {describe(error)}") from None
+        raise UserError(f"{_plugin}: {line}face({_short(locator)}): {describe(error)}") from None
+
+
+def _short(locator: Any) -> str:
+    text = repr(locator)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _cut(face: Face) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fer_hpc.config import UserError
-from fer_hpc.data.faces import Reject, crop_and_resize, decode, with_channels
+from fer_hpc.data.faces import Reject, crop_and_resize, decode, pixel_fault, with_channels
 from fer_hpc.evaluation.calibration import calibration_file, stored_temperature
 from fer_hpc.evaluation.metrics import log_softmax
 from fer_hpc.files import check_shape, read_file, sha256
@@ -252,11 +252,9 @@ def _split_batch(array: NDArray[Any]) -> list[str | Path | NDArray[Any]]:
             f"faces of shape {list(array.shape)}; wanted [H, W], [H, W, C], [N, H, W] or "
             f"[N, H, W, C] with 1 or 3 channels last and sides of {MIN_SIDE} pixels or more"
         )
+    if fault := pixel_fault(array):
+        raise UserError(f"faces {fault}")
     if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating):
-            raise UserError(f"faces of type {array.dtype}; wanted uint8, or floats in [0, 1]")
-        if not (array.size and array.min() >= 0 and array.max() <= 1):  # false for NaN as well
-            raise UserError("faces of floats outside [0, 1]; divide by 255, or give uint8")
         array = array.astype(np.float32)
     one = array.ndim == 2 or (array.ndim == 3 and has_channels)
     return [array] if one else list(array)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.config.errors import counted
-from fer_hpc.data.annotations import Collector, Face, Rows, affect, landmarks_of
+from fer_hpc.data.annotations import Collector, Face, Rows, affect, check_box, landmarks_of
 from fer_hpc.data.classes import NO_CLASSES, Numbering, StatedClasses, label_key, map_classes
 from fer_hpc.data.faces import Box, Reject
 from fer_hpc.data.pictures import is_picture
@@ -297,11 +297,6 @@ def box_of(line: Line, names: Sequence[str] = BOX) -> Box | None:
     if not any(line[n] for n in names):
         return None
     sides = [_number(line[n], n) for n in names]
-    if not np.isfinite(sides).all():
-        raise Reject("box is not finite")
-    if max(sides) <= 1:
-        raise Reject("box is in shares of the picture, wanted pixels")
-    if max(map(abs, sides)) > 1e6:
-        raise Reject("box is not in pixels of a picture")
+    check_box(sides)
     left, top, right, bottom = sides
     return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
