@@ -112,6 +112,26 @@ def test_the_clean_copy_is_clean_and_says_what_it_lacks(
     assert "there is a data set already; give another folder" in refused.stderr
 
 
+def test_the_scored_splits_lose_faces_too(fer: Fer, preprocess: Preprocess, tmp_path: Path) -> None:
+    """Blank ones, and those whose image has another label elsewhere; docs/data.md says so."""
+    rng = np.random.default_rng(0)
+    pictures = [" ".join(map(str, rng.integers(0, 256, 2304))) for _ in range(30)]
+    usages = ["Training"] * 10 + ["PublicTest"] * 10 + ["PrivateTest"] * 10
+    pictures[15] = " ".join(["7"] * 2304)  # blank, in val
+    pictures[25] = pictures[3]  # of test, with another label in train
+    lines = [f"{k % 7},{p},{u}" for k, (p, u) in enumerate(zip(pictures, usages, strict=True))]
+    (tmp_path / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]))
+    done = preprocess("fer2013", tmp_path / "shards", "--input", tmp_path / "fer.csv")
+    assert done.returncode == 0, done.stderr
+    fer("doctor", tmp_path / "shards", "--fix", tmp_path / "clean")
+    conflict = "groups of equal images with different labels"
+    assert (tmp_path / "clean" / "dropped.csv").read_text().splitlines()[1:] == [
+        f"train,3,{conflict}",
+        "val,15,blank images (all pixels alike)",
+        f"test,25,{conflict}",
+    ]
+
+
 def test_suspects_are_shown_and_those_of_train_are_left_out(
     fer: Fer, troubled: Path, tmp_path: Path
 ) -> None:

@@ -138,7 +138,7 @@ def _conflicts(faces: _Faces) -> Finding:
 def _shared(
     faces: _Faces, key: NDArray[np.int64], known: NDArray[np.bool_], what: str
 ) -> list[Finding]:
-    """Keys that two splits share. The earlier split loses its rows: what is scored stays."""
+    """Keys that two splits share. The earlier split loses its rows."""
     findings = []
     for i, early in enumerate(faces.names):
         for j, late in list(enumerate(faces.names))[i + 1 :]:
