@@ -6,6 +6,7 @@ point in the group `fer_hpc.plugins`. Importing it runs its register_… calls.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -14,7 +15,7 @@ import marshal
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,8 @@ VARIABLE = "FER_PLUGINS"
 MISTAKES = (Exception, SystemExit)  # of a plugin's code, which may call exit()
 LONGEST = 500  # characters of an error's message
 MAX_NAME = 100  # characters of what a plugin registers
+# Texts of errors that arise anywhere: a broken GPU, exhausted memory.
+NOT_OF_PLUGINS = ("CUDA error", "out of memory", "can't allocate")
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,46 @@ def origin_of_caller() -> Origin | None:
     else:  # a notebook's cell
         content = "".join(linecache.getlines(name)).encode() or marshal.dumps(frame.f_code)
     return Origin(name, hashlib.sha256(content).hexdigest(), is_plugin=False)
+
+
+def mistake_of_plugin(error: BaseException) -> UserError | None:
+    """An exception of a loaded plugin's own code as one message with file and line; else None."""
+    frames = [f.filename for f in traceback.extract_tb(error.__traceback__)]
+    path = next((name for name in reversed(frames) if name in _loaded), "")
+    # An OSError without a file may be a network that comes back: see cli/main.py.
+    elsewhere = isinstance(error, OSError) and error.filename is None
+    elsewhere |= any(text in str(error) for text in NOT_OF_PLUGINS)
+    if not path or elsewhere or isinstance(error, UserError) or not isinstance(error, MISTAKES):
+        return None
+    return UserError(f"{path}, {error_line(error, path)}{describe(error)}")
+
+
+@contextlib.contextmanager
+def plugin_mistakes() -> Iterator[None]:
+    """Raise what a plugin's own code raises in the block as a UserError with file and line."""
+    try:
+        yield
+    except MISTAKES as error:
+        mistake = mistake_of_plugin(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def defined_at(registered: Any, origin: Origin | None) -> str:
+    """`FILE, line N: ` of a registered function, FILE alone where it is none; "" if built in."""
+    if origin is None:
+        return ""
+    code: Any = getattr(registered, "__code__", None)
+    if code is None or code.co_filename != origin.path:
+        return f"{origin.path}: "
+    return f"{origin.path}, line {code.co_firstlineno}: "
+
+
+def raised_at(error: BaseException, registered: Any, origin: Origin | None) -> str:
+    """`FILE, line N: ` where `error` arose in the file that has registered something."""
+    line = error_line(error, origin.path) if origin else ""
+    return f"{origin.path}, {line}" if origin and line else defined_at(registered, origin)
 
 
 def describe(error: BaseException) -> str:

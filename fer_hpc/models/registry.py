@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fer_hpc.config import UserError, unknown_name_error
+from fer_hpc.config.errors import counted
 from fer_hpc.config.plugins import (
     MISTAKES,
     check_name,
     check_name_free,
+    defined_at,
     describe,
-    error_line,
     origin_of_caller,
+    raised_at,
 )
 from fer_hpc.config.presets import SIDES
 from fer_hpc.models.cnn import cnn_baseline, cnn_improved
@@ -106,14 +110,20 @@ def build_network(
     """
     side, _, channels = image_shape
     spec = model_spec(science["model"])
-    network = use_quick_convolutions(spec.build(_outputs(science, classes), channels, side))
+    network = spec.build(output_count(science, classes), channels, side)
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        with torch.no_grad():  # here, so that the seed decides these weights too
+            network.eval()(torch.zeros(1, channels, side, side))
+        network.train()
+    network = use_quick_convolutions(network)
     if spec.mean is None:
         return network
     std = spec.std or (1.0,) * len(spec.mean)
     return Normalized(network, _per_channel(spec.mean, channels), _per_channel(std, channels))
 
 
-def _outputs(science: dict[str, Any], classes: int) -> int:
+def output_count(science: dict[str, Any], classes: int) -> int:
+    """How many outputs a network has for each face."""
     return classes + (2 if science.get("va_weight") else 0)
 
 
@@ -122,30 +132,75 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def check_network(science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Try a plugin's or timm's network with two faces; a UserError where it does not take them."""
+def check_network(
+    science: dict[str, Any], classes: int, image_shape: tuple[int, int, int], faces: int = 2
+) -> None:
+    """Try a plugin's or timm's network: `faces` without gradients, then 3 in training mode.
+
+    UserError where it does not take them, or where nothing of it would be trained.
+    """
     side, _, channels = image_shape
-    spec = model_spec(science["model"])
+    spec, outputs = model_spec(science["model"]), output_count(science, classes)
     if is_built_in(spec.name):
         return
-    outputs = _outputs(science, classes)
+    advice = f", or preprocess with --size {spec.face[0]} --channels {spec.face[1]}"
+    wrong = f"does not take {side}x{side}x{channels} faces"
     try:
-        model = build_network(science, classes, image_shape).eval()
-        with torch.no_grad():
-            result = model(torch.zeros(2, channels, side, side))
+        with torch.random.fork_rng(devices=[]):
+            model = build_network(science, classes, image_shape)
+            with torch.no_grad():
+                result = model.eval()(torch.zeros(faces, channels, side, side))
+            check_outputs(spec, outputs, faces, result)
+            advice, wrong = "", "cannot be copied, which --ema needs"
+            if science.get("ema"):
+                copy.deepcopy(build_network(science, classes, image_shape))
+            wrong = "fails in training mode"
+            result = model.train()(torch.rand(3, channels, side, side))
+            check_outputs(spec, outputs, 3, result)
+            if fault := _untrainable(model, result):
+                where = defined_at(spec.build, spec.origin)
+                raise UserError(f"--model {spec.name}: {where}{fault}; correct it")
+            result.sum().backward()
     except UserError:
         raise
     except MISTAKES as error:
-        line = error_line(error, spec.origin.path) if spec.origin else ""
-        where = f"{spec.origin.path}, {line}" if spec.origin and line else ""
         raise UserError(
-            f"--model {spec.name} does not take {side}x{side}x{channels} faces: {where}"
-            f"{describe(error)}; correct it, or preprocess with "
-            f"--size {spec.face[0]} --channels {spec.face[1]}"
+            f"--model {spec.name} {wrong}: {raised_at(error, spec.build, spec.origin)}"
+            f"{describe(error)}; correct it{advice}"
         ) from error
+
+
+def check_outputs(spec: ModelSpec, outputs: int, faces: int, result: object) -> None:
+    """UserError where a network's `result` is no tensor [faces, outputs]."""
     shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-    if shape != (2, outputs):
+    if shape != (faces, outputs):
         raise UserError(
-            f"--model {spec.name} gives {shape} for 2 faces: wanted a tensor of shape "
-            f"(2, {outputs}), one value for each of the `outputs` it is built with"
+            f"--model {spec.name}: {defined_at(spec.build, spec.origin)}it gives {shape} for "
+            f"{counted(faces, 'face')}: wanted a tensor of shape ({faces}, {outputs}), one value "
+            "for each of the `outputs` it is built with"
         )
+
+
+def _untrainable(model: nn.Module, result: torch.Tensor) -> str:
+    """Why no training step could change a network that gave `result`; "" where one can."""
+    parameters = list(model.parameters())
+    if not parameters:
+        return "the network has no parameters, so there is nothing to train"
+    if any(map(is_lazy, parameters)):
+        return "a lazy layer has no shape, because `forward` does not use it"
+    if not any(p.requires_grad for p in parameters):
+        return "all parameters are frozen (requires_grad is False), so nothing would be trained"
+    if not result.requires_grad:
+        return "its outputs have no gradient (detach, no_grad), so nothing would be trained"
+    return ""
+
+
+def has_unused_parameters(
+    science: dict[str, Any], classes: int, image_shape: tuple[int, int, int]
+) -> bool:
+    """Whether a training step leaves some of the network's parameters without a gradient."""
+    side, _, channels = image_shape
+    with torch.random.fork_rng(devices=[]):
+        model = build_network(science, classes, image_shape).train()
+        model(torch.rand(2, channels, side, side)).sum().backward()
+    return any(p.requires_grad and p.grad is None for p in model.parameters())

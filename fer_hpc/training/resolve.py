@@ -33,6 +33,7 @@ from fer_hpc.run.plugins import load_run_plugins, plugin_entries, plugin_hash
 from fer_hpc.run.trial import earlier_trial
 from fer_hpc.training import weights
 from fer_hpc.training.losses import loss_spec
+from fer_hpc.training.trial import check_loss
 
 Config = TypeVar("Config", TrainConfig, GanConfig)
 
@@ -155,7 +156,7 @@ def _file_hashes(
             "restore the file, or give its copy with --plugin"
         )
     if stored is None:
-        _check_network(config, manifest)
+        _check_initial_weights(config, manifest)
     # A run that goes on does not need the file of its initial weights any more.
     if config.init_from and (stored is None or config.init_from.exists()):
         hashes["init_hash"] = sha256(weights_file(config.init_from))
@@ -170,10 +171,9 @@ def _file_hashes(
     return hashes
 
 
-def _check_network(config: TrainConfig, manifest: Manifest) -> None:
-    """UserError where the network or its initial weights do not fit, before the folder exists."""
+def _check_initial_weights(config: TrainConfig, manifest: Manifest) -> None:
+    """UserError where the initial weights do not fit the network, before the folder exists."""
     science, classes = fields_of(config, "science"), manifest.classes
-    check_network(science, len(classes), manifest.image_shape)
     if config.init_from or config.pretrained:
         network = build_network(science, len(classes), manifest.image_shape)
         if config.init_from:
@@ -204,11 +204,14 @@ def _check_classifier(
             f"{smallest} to {largest} pixels; "
             f"preprocess with --size {spec.face[0]} --channels {spec.face[1]}"
         )
-    check_network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
-    loss_spec(config.loss)  # raises where it is unknown
     if config.init_from and config.pretrained:
         raise UserError("--init-from and --pretrained both give initial weights; give one of them")
     check_divides(config.batch_size, world.size, config.accumulate)
+    part = config.batch_size // world.size // config.accumulate
+    check_network(
+        fields_of(config, "science"), len(manifest.classes), manifest.image_shape, min(part, 2)
+    )
+    check_loss(config, manifest, part)
     if config.va_weight and not np.isfinite(affect_of(open_split(manifest, "train"))).any():
         raise UserError(
             f"--va-weight {config.va_weight}: no training face of {config.data} "

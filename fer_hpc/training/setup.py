@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fer_hpc.config import GanConfig, TrainConfig, UserError, fields_of
 from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import Manifest
-from fer_hpc.models.registry import build_network
+from fer_hpc.models.registry import build_network, has_unused_parameters, is_built_in
 from fer_hpc.models.timm_models import PREFIX
 from fer_hpc.parallel.world import World
 from fer_hpc.run.outcome import weights_file
@@ -36,12 +36,16 @@ def make_learner(
 ) -> Learner:
     """The learner at image 0, on `device`; the seed decides the initial weights."""
     torch.manual_seed(config.seed)
-    model = build_network(fields_of(config, "science"), len(manifest.classes), manifest.image_shape)
+    about = fields_of(config, "science"), len(manifest.classes), manifest.image_shape
+    model = build_network(*about)
     if config.sync_bn:
         model = with_synced_batch_norm(model, config.model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.precision == "fp64":
         model = model.double()
+    is_partly_used = (
+        world.size > 1 and not is_built_in(config.model) and has_unused_parameters(*about)
+    )
     optimizer = make_optimizer(config, model)
     lr = LearningRate(optimizer, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -49,7 +53,7 @@ def make_learner(
     return Learner(
         config,
         model,
-        wrap_ddp(model, config.compile, world, device),
+        wrap_ddp(model, config.compile, world, device, is_partly_used),
         make_objective(config, manifest, device),
         optimizer,
         lr,
@@ -70,22 +74,26 @@ def with_synced_batch_norm(model: nn.Module, name: str) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def wrap_ddp(model: nn.Module, compiled: bool, world: World, device: torch.device) -> nn.Module:
+def wrap_ddp(
+    model: nn.Module, compiled: bool, world: World, device: torch.device, unused: bool = False
+) -> nn.Module:
     """The network to call: compiled if wanted, averaging gradients if there are several ranks.
 
     Running statistics are not copied from rank 0 before each step, which is DDP's default: no
     training step reads them, and rank 0's alone are validated and saved (`broadcast_buffers`).
+    `unused`: some parameters get no gradient, and DDP must not wait for them.
     """
     if world.size == 1:  # the learner compiles forward pass and loss together
         return model
     net: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
     # No static_graph: it fails with no_sync (--accumulate), and saves the search for unused
-    # parameters, which is off anyway.
+    # parameters, which is off where all are used.
     known = inspect.signature(DistributedDataParallel).parameters
     flag = "forward_sync_buffers"  # the older name gives a warning where this one exists
-    copied: dict[str, Any] = {flag if flag in known else "broadcast_buffers": reads_buffers(model)}
+    options: dict[str, Any] = {flag if flag in known else "broadcast_buffers": reads_buffers(model)}
+    options |= {"gradient_as_bucket_view": True, "find_unused_parameters": unused}
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(net, devices, gradient_as_bucket_view=True, **copied)
+    return DistributedDataParallel(net, devices, **options)
 
 
 def reads_buffers(model: nn.Module) -> bool:
