@@ -15,6 +15,7 @@ from fer_hpc.cli.verbs import is_finished
 from fer_hpc.config import TrainConfig, UserError, unknown_name_error
 from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.config.deploy import PredictConfig
+from fer_hpc.config.plugins import plugin_mistakes
 from fer_hpc.run.folder import read_run_config, read_status
 
 PathLike = str | Path
@@ -68,7 +69,8 @@ def evaluate(run: PathLike, split: str = "val", **fields: Any) -> dict[str, Any]
         return evaluate_gan(config)
     from fer_hpc.evaluation.score import evaluate as score
 
-    return score(config, World.detect())
+    with plugin_mistakes():
+        return score(config, World.detect())
 
 
 def predict(
@@ -87,7 +89,8 @@ def predict(
 
     from fer_hpc.deploy.predict import predict as look_at
 
-    return look_at(config).photos
+    with plugin_mistakes():
+        return look_at(config).photos
 
 
 def _known(config_class: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]:

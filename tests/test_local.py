@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fer_hpc.cli.main import main
 from fer_hpc.cli.parse import configure_job
@@ -18,6 +19,7 @@ from fer_hpc.config import EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError, ranks_tha
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.parallel import local
+from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import (
     list_checkpoints,
     rank_counts,
@@ -25,6 +27,7 @@ from fer_hpc.run.folder import (
     read_rows,
     read_status,
 )
+from tests.conftest import Fer
 from tests.helpers.slurm import until
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
@@ -123,6 +126,55 @@ def test_elastic_goes_on_with_the_rank_that_is_left(
     again = start("train", *call(shards, run, *flags, "--epochs", 9), "--procs", 2, "--elastic")
     assert again.communicate(timeout=400) and again.returncode == 0
     assert rank_counts(run) == [2, 1, 2]
+
+
+PARTLY_USED = """
+from torch import nn
+from fer_hpc import register_model
+
+class Layers(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.used, self.unused = nn.Linear(inputs, outputs), nn.Linear(3, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        self.last = y = self.used(x.flatten(1))  # such a network has no copy
+        return y if self.calls CONDITION else y + self.unused(y[:, :3]).sum()
+
+@register_model("NAME", sides=(16, 64), face=(32, 1))
+def build(outputs, channels, side):
+    return Layers(channels * side * side, outputs)
+"""
+
+
+def test_parameters_that_no_step_uses_are_as_on_one_process(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PARTLY_USED.replace("CONDITION", "> 0 or 1").replace("NAME", "partly"))
+    flags = ("--plugin", plugin, "--weight-decay", 0.1, "--accumulate", 2, "--precision", "fp64")
+    flags = ("--data", shards, *FLAGS, *flags, "--run")
+    assert finish(start_ranks(2, "train", "--model", "partly", *flags, tmp_path / "two")) == [0, 0]
+    done = fer("train", "--model", "partly", *flags, tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    two, one = (checkpoint.load(tmp_path / name / "final.pt")["model"] for name in ("two", "one"))
+    assert torch.equal(two["unused.weight"], one["unused.weight"])
+    assert torch.allclose(two["used.weight"], one["used.weight"], rtol=0, atol=1e-9)
+
+
+def test_parameters_that_some_steps_leave_out_are_one_message(shards: Path, tmp_path: Path) -> None:
+    plugin, run = tmp_path / "mine.py", tmp_path / "run"
+    plugin.write_text(PARTLY_USED.replace("CONDITION", "> 7").replace("NAME", "sometimes"))
+    flags = ("--data", shards, *FLAGS, "--plugin", plugin, "--run", run)
+    ranks = start_ranks(2, "train", "--model", "sometimes", *flags)
+    for rank in ranks:
+        _, errors = rank.communicate(100)
+        assert rank.returncode == EXIT_USER_ERROR
+        assert "let `forward` use the same parameters" in errors
+        assert "Traceback" not in errors
+    assert read_status(run)["state"] == "failed"
 
 
 def test_the_largest_number_of_ranks_that_fits() -> None:

@@ -12,13 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
+import torch
 
 from fer_hpc.cli.main import main, run_command
-from fer_hpc.config import UserError
+from fer_hpc.config import UserError, preset
 from fer_hpc.config.plugins import load_plugin, load_plugins
-from fer_hpc.models.registry import MODELS, check_network, model_spec
+from fer_hpc.data.shards import open_split, read_manifest
+from fer_hpc.models.registry import MODELS, build_network, check_network, model_spec
 from fer_hpc.run.folder import read_status
+from fer_hpc.training.losses import LOSSES
+from fer_hpc.training.trial import check_loss
 from tests.conftest import Fer
 from tests.helpers.processes import Started
 
@@ -31,14 +36,42 @@ def build(outputs, channels, side):
     inputs = channels * (side // 4) ** 2
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs))
 """
+LAYERS = "nn.AvgPool2d(4), nn.Flatten(), nn.Linear(inputs, outputs)"
+MODULES = """
+
+import torch
+
+class Detached(nn.Module):
+    def forward(self, x):
+        return x.detach()
+
+
+class OnlyEval(nn.Module):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("not here")
+        return x
+
+
+class NoCopy(nn.Identity):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1)) * 2
+
+
+class OnlyTwo(nn.Module):
+    def forward(self, x):
+        return x if len(x) == 2 else x[:1]
+"""
 
 
 @pytest.fixture(autouse=True)
 def no_names_left() -> Iterator[None]:
-    known = dict(MODELS)
+    known = dict(MODELS), dict(LOSSES)
     yield
-    MODELS.clear()
-    MODELS.update(known)
+    for names, before in zip((MODELS, LOSSES), known, strict=True):
+        names.clear()  # type: ignore[attr-defined]
+        names.update(before)  # type: ignore[attr-defined]
 
 
 def write(path: Path, text: str) -> Path:
@@ -160,6 +193,45 @@ def test_a_network_that_does_not_fit_is_found_before_a_run_starts(
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ("nn.AdaptiveAvgPool2d((outputs, 1)), nn.Flatten()", "line 5: the network has no param"),
+        (f"{LAYERS}).requires_grad_(False", "line 5: all parameters are frozen"),
+        (f"{LAYERS}, Detached()", "line 5: its outputs have no gradient"),
+        (f"{LAYERS}, OnlyEval()", "fails in training mode: MINE, line 21: ValueError: not here"),
+        (f"{LAYERS}, NoCopy()", "cannot be copied, which --ema needs: MINE, line 5: RuntimeError"),
+        (f"{LAYERS}, OnlyTwo()", "line 5: it gives (1, 8) for 3 faces: wanted a tensor"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_found_before_a_run_starts(
+    layers: str, words: str, tmp_path: Path
+) -> None:
+    text = NETWORK.format(name="mine").replace(LAYERS, layers) + MODULES
+    path = write(tmp_path / "mine.py", text)
+    load_plugin(path)
+    state = torch.get_rng_state()
+    with pytest.raises(UserError) as error:
+        check_network({"model": "mine", "ema": 0.9}, 8, (32, 32, 1))
+    assert words.replace("MINE", str(path)) in str(error.value)
+    assert str(path) in str(error.value)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_lazy_network_gets_its_shapes_and_the_seed_decides_its_weights(tmp_path: Path) -> None:
+    lazy = "nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(outputs)"
+    load_plugin(write(tmp_path / "mine.py", NETWORK.format(name="mine").replace(LAYERS, lazy)))
+    check_network({"model": "mine"}, 8, (32, 32, 1))
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        network = build_network({"model": "mine"}, 8, (32, 32, 1))
+        assert network.training
+        weights.append(network.state_dict())
+    assert weights[0]["3.weight"].shape == (8, 4 * 30 * 30)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 LOSS = """
 
 from fer_hpc import register_loss
@@ -262,6 +334,114 @@ def test_mistakes_with_plugins_are_one_message_and_leave_no_run(
     assert all(word in done.stderr for word in words), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        ("loss / norm.weight_sum", "line 13: in training it gives a tensor of shape (30,) for 30"),
+        ("loss.sum().item()", "line 13: in training it gives a float"),
+        ("loss.sum().detach()", "line 13: in training it gives a value without a gradient"),
+        ("batch.nothing", "line 16: AttributeError: 'Batch' object has no attribute 'nothing'"),
+        ("(batch.images.mean((1, 2, 3)) * loss).sum()", "fails in validation, without mixup and"),
+        ("loss.mean() * batch.weights.sum()", "line 16: AttributeError: 'NoneType'"),
+    ],
+)
+def test_a_mistake_in_a_loss_is_one_message_and_leaves_no_run(
+    gives: str, words: str, fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    loss = LOSS.replace("((1 - (-loss).exp()) ** 2 * loss).sum() / norm.weight_sum", gives)
+    plugin = write(tmp_path / "mine.py", NETWORK.format(name="mine") + loss)
+    own = ("--model", "mine", "--loss", "focal", "--data", shards, *FLAGS, "--plugin", plugin)
+    done = fer("train", *own, "--run", tmp_path / "run")
+    assert done.returncode == 2
+    assert words in done.stderr and f"{plugin}, line" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_is_tried_with_the_fields_that_mixup_gives(tmp_path: Path, shards: Path) -> None:
+    """In validation there are none; a good loss leaves the random state as it was."""
+    loss = LOSS.replace(".sum() /", ".sum() * (batch.weights or norm.affect_count) /")
+    mixed = LOSS.replace("batch.labels", "batch.labels if batch.weights is None else mixed(batch)")
+    mixed += "def mixed(batch): return batch.other_labels + (batch.weights > 2)\n"
+    manifest, run = read_manifest(shards), tmp_path / "run"
+    config = preset("cnn_baseline", data=shards, run=run, loss="focal", mixup=0.2)
+    load_plugin(write(tmp_path / "mine.py", NETWORK.format(name="mine") + loss))
+    with pytest.raises(UserError, match=r"in training: .*line 16: RuntimeError"):
+        check_loss(config, manifest, 4)
+    load_plugin(write(tmp_path / "mine.py", NETWORK.format(name="mine") + mixed))
+    state = torch.get_rng_state()
+    check_loss(config, manifest, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+LATE = """
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > 16:
+            raise ValueError("too many calls")
+        return x
+"""
+
+
+def test_a_mistake_in_the_midst_of_a_training_is_one_message(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    """The run has failed; its author finds the traceback; the same command goes on."""
+    text = NETWORK.format(name="mine").replace(LAYERS, f"{LAYERS}, Late()") + LATE
+    plugin, run = write(tmp_path / "mine.py", text), tmp_path / "run"
+    own = ("--model", "mine", "--data", shards, "--plugin", plugin, "--run", run, *FLAGS)
+    own = (*own, "--epochs", 3, "--checkpoint-every-s", 0.001)
+    done = fer("train", *own)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert f"{plugin}, line 19: ValueError: too many calls" in line
+    assert "another experiment" in line
+    assert "Traceback" not in done.stderr
+    assert read_status(run)["state"] == "failed"
+    assert "too many calls" in read_status(run)["why"]
+    assert "in forward" in (run / "attempts/0001/traceback.txt").read_text()
+    done = fer("train", *own)  # it counts anew
+    assert done.returncode == 0, done.stderr
+    assert "from image" in done.stderr
+
+
+def test_a_network_that_fails_after_its_training_is_one_message(
+    fer: Fer, shards: Path, tmp_path: Path
+) -> None:
+    text = NETWORK.format(name="mine")
+    plugin, run = write(tmp_path / "mine.py", text), tmp_path / "run"
+    own = ("--model", "mine", "--data", shards, "--plugin", plugin, "--run", run, *FLAGS)
+    assert fer("train", *own, "--epochs", 1).returncode == 0
+    face = tmp_path / "face.png"
+    cv2.imwrite(str(face), open_split(read_manifest(shards), "test").images[0][0])
+    for number, (gives, words) in enumerate(
+        [
+            ("x + float('nan')", "no finite numbers"),
+            ("x.squeeze() if len(x) == 1 else x", "it gives (8,) for 1 face"),
+            ("x if len(x) == 2 else undefined", "line 11: NameError"),
+        ]
+    ):
+        late = f"class Late(nn.Module):\n    def forward(self, x):\n        return {gives}\n"
+        changed = text.replace(LAYERS, f"{LAYERS}, Late()") + late
+        path = write(tmp_path / f"changed{number}.py", changed)
+        commands = [
+            ("predict", run, face, "--crop", "none"),
+            ("export", run, "--out", tmp_path / "out"),
+            ("evaluate", run, "--split", "val"),
+        ]
+        for command in commands[: 2 if "for 1 face" in words else 3]:
+            done = fer(*command, "--plugin", path)
+            assert done.returncode == 2, (command, words)
+            assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (run / "eval-val.json").exists()
 
 
 @pytest.mark.parametrize(

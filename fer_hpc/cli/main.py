@@ -35,6 +35,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.commands import RanksConfig
 from fer_hpc.config.errors import one_line
+from fer_hpc.config.plugins import plugin_mistakes
 from fer_hpc.parallel.local import run_ranks
 
 # Called by slurm/launch.sh; several: by a study.
@@ -116,7 +117,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
     try:
-        with _interrupted_by_term():
+        with _interrupted_by_term(), plugin_mistakes():
             code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code

@@ -138,6 +138,7 @@ def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | in
     from fer_hpc.parallel.collectives import PeerLost
     from fer_hpc.parallel.world import World
     from fer_hpc.run.attempts import Superseded
+    from fer_hpc.run.ending import RankError
 
     run: Callable[..., dict[str, Any]]
     if verb == "train":
@@ -159,7 +160,8 @@ def _training(verb: str, config: TrainConfig | GanConfig) -> dict[str, Any] | in
         message = f"fer-hpc {verb}: {error}; the same command continues from the last checkpoint"
         return _leave(world.size, EXIT_RUN_AGAIN, message)
     except UserError as error:  # rank 0 prints it for all, once they are connected
-        silent = world.rank and torch.distributed.is_initialized()
+        of_all = not isinstance(error, RankError) and torch.distributed.is_initialized()
+        silent = world.rank and of_all
         message = "" if silent else f"fer-hpc {verb}: error: {error}"
         return _leave(world.size, EXIT_USER_ERROR, message)
     if status["state"] == "finished":

@@ -78,6 +78,7 @@ def export(config: ExportConfig) -> list[str]:
     if note:
         print(f"note: {note}", file=sys.stderr)
     faces = _sample_faces(about.image_shape)
+    _probabilities(network, about, faces[: min(CHECKED)])  # refuses a network for many at a time
     in_own_precision = _probabilities(network, about, faces)
     network.model.float()
     exact = replace(network, science={**network.science, "precision": "fp32"})

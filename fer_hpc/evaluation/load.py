@@ -25,7 +25,13 @@ from fer_hpc.data.faces import Reject, crop_and_resize, decode, pixel_fault, wit
 from fer_hpc.evaluation.calibration import calibration_file, stored_temperature
 from fer_hpc.evaluation.metrics import log_softmax
 from fer_hpc.files import check_shape, read_file, sha256
-from fer_hpc.models.registry import MODELS, build_network
+from fer_hpc.models.registry import (
+    MODELS,
+    build_network,
+    check_outputs,
+    model_spec,
+    output_count,
+)
 from fer_hpc.parallel.device import autocast, pick_device
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
@@ -91,6 +97,7 @@ def load_network(
             f"{run}: its weights do not fit the network {science['model']} of this version "
             f"or of its plugin: {str(error).splitlines()[-1].strip()}"
         ) from None
+    model.register_forward_hook(_OutputCheck(run, science, len(data["classes"])))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(torch.float64 if science["precision"] == "fp64" else torch.float32)
     return StoredNetwork(
@@ -100,6 +107,25 @@ def load_network(
         path,
         {key: value for key, value in best.items() if key != "model"},
     )
+
+
+class _OutputCheck:
+    """A hook of the network of `run`: UserError where it gives what no score can be made of."""
+
+    def __init__(self, run: Path, science: dict[str, Any], classes: int) -> None:
+        self.run, self.spec = run, model_spec(science["model"])
+        self.outputs = output_count(science, classes)
+
+    def __call__(self, _: nn.Module, faces: tuple[torch.Tensor, ...], result: Any) -> None:
+        if torch.onnx.is_in_onnx_export():  # an export, which has called the network before
+            return
+        check_outputs(self.spec, self.outputs, len(faces[0]), result)
+        if not bool(result.isfinite().all()):
+            raise UserError(
+                f"{self.run}: its network {self.spec.name} gives values that are no finite numbers "
+                "for some of these faces; correct its plugin if it has one, or train with a "
+                "smaller --lr or another --precision in another --run folder"
+            )
 
 
 def _find_weights(run: Path) -> tuple[Path, dict[str, Any]]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+
 import torch
 
-from fer_hpc.config import GanConfig, TrainConfig
+from fer_hpc.config import GanConfig, TrainConfig, UserError
+from fer_hpc.config.plugins import mistake_of_plugin
+from fer_hpc.files import write_text
 from fer_hpc.parallel.collectives import PeerLost
 from fer_hpc.parallel.world import World
-from fer_hpc.run.attempts import Superseded
+from fer_hpc.run.attempts import Attempt, Superseded
+
+
+class RankError(UserError):
+    """A mistake that this rank alone may have met, so that each rank prints its own."""
 
 
 def end_state(error: BaseException) -> tuple[str, str]:
@@ -16,7 +25,42 @@ def end_state(error: BaseException) -> tuple[str, str]:
         return "superseded", str(error)
     if isinstance(error, PeerLost):
         return "interrupted", str(error)
-    return "failed", f"{type(error).__name__}: {error}"
+    kind = UserError if isinstance(error, UserError) else type(error)
+    return "failed", f"{kind.__name__}: {error}"
+
+
+def reported_error(
+    error: BaseException,
+    config: TrainConfig | GanConfig,
+    world: World,
+    attempt: Attempt | None,
+) -> BaseException:
+    """`error`, or the UserError that stands for it: of exhausted memory, of a plugin's mistake.
+
+    The author of a plugin finds the traceback in the folder of the attempt.
+    """
+    if is_out_of_memory(error):
+        return RankError(memory_advice(config, world))
+    if "Expected to have finished reduction in the prior iteration" in str(error):  # of DDP
+        return RankError(
+            "the network leaves some of its parameters unused in some training steps, and several "
+            "processes cannot average their gradients: train with one process, or let `forward` "
+            "use the same parameters in every step"
+        )
+    mistake = mistake_of_plugin(error)
+    if mistake is None:
+        return error
+    where = ""
+    if attempt:
+        path = attempt.path / "traceback.txt"
+        with contextlib.suppress(OSError):
+            write_text(path, "".join(traceback.format_exception(error)))
+            where = f"; {path} has the traceback"
+    return RankError(
+        f"{mistake}{where}. {config.run} keeps its checkpoints, and the same command goes on from "
+        "the newest, but not with a changed plugin file: that is another experiment, which needs "
+        "another --run folder"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -41,7 +41,7 @@ from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.counters import CounterReader
-from fer_hpc.run.ending import end_state, is_out_of_memory, memory_advice
+from fer_hpc.run.ending import end_state, reported_error
 from fer_hpc.run.environment import describe_environment, rank_location
 from fer_hpc.run.folder import (
     damage_of,
@@ -126,7 +126,7 @@ def claim_run(
     try:
         yield dataclasses.replace(config, **on_rank_0(world, claim)), attempt
     except BaseException as error:
-        reported = UserError(memory_advice(config, world)) if is_out_of_memory(error) else error
+        reported = reported_error(error, config, world, attempt)
         if attempt:
             attempt.end(*end_state(reported))
         if reported is error:
