@@ -17,6 +17,7 @@ from fer_hpc.config.commands import EvaluateConfig
 from fer_hpc.config.deploy import PredictConfig
 from fer_hpc.config.plugins import plugin_mistakes
 from fer_hpc.run.folder import read_run_config, read_status
+from fer_hpc.run.output import outlive_reader
 
 PathLike = str | Path
 
@@ -50,7 +51,8 @@ def train(config: TrainConfig | str | None = None, **fields: Any) -> dict[str, A
     from fer_hpc.parallel.world import World
     from fer_hpc.training.loop import train as run_training
 
-    return run_training(wanted, World.detect())
+    with outlive_reader():
+        return run_training(wanted, World.detect())
 
 
 def evaluate(run: PathLike, split: str = "val", **fields: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from fer_hpc.config import EXIT_CRASHED, EXIT_USER_ERROR, PRESETS, TrainConfig, 
 from fer_hpc.config.commands import SOURCE_HELP
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.data import sources
+from fer_hpc.run.signals import stop_signals
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("ray", "torch", "h5py", "cv2", "matplotlib", "sklearn", "pandas", "numpy")
@@ -303,6 +306,45 @@ def test_a_reader_that_closes_early_is_no_error(tmp_path: Path, verb: str) -> No
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode != 0
+
+
+def test_what_trains_goes_on_where_its_output_was_closed() -> None:
+    """Its exit code stands, also where the last line is the first that nobody reads."""
+    code = (
+        "import os, sys\n"
+        "from fer_hpc.cli.main import TRAINING, run_command\n"
+        "from fer_hpc.run.output import is_output_gone\n"
+        "def talk():\n"
+        "    for _ in range(1000):\n"
+        "        print('said')\n"
+        "        print('said', file=sys.stderr)\n"
+        "    return 75\n"
+        "codes = {run_command(name, talk) for name in TRAINING}\n"
+        "sys.exit(75 if codes == {75} and is_output_gone() else 1)\n"
+    )
+    for closed in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = subprocess.run(
+            [sys.executable, "-c", code], **(streams | {closed: writer}), text=True, check=False
+        )
+        os.close(writer)
+        assert done.returncode == 75
+        assert (done.stdout or "") + (done.stderr or "") == 4000 * "said\n"
+
+
+def test_a_terminal_that_hangs_up_stops_a_training_but_not_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, wanted in ((signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])):
+            signal.signal(signal.SIGHUP, handler)
+            with stop_signals() as received:
+                signal.raise_signal(signal.SIGHUP)
+            assert received == wanted
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_help_names_the_sources_that_there_are() -> None:

@@ -6,6 +6,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from tests.conftest import TRAIN_SPEED, Fer, Preprocess, Train
 from tests.helpers.processes import Started
 from tests.helpers.processes import run as run_command
 from tests.helpers.runs import SECONDS, assert_same_outcome, until_training
+from tests.helpers.slurm import until
 
 
 def start(shards: Path, run: Path, *flags: object) -> Started:
@@ -100,6 +103,26 @@ def test_a_signal_saves_and_asks_to_be_run_again(
     assert list_checkpoints(run)
     assert train(run).returncode == 0
     assert_same_outcome(run, finished_run)
+
+
+def test_a_training_whose_output_was_closed_goes_on(shards: Path, tmp_path: Path) -> None:
+    """As after `| head -2`; its status says so, and a signal stops it as ever."""
+    run = tmp_path / "run"
+    flags = ("--data", shards, "--run", run, "--epochs", 5000, *TRAIN_SPEED[2:])
+    command = [sys.executable, "-m", "fer_hpc", "train", "cnn_baseline", *map(str, flags)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(command, stdout=writer, stderr=writer)
+    os.close(writer)
+    try:
+        until(lambda: process.poll() is not None or len(read_rows(run)) > 1, SECONDS, "epochs")
+        assert read_status(run)["state"] == "running"
+        assert "its output was closed" in read_status(run)["why"]
+        process.terminate()
+        assert process.wait(SECONDS) == 75
+    finally:
+        process.kill()
+    assert read_status(run)["why"] == "stopped by SIGTERM"
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(

@@ -37,10 +37,12 @@ from fer_hpc.config.commands import RanksConfig
 from fer_hpc.config.errors import one_line
 from fer_hpc.config.plugins import plugin_mistakes
 from fer_hpc.parallel.local import run_ranks
+from fer_hpc.run.output import outlive_reader
 
 # Called by slurm/launch.sh; several: by a study.
 MAX_NAME = 400  # characters of a path that an error shows
 INTERNAL = {"begin": jobs.begin, "end": jobs.end, "several": jobs.several}
+TRAINING = ("train", "train_gan", "tune", "study")
 STUDIES = {"pipeline": jobs.pipeline, "sweep": jobs.sweep}  # several jobs that belong together
 
 
@@ -109,7 +111,15 @@ def _settle_exit() -> None:
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
-    """The exit code of `command`. A mistake of the user is one message, never a traceback."""
+    """The exit code of `command`. A mistake of the user is one message, never a traceback.
+
+    What trains goes on where the reader of its output has gone; other commands end then.
+    """
+    with outlive_reader() if name in TRAINING else contextlib.nullcontext():
+        return _run_command(name, command)
+
+
+def _run_command(name: str, command: Callable[[], int]) -> int:
     if sys.__stderr__ and not faulthandler.is_enabled():
         # A bus error (a shard that is cut while it is mapped) would end without a word.
         faulthandler.enable(sys.__stderr__)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from fer_hpc.config import EXIT_CRASHED, EXIT_FINISHED, EXIT_RUN_AGAIN, EXIT_USER_ERROR, UserError
-from fer_hpc.parallel.process import end_with_parent, process_count
+from fer_hpc.parallel.process import end_with_parent, hangup_signals, process_count
 from fer_hpc.parallel.world import World, free_port, has_ranks
 
 LOCAL_VERBS = ("train", "train_gan", "evaluate")  # the commands that take --procs
@@ -87,7 +87,8 @@ class _Ranks:
             for process in self.processes:
                 process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+        numbers = (*STOP_SIGNALS, *hangup_signals())
+        before = {number: signal.signal(number, pass_on) for number in numbers}
         try:
             yield
         finally:

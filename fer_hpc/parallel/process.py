@@ -40,6 +40,12 @@ def keep_freed_memory() -> None:
         mallopt(-8, 1)  # M_ARENA_MAX: a thread's own heap has no room for a whole shard
 
 
+def hangup_signals() -> tuple[signal.Signals, ...]:
+    """SIGHUP, with which a terminal ends, but nothing under nohup: it has that signal ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return () if ignored else (signal.SIGHUP,)
+
+
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
     """Processes that start in the block do not see Ctrl-C, so that their parent ends them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fer_hpc.files import naming
 from fer_hpc.run.attempts import Attempt
+from fer_hpc.run.output import is_output_gone
 
 ROW_FILES = ("metrics.jsonl", "timing.jsonl", "chain.jsonl")
 PLAIN_EVERY_S = 30.0  # between progress lines in a log file
@@ -43,7 +45,8 @@ class RunLog:
         total: int,
         epoch_images: int,
     ) -> None:
-        self.total, self.epoch_images, self.silent = total, epoch_images, attempt is None
+        self.total, self.epoch_images, self._attempt = total, epoch_images, attempt
+        self._is_noted = False  # in status.json, that nobody reads the output any more
         self._files: dict[str, IO[str]] = {}
         self._tensorboard = None
         self._first, self._start = images_seen, time.monotonic()
@@ -73,7 +76,7 @@ class RunLog:
     def due(self) -> bool:
         """Whether a progress line is wanted now. Ask it first: reading a loss makes a GPU wait."""
         every_s = BAR_EVERY_S if self._bar else PLAIN_EVERY_S
-        return not self.silent and time.monotonic() - self._last_line >= every_s
+        return self._attempt is not None and time.monotonic() - self._last_line >= every_s
 
     def progress(self, images_seen: int, losses: str) -> None:
         """One line, with the epoch's losses so far."""
@@ -87,8 +90,13 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        if not self.silent:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if self._attempt is None:
+            return
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if is_output_gone() and not self._is_noted:
+            self._is_noted = True
+            with contextlib.suppress(OSError):  # a full disk: no reason to stop here
+                self._attempt.set_status("running", "its output was closed; it goes on without")
 
     def sample(self, images: torch.Tensor) -> None:
         """Show the first images as the network sees them; [B, C, H, W] in [0, 1]."""

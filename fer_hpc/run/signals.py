@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from fer_hpc.parallel.process import hangup_signals
 from fer_hpc.run.folder import HALTED_REASON
 
 # Reasons to stop that are no signal, numbered above all signals.
@@ -21,7 +22,7 @@ def stop_reason(stop: int) -> str:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives the numbers of TERM, INT, USR1 and USR2 when they arrive.
+    """A list that receives the numbers of TERM, INT, USR1, USR2 and HUP when they arrive.
 
     A second Ctrl-C ends the process at once. The list stays empty outside the main thread, which
     alone may handle signals (Ray's workers run trials in another one).
@@ -36,7 +37,13 @@ def stop_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        *hangup_signals(),
+    )
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received

@@ -32,6 +32,7 @@ from fer_hpc.config import (
 )
 from fer_hpc.config.jobs import JobConfig
 from fer_hpc.files import read_json, read_record, remove_leftovers, write_json
+from fer_hpc.parallel.process import hangup_signals
 from fer_hpc.run.folder import list_checkpoints
 from fer_hpc.run.lease import process_state
 from fer_hpc.study.graph import Part
@@ -108,7 +109,7 @@ class Driver:
 
     def run(self) -> int:
         """Gives the exit code: 0, 3 where parts have failed, 75 where a signal stopped it."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        numbers = (signal.SIGTERM, signal.SIGINT, *hangup_signals())
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             return self._run()
