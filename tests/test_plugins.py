@@ -22,8 +22,8 @@ from fer_hpc.config.plugins import load_plugin, load_plugins
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.models.registry import MODELS, build_network, check_network, model_spec
 from fer_hpc.run.folder import read_status
+from fer_hpc.training.loss_check import check_loss
 from fer_hpc.training.losses import LOSSES
-from fer_hpc.training.trial import check_loss
 from tests.conftest import Fer
 from tests.helpers.processes import Started
 

@@ -32,8 +32,8 @@ from fer_hpc.run.outcome import weights_file
 from fer_hpc.run.plugins import load_run_plugins, plugin_entries, plugin_hash
 from fer_hpc.run.trial import earlier_trial
 from fer_hpc.training import weights
+from fer_hpc.training.loss_check import check_loss
 from fer_hpc.training.losses import loss_spec
-from fer_hpc.training.trial import check_loss
 
 Config = TypeVar("Config", TrainConfig, GanConfig)
 
