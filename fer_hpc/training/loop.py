@@ -6,6 +6,7 @@ with the same weights and metrics as an uninterrupted one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from fer_hpc.data.store import ImageStore
 from fer_hpc.data.stream import PixelStream
 from fer_hpc.evaluation.metrics import confusion, log_softmax
 from fer_hpc.evaluation.score import Scorer
-from fer_hpc.models.registry import build_network
+from fer_hpc.models.registry import build_network, model_spec
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 from fer_hpc.run.environment import resource_use, training_flops
@@ -201,12 +202,15 @@ def show_val(
 def image_flops(learner: Learner, images: ImageStore) -> float:
     """Floating-point operations of training on one image."""
     height, width, channels = images.parts[0].shape[1:]
-    # On a CPU: a GPU may take another form of a convolution. No copy: a network that keeps its
-    # activations has none.
-    science = fields_of(learner.config, "science")
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(science, learner.objective.classes, (height, width, channels))
-    return training_flops(network, torch.zeros(1, channels, height, width))
+    if model_spec(learner.config.model).origin is None:
+        network = copy.deepcopy(learner.model)
+    else:  # a plugin's may keep its activations, and then it has no copy
+        science = fields_of(learner.config, "science")
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(science, learner.objective.classes, (height, width, channels))
+    network = network.cpu()  # a GPU may take another form of a convolution
+    one = torch.zeros(1, channels, height, width, dtype=next(network.parameters()).dtype)
+    return training_flops(network, one)
 
 
 def bad_step_text(loader: TrainLoader, images_seen: int) -> str:
