@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_hpc.cli.main import main
 from fer_hpc.config import UserError
 from fer_hpc.config.commands import PreprocessConfig
 from fer_hpc.config.plugins import Origin, load_plugins
-from fer_hpc.data import workers
 from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.faces import Reject
 from fer_hpc.data.plan import make_plan
@@ -26,6 +24,7 @@ from fer_hpc.data.preprocess import preprocess
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.sources import SOURCES, SourceSpec, open_source, register_source, source_spec
 from tests.conftest import Fer
+from tests.helpers import processes
 
 PLUGIN = """\
 import json
@@ -82,10 +81,13 @@ def no_names_left() -> Iterator[None]:
     SOURCES.update(known)
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that need not import everything again."""
-    monkeypatch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
+def forked(*args: object) -> subprocess.CompletedProcess[str]:
+    """`preprocess ARGS` with a worker that need not import everything again.
+
+    In a process of its own: after a fork of this one OpenCV may wait for threads that it had.
+    """
+    here = {**os.environ, processes.FOLDER: str(Path.cwd()), processes.FORK: "1"}
+    return processes.run("preprocess", *args, "--workers", 1, env=here, timeout=100)
 
 
 def test_own_source_goes_through_the_workers_into_the_manifest(fer: Fer, faces: Path) -> None:
@@ -128,25 +130,23 @@ def test_a_mistake_in_face_is_one_message_with_its_line(fer: Fer, faces: Path) -
         ("Face(pixels=np.zeros((0, 0), np.uint8))", "most often: 'empty picture'"),
     ],
 )
-def test_a_face_that_cannot_be_used_is_one_message(
-    gives: str, words: str, faces: Path, forked: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_face_that_cannot_be_used_is_one_message(gives: str, words: str, faces: Path) -> None:
     plugin = faces.parent / "mine.py"
     plugin.write_text(PLUGIN.replace("Face(encoded=(self.root / locator).read_bytes())", gives))
-    command = ("--source", "json_list", "--input", faces, "--plugin", plugin, "--workers", 1)
-    assert main(["preprocess", *map(str, command), "--out", str(faces.parent / "shards")]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert f"{plugin}: line 24: face('" in error or "--max-rejects" in error
+    command = ("--source", "json_list", "--input", faces, "--plugin", plugin)
+    done = forked(*command, "--out", faces.parent / "shards")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert f"{plugin}: line 24: face('" in done.stderr or "--max-rejects" in done.stderr
 
 
-def test_pixels_as_floats_are_stored_as_they_look(faces: Path, forked: None) -> None:
+def test_pixels_as_floats_are_stored_as_they_look(faces: Path) -> None:
     out, plugin = faces.parent / "shards", faces.parent / "mine.py"
     floats = "Face(pixels=np.linspace(0, 1, 1024).reshape(32, 32, 1), valence=-2, arousal=0.5)"
     encoded = "Face(encoded=(self.root / locator).read_bytes())"
     plugin.write_text(PLUGIN.replace(encoded, floats))
-    load_plugins([plugin])
-    preprocess(PreprocessConfig("json_list", out, input=faces, size=32, plugin=(plugin,)))
+    command = ("--source", "json_list", "--input", faces, "--plugin", plugin, "--size", 32)
+    assert forked(*command, "--out", out).returncode == 0
     split = open_split(read_manifest(out), "val")
     assert (split.images[0] == np.linspace(0, 255, 1024).round().reshape(32, 32, 1)).all()
     assert np.isnan(split.columns["valence"]).all(), "AffectNet's mark of none"

@@ -282,7 +282,7 @@ def test_an_exception_of_a_network_is_told_as_it_is(shards: Path, tmp_path: Path
         + """
 class Bad(nn.Sequential):
     def forward(self, x):
-        if self.training:
+        if self.training and len(x) > 3:  # it is tried with fewer before
             raise ValueError("bad thing")
         return super().forward(x)
 """
@@ -291,9 +291,9 @@ class Bad(nn.Sequential):
     flags = "--lrs 0.01 --seeds 0 --model mine --plugin mine.py --retries 1".split()
     ended = done(sweep(shards, tmp_path / "out", *flags), cwd=tmp_path)
     assert ended.returncode == 3, ended.stderr
-    lines = ended.stdout.splitlines()
-    assert lines[1].endswith(": ValueError: bad thing; started again from its last checkpoint")
-    assert lines[-1].endswith(": ValueError: bad thing")
+    first, *_, last = ended.stdout.splitlines()[1:]
+    for line in (first, last):  # and no retry: it would end in the same way
+        assert f"{tmp_path}/mine.py, line 13: ValueError: bad thing; " in line
     assert "died" not in ended.stdout
     assert "ERROR" not in ended.stdout + ended.stderr
 

@@ -57,9 +57,8 @@ def reported_error(
             write_text(path, "".join(traceback.format_exception(error)))
             where = f"; {path} has the traceback"
     return RankError(
-        f"{mistake}{where}. {config.run} keeps its checkpoints, and the same command goes on from "
-        "the newest, but not with a changed plugin file: that is another experiment, which needs "
-        "another --run folder"
+        f"{mistake}{where}. The same command goes on from the newest checkpoint; a changed plugin "
+        "file is another experiment, in another --run folder"
     )
 
 
