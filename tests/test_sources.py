@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +54,9 @@ class JsonList:
     def face(self, locator):  # the source_id
         return Face(encoded=(self.root / locator).read_bytes())
 """
+
+
+ENCODED = "Face(encoded=(self.root / locator).read_bytes())"  # what its faces are
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_a_mistake_in_face_is_one_message_with_its_line(fer: Fer, faces: Path) -
 )
 def test_a_face_that_cannot_be_used_is_one_message(gives: str, words: str, faces: Path) -> None:
     plugin = faces.parent / "mine.py"
-    plugin.write_text(PLUGIN.replace("Face(encoded=(self.root / locator).read_bytes())", gives))
+    plugin.write_text(PLUGIN.replace(ENCODED, gives))
     command = ("--source", "json_list", "--input", faces, "--plugin", plugin)
     done = forked(*command, "--out", faces.parent / "shards")
     assert done.returncode == 2
@@ -143,8 +147,7 @@ def test_a_face_that_cannot_be_used_is_one_message(gives: str, words: str, faces
 def test_pixels_as_floats_are_stored_as_they_look(faces: Path) -> None:
     out, plugin = faces.parent / "shards", faces.parent / "mine.py"
     floats = "Face(pixels=np.linspace(0, 1, 1024).reshape(32, 32, 1), valence=-2, arousal=0.5)"
-    encoded = "Face(encoded=(self.root / locator).read_bytes())"
-    plugin.write_text(PLUGIN.replace(encoded, floats))
+    plugin.write_text(PLUGIN.replace(ENCODED, floats))
     command = ("--source", "json_list", "--input", faces, "--plugin", plugin, "--size", 32)
     assert forked(*command, "--out", out).returncode == 0
     split = open_split(read_manifest(out), "val")
@@ -283,10 +286,10 @@ def test_the_fingerprint_knows_each_face_of_long_arrays(tmp_path: Path) -> None:
     """numpy's text of an array of over 1,000 leaves out what is in its middle."""
     n = 1500
     ids = np.array([f"{i:04d}" for i in range(n)])
-    values = {"label": np.arange(n) % 3, "split": [""] * n}
-    one = plan_of(tmp_path, Rows(source_id=ids, **values))  # type: ignore[arg-type]
+    values: Any = {"source_id": ids, "label": np.arange(n) % 3, "split": [""] * n}
+    one = plan_of(tmp_path, Rows(**values))
     ids[700] = "other"
-    assert one.hash != plan_of(tmp_path, Rows(source_id=ids, **values)).hash  # type: ignore[arg-type]
+    assert one.hash != plan_of(tmp_path, Rows(**values)).hash
 
 
 def test_distributions_keep_the_order_of_their_classes(tmp_path: Path) -> None:

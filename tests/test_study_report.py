@@ -17,8 +17,8 @@ from fer_hpc.evaluation.openings import openings_file, record_opening
 from fer_hpc.report import paper, report
 from fer_hpc.report.study import _grid_totals, class_table
 from fer_hpc.report.study_models import Score, difference_in_words, objective_of
-from fer_hpc.study.graph import parts_of
-from fer_hpc.study.plan import new_plan, write_plan
+from fer_hpc.study.graph import Part, parts_of
+from fer_hpc.study.plan import Plan, new_plan, write_plan
 from fer_hpc.study.state import record_part
 from tests.conftest import Fer
 
@@ -107,18 +107,23 @@ def test_a_damaged_table_of_a_grid_is_named_beside_it(tmp_path: Path, content: b
     assert "results.csv is damaged (" in _grid_totals(tmp_path)[3]
 
 
-def test_seeds_of_two_networks_are_two_rows_of_the_tables(
-    fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
-) -> None:
-    """A study that an older version let train a plugin before and after an edit."""
-    out = tmp_path / "study"
+def planned(out: Path, shards: Path) -> tuple[Plan, dict[str, Part]]:
+    """A tiny study in `out` that has its shards, and its parts by name."""
     plan = new_plan(
         StudyConfig(out=out, source="synthetic", scale="tiny"), JobConfig(cluster="local")
     )
     write_plan(plan)
     (out / "shards").mkdir()
     (out / "shards" / "32x32x1").symlink_to(shards)
-    parts = {part.name: part for part in parts_of(plan)}
+    return plan, {part.name: part for part in parts_of(plan)}
+
+
+def test_seeds_of_two_networks_are_two_rows_of_the_tables(
+    fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
+) -> None:
+    """A study that an older version let train a plugin before and after an edit."""
+    out = tmp_path / "study"
+    _, parts = planned(out, shards)
     for seed in range(3):
         run = parts[f"train/cnn_baseline-seed{seed}"].folder
         shutil.copytree(finished_run, run)
@@ -141,13 +146,7 @@ def test_the_page_of_a_study_shows_what_failed_and_what_is_there(
     fer: Fer, tmp_path: Path, shards: Path, finished_run: Path
 ) -> None:
     out = tmp_path / "study"
-    plan = new_plan(
-        StudyConfig(out=out, source="synthetic", scale="tiny"), JobConfig(cluster="local")
-    )
-    write_plan(plan)
-    parts = {part.name: part for part in parts_of(plan)}
-    (out / "shards").mkdir()
-    (out / "shards" / "32x32x1").symlink_to(shards)
+    plan, parts = planned(out, shards)
     run = parts["train/cnn_baseline-seed0"].folder
     shutil.copytree(finished_run, run)
     record_part(plan, parts["train/cnn_baseline-seed0"], started=True)

@@ -102,9 +102,9 @@ def _training(settings: Given) -> TrainConfig:
         needed: dict[str, Any] = {"plugin": tuple(map(Path, files.get("plugin") or ()))}
         if files.get("init_from"):
             needed["init_from"] = Path(files["init_from"])
-        given = settings.values[TrainConfig]
+        stated = settings.values[TrainConfig]
         for field, flags in (("plugin_hash", ("model", "loss")), ("init_hash", ("init_from",))):
-            if any(given.get(f, best["science"].get(f)) != best["science"].get(f) for f in flags):
+            if any(stated.get(f, best["science"].get(f)) != best["science"].get(f) for f in flags):
                 best["science"].pop(field, None)  # another network or other weights are wanted
         return settings.build(TrainConfig, data=Path(best["data"]), **best["science"], **needed)
     if settings.preset is None and "model" in settings.values[TrainConfig]:

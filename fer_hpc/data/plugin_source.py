@@ -46,8 +46,8 @@ def rows_of_plugin(
         rows, names = _checked_rows(rows, classes)
     except Mistake as mistake:
         path = spec.origin.path if spec.origin else ""
-        where = f"{path}: {first_line(source.rows, path)}" if path else ""
-        raise UserError(f"--source {spec.name}: {where}rows() gives {mistake}") from None
+        place = f"{path}: {first_line(source.rows, path)}" if path else ""
+        raise UserError(f"--source {spec.name}: {place}rows() gives {mistake}") from None
     except MISTAKES as error:
         raise error_of_plugin(spec, error) from error
     return _renamed(spec, rows, names, stated) if stated else (rows, names)

@@ -158,8 +158,8 @@ def check_network(
             result = model.train()(torch.rand(3, channels, side, side))
             check_outputs(spec, outputs, 3, result)
             if fault := _untrainable(model, result):
-                where = defined_at(spec.build, spec.origin)
-                raise UserError(f"--model {spec.name}: {where}{fault}; correct it")
+                place = defined_at(spec.build, spec.origin)
+                raise UserError(f"--model {spec.name}: {place}{fault}; correct it")
             result.sum().backward()
     except UserError:
         raise

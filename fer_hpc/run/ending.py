@@ -50,15 +50,15 @@ def reported_error(
     mistake = mistake_of_plugin(error)
     if mistake is None:
         return error
-    where = ""
+    pointer = ""
     if attempt:
         path = attempt.path / "traceback.txt"
         with contextlib.suppress(OSError):
             write_text(path, "".join(traceback.format_exception(error)))
-            where = f"; {path} has the traceback"
+            pointer = f"; {path} has the traceback"
     return RankError(
-        f"{mistake}{where}. The same command goes on from the newest checkpoint; a changed plugin "
-        "file is another experiment, in another --run folder"
+        f"{mistake}{pointer}. The same command goes on from the newest checkpoint; a changed "
+        "plugin file is another experiment, in another --run folder"
     )
 
 

@@ -64,8 +64,8 @@ def file_hashes(
 ) -> dict[str, list[str]]:
     """The contents of plugins and initial weights of the trials that have these swept values."""
     names = [n for n in swept if n in known and {**swept[n], **settings} == swept[n]]
-    found = {field: sorted({known[name][field] for name in names}) for field in FILES}
-    return {field: hashes for field, hashes in found.items() if hashes}
+    hashes = {field: sorted({known[name][field] for name in names}) for field in FILES}
+    return {field: values for field, values in hashes.items() if values}
 
 
 def _text(value: Any) -> str:
