@@ -33,8 +33,11 @@ def test_two_jobs_on_a_host_get_different_gpus(cell: Cell, tmp_path: Path) -> No
     for job in jobs:
         cell.wait(job)
         assert cell.account(job)[-1]["exit_status"] == "0"
-    lines = {(tmp_path / f"job.sh.o{job}").read_text().strip() for job in jobs}
-    assert lines == {"got 0,1", "got 2,3"}
+    lines = [(tmp_path / f"job.sh.o{job}").read_text() for job in jobs]
+    shown = [line.removeprefix("got ").strip().split(",") for line in lines]
+    assert [len(gpus) for gpus in shown] == [2, 2]
+    # Prologs that run at once may take turns: any two each, and none twice.
+    assert sorted(shown[0] + shown[1]) == ["0", "1", "2", "3"]
 
 
 def test_a_job_that_ends_with_99_runs_again_and_one_that_is_deleted_gets_usr2(
