@@ -47,9 +47,9 @@ def hangup_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Processes that start in the block do not see Ctrl-C, so that their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def blocked(number: signal.Signals) -> Iterator[None]:
+    """Processes that start in the block do not see this signal, so that their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import ray
 
 from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
+from fer_hpc.parallel.process import blocked
 from fer_hpc.parallel.world import current_step_node
 from fer_hpc.sweep.ray_nodes import ENVIRONMENT, OBJECT_STORE_BYTES, START_S, head, temporary_folder
 
@@ -76,7 +78,8 @@ def _local_cluster() -> Iterator[None]:
     os.environ |= ENVIRONMENT | os.environ
     with temporary_folder("") as folder:
         try:
-            _start_ray(str(folder))
+            with blocked(signal.SIGHUP):  # of a closed terminal: Ray itself blocks Ctrl-C so
+                _start_ray(str(folder))
             yield
         finally:
             ray.shutdown()

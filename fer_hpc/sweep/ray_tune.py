@@ -41,6 +41,7 @@ from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainCo
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
+from fer_hpc.parallel.process import hangup_signals
 from fer_hpc.parallel.world import current_step_node
 from fer_hpc.run.folder import read_rows, read_status
 from fer_hpc.run.trial import earlier_trial
@@ -82,7 +83,11 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         raise UserError(
             "--device cuda: this machine has no GPU; use --device cpu, or ask the scheduler for one"
         )
-    for number in (signal.SIGUSR1, signal.SIGUSR2):  # until Tune has its own handler
+    for number in (
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        *hangup_signals(),
+    ):  # until Tune has its own handler
         signal.signal(number, signal.default_int_handler)
     with shared_gpus(sweep, base) as share, cluster():
         room = room_for_trials(sweep, share, base, ray.nodes())
@@ -173,7 +178,7 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bo
         ),
     )
     # Tune shuts down cleanly on SIGUSR1 and Ctrl-C. Grid Engine warns with SIGUSR2 before KILL.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGUSR2, *hangup_signals()):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGUSR1))
     try:
         tuner.fit()

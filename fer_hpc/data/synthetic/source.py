@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,7 +20,7 @@ from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
 from fer_hpc.files import check_output, naming, read_json, write_json, write_text
-from fer_hpc.parallel.process import end_with_parent, process_count, without_interrupts
+from fer_hpc.parallel.process import blocked, end_with_parent, process_count
 
 COLUMNS = "source_id,group,synthetic"  # the heading of columns.csv
 
@@ -86,7 +87,7 @@ def write_affectnet(config: SyntheticConfig) -> str:
         ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool,
         FaceProgress("drawing", count) as progress,
     ):
-        with without_interrupts():
+        with blocked(signal.SIGINT):
             drawn = pool.map(_write_block, blocks)
         for faces in drawn:
             progress.advance(faces)
