@@ -13,7 +13,7 @@ import torch
 from fer_hpc.config import UserError
 from fer_hpc.parallel import device
 from fer_hpc.parallel.collectives import process_group
-from fer_hpc.parallel.device import card_of, pick_device, refuse_shared_cards
+from fer_hpc.parallel.device import arithmetic, card_of, pick_device, refuse_shared_cards
 from fer_hpc.parallel.world import World
 from tests.helpers import processes
 
@@ -94,3 +94,19 @@ def test_all_ranks_compare_their_gpus_when_they_connect(
     assert [rank.exitcode for rank in ranks] == [0, 0]
     for name in "01":
         assert (tmp_path / name).read_text().startswith(outcome)
+
+
+def test_a_network_rounds_as_in_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 convolutions are TF32 on a GPU by default; a user's settings are put back."""
+    cudnn, gpu = torch.backends.cudnn, torch.device("cuda")
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    assert cudnn.allow_tf32, "torch's default"
+    for precision, tf32 in (("fp32", False), ("bf16", False), ("tf32", True)):
+        with arithmetic(precision, gpu):
+            assert cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
+            assert cudnn.deterministic
+            assert not cudnn.benchmark
+        assert cudnn.allow_tf32
+        assert cudnn.benchmark
+        assert not cudnn.deterministic
+        assert torch.get_float32_matmul_precision() == "highest"

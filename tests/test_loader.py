@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from fer_hpc.data.augment import Augmentation
 from fer_hpc.data.loader import EVAL_CHUNK, TrainLoader, eval_rows
 from fer_hpc.data.order import Order, draws
 from fer_hpc.data.shards import Split, open_split, read_manifest
+from fer_hpc.data.step_inputs import Block
 from fer_hpc.data.store import ImageStore
+from fer_hpc.data.stream import PixelStream, gather_rows
 
 CPU = torch.device("cpu")
 FLIP = Augmentation(flip=True)
@@ -232,3 +235,55 @@ def test_pixels_are_selected_from_the_right_shard() -> None:
         found = torch.empty(len(rows), *pixels.shape[1:], dtype=torch.uint8)
         images.read_pixels(np.array(rows), found)
         assert (found.numpy() == pixels[rows]).all()
+
+
+class FakeEvent:
+    """An event of a device that does its work at once; waiting for it is noted."""
+
+    def __init__(self) -> None:
+        self.is_recorded = False
+
+    def record(self) -> None:
+        self.is_recorded = True
+
+    def wait(self) -> None:
+        assert self.is_recorded, "to wait for an event that was never recorded is to not wait"
+
+    def synchronize(self) -> None: ...
+
+
+class FakeStream:
+    def __init__(self, device: torch.device) -> None: ...
+
+    def wait_event(self, event: FakeEvent) -> None:
+        event.wait()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_pixels_that_do_not_fit_on_the_device_are_brought_there(
+    mode: type[torch.inference_mode] | type[torch.no_grad], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are asked for in inference mode, as a GAN's validation does."""
+    empty, current = torch.empty, FakeStream(CPU)
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    split = split_of(40, shards=3)
+    images = ImageStore(split, CPU)
+    images.resident = images.on_cpu = False
+    rows = np.random.default_rng(1).permutation(40).reshape(5, 8)
+    block, pixels, everything = (
+        Block({"rows": rows}),
+        PixelStream(images),
+        np.concatenate(split.images),
+    )
+    with mode():
+        for k in (0, 1, 2, 4, 0):
+            assert (pixels.at(block, k)["pixels"].numpy() == everything[rows[k]]).all()
+        faces = gather_rows(images, rows[0][:3]).images
+    assert (
+        faces.permute(0, 2, 3, 1).numpy() == everything[rows[0][:3]] * np.float32(1 / 255)
+    ).all()

@@ -74,11 +74,18 @@ class PixelStream:
         slot = self._slots[self._turn]
         self._next = block, k, self._thread.submit(self._fill, slot, rows)
 
+    @torch.inference_mode(False)  # the thread may write into tensors of no inference mode only
     def _new_slot(self, count: int) -> _Slot:
+        assert self._stream
         shape = (count, *self._images.parts[0].shape[1:])
         host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         device = torch.empty(shape, dtype=torch.uint8, device=self._images.device)
-        return _Slot(host, device, torch.cuda.Event(), torch.cuda.Event())
+        slot = _Slot(host, device, torch.cuda.Event(), torch.cuda.Event())
+        # The memory may be that of a freed tensor which steps launched so far still read; and once
+        # the slot is freed, it is kept until its copies are done.
+        slot.used.record()
+        device.record_stream(self._stream)
+        return slot
 
     def _fill(self, slot: _Slot, rows: NDArray[np.int64]) -> None:
         slot.copied.synchronize()  # the copy of two steps ago out of the same memory

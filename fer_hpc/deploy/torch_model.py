@@ -15,7 +15,7 @@ from fer_hpc.evaluation.calibration import stored_temperature
 from fer_hpc.evaluation.load import StoredNetwork, load_network
 from fer_hpc.evaluation.score import split_outputs
 from fer_hpc.files import sha256
-from fer_hpc.parallel.device import autocast, pick_device
+from fer_hpc.parallel.device import inference, pick_device
 
 
 class TorchModel:
@@ -33,7 +33,7 @@ class TorchModel:
         precision = self.network.science["precision"]
         images = torch.from_numpy(faces).to(self._device).permute(0, 3, 1, 2)
         images = images.to(torch.float64 if precision == "fp64" else torch.float32) * (1 / 255)
-        with torch.inference_mode(), autocast(precision, self._device):
+        with inference(precision, self._device):
             outputs = self.network.model(images).float().cpu().numpy()
         return np.asarray(outputs, dtype=np.float64)
 

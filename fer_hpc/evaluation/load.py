@@ -32,7 +32,7 @@ from fer_hpc.models.registry import (
     model_spec,
     output_count,
 )
-from fer_hpc.parallel.device import autocast, pick_device
+from fer_hpc.parallel.device import inference, pick_device
 from fer_hpc.run import checkpoint
 from fer_hpc.run.folder import list_checkpoints, outcome_file, read_run_config, read_status
 from fer_hpc.run.outcome import check_history
@@ -207,7 +207,7 @@ class Predictor:
         if self.precision == "fp64":
             images = images.double()
         self.model.eval()
-        with torch.inference_mode(), autocast(self.precision, self.device):
+        with inference(self.precision, self.device):
             outputs = self.model(images).float().cpu().numpy()
         return np.asarray(outputs[:, : len(self.classes)], dtype=np.float64)
 

@@ -24,7 +24,7 @@ from fer_hpc.evaluation.opened import OpenedRun
 from fer_hpc.evaluation.pose import PITCH_EDGES, YAW_EDGES, yaw_and_pitch
 from fer_hpc.evaluation.score import split_outputs, views
 from fer_hpc.files import write_json, write_text
-from fer_hpc.parallel.device import autocast
+from fer_hpc.parallel.device import inference
 
 MAX_FACES = {"cuda": 5000, "cpu": 1000}
 RESAMPLES = 1000
@@ -126,7 +126,6 @@ class _Faces:
             ready, following = following, batch(first + EVAL_CHUNK)
             yield np.stack([future.result() for future in ready])
 
-    @torch.inference_mode()
     def logits(self, kind: Disturbance | None, strength: float) -> NDArray[np.float64]:
         """Logits [n, common classes]."""
         opened = self.opened
@@ -135,7 +134,7 @@ class _Faces:
         for chunk in self._chunks(kind, strength):
             images = torch.from_numpy(chunk).to(opened.device).permute(0, 3, 1, 2).float() / 255
             images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(science["precision"], opened.device):
+            with inference(science["precision"], opened.device):
                 images = images.double() if science["precision"] == "fp64" else images
                 outputs = [model(view).float() for view in views(images, opened.config.tta)]
             chunk_outputs.append(torch.stack(outputs).mean(0).cpu().numpy())

@@ -38,7 +38,7 @@ from fer_hpc.evaluation.results import (
 )
 from fer_hpc.files import write_bytes, write_json
 from fer_hpc.parallel.collectives import gather_round_robin, process_group
-from fer_hpc.parallel.device import autocast
+from fer_hpc.parallel.device import arithmetic, autocast
 from fer_hpc.parallel.graph import StepRunner
 from fer_hpc.parallel.world import World
 
@@ -82,7 +82,7 @@ class Scorer:
             outputs = [self.model(view).float() for view in views(images, self._tta)]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
-    @torch.no_grad()  # not inference_mode: another thread fills tensors that are made here
+    @torch.no_grad()
     def outputs(self) -> NDArray[np.float32]:
         """Outputs [n, classes (+ 2)] of the split in row order, on every rank."""
         self.model.eval()
@@ -105,7 +105,8 @@ def predict(
     tta: str = "none",
 ) -> NDArray[np.float32]:
     """Outputs [n, classes (+ 2)] of a split in row order, once; see `Scorer`."""
-    return Scorer(model, images, precision, world, tta).outputs()
+    with arithmetic(precision, images.device):
+        return Scorer(model, images, precision, world, tta).outputs()
 
 
 def views(images: torch.Tensor, tta: str) -> Iterator[torch.Tensor]:

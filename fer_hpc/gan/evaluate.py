@@ -44,7 +44,7 @@ from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.validate import sample_grid
 from fer_hpc.gan.weights import load_generator, mode_of
 from fer_hpc.models.gan import Generator
-from fer_hpc.parallel.device import pick_device
+from fer_hpc.parallel.device import inference, pick_device
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_rows, read_run_config, read_status
 from fer_hpc.training.loop import train
@@ -215,7 +215,7 @@ def _judge_pairs(
     for first in range(0, len(target), CHUNK):
         part = slice(first, first + CHUNK)
         neutral = loader.faces(neutral_rows[part])
-        with torch.inference_mode():
+        with inference("fp32", loader.images.device):
             output = generator(neutral, loader.faces(expressive_rows[part]))
             other = generator(neutral, loader.faces(other_rows[part]))
             changes.append((output - other).abs().mean((1, 2, 3)).cpu().numpy())

@@ -34,7 +34,7 @@ from fer_hpc.files import copy_file, read_record
 from fer_hpc.gan.pairs import PERSON_TRIES, PairLoader
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
-from fer_hpc.parallel.device import pick_device
+from fer_hpc.parallel.device import inference, pick_device
 from fer_hpc.run.folder import data_folder, read_run_config
 
 CHUNK = 64  # faces at a time
@@ -257,7 +257,6 @@ def _sample(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> ND
     return np.concatenate(rounds)[:count]
 
 
-@torch.inference_mode()
 def _generate_images(
     generator: Generator,
     loader: PairLoader,
@@ -268,8 +267,9 @@ def _generate_images(
     images, total_change = [], 0.0
     for first in range(0, len(neutral_rows), CHUNK):
         part = slice(first, first + CHUNK)
-        neutral = loader.faces(neutral_rows[part])
-        output = generator(neutral, loader.faces(expressive_rows[part]))
+        with inference("fp32", loader.images.device):
+            neutral = loader.faces(neutral_rows[part])
+            output = generator(neutral, loader.faces(expressive_rows[part]))
         total_change += float((output - neutral).abs().mean((1, 2, 3)).sum())
         pixels = output.permute(0, 2, 3, 1).add(1).mul(127.5).round().clamp(0, 255)
         images.append(pixels.to(torch.uint8).cpu().numpy())

@@ -25,6 +25,7 @@ from fer_hpc.gan.measures import Features
 from fer_hpc.gan.networks import CLASSIFIER_MODEL
 from fer_hpc.gan.pairs import PairLoader
 from fer_hpc.gan.weights import mode_of
+from fer_hpc.parallel.device import inference
 from fer_hpc.run.folder import data_folder, outcome_file, read_run_config
 
 JUDGE_IMAGES = 100_000  # how many the judge's training sees, unless the epochs' limits forbid it
@@ -110,7 +111,7 @@ def load_features(
 
     def judge(faces: torch.Tensor) -> tuple[Features, Features]:
         inputs_of_last.clear()
-        with torch.inference_mode():
+        with inference("fp32", device):
             if faces.shape[-1] != side:
                 faces = functional.interpolate(faces, (side, side), mode="bilinear", antialias=True)
             logits = model((faces + 1) / 2)[:, :classes]

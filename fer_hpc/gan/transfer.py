@@ -19,7 +19,7 @@ from fer_hpc.data.photos import Photo
 from fer_hpc.data.pictures import signature, signed
 from fer_hpc.files import check_output, read_file, write_bytes
 from fer_hpc.gan.weights import load_generator
-from fer_hpc.parallel.device import pick_device
+from fer_hpc.parallel.device import inference, pick_device
 
 MIN_FACE_SIDE = 48  # pixels of the photo; the finder takes other things for faces below that
 SMALL_SHARE = 0.15  # of the picture; a smaller box is often a part of a cut-out face
@@ -77,7 +77,7 @@ def transfer(config: TransferConfig) -> str:
     if best_finder() == "cascade" and not config.whole:
         print(f"note: {CASCADE_ADVICE}", file=sys.stderr)
     faces = [each.photo.crop(each.box, shape[0], shape[2])[0] for each in photos]
-    with torch.inference_mode():
+    with inference("fp32", device):
         inputs = [
             torch.from_numpy(face).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
             for face in faces

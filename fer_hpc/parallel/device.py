@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,35 @@ def configure_torch(
     torch.backends.cudnn.allow_tf32 = tf32
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """In the block, torch rounds as in a deterministic training in `precision`.
+
+    Without it fp32 convolutions are TF32 on a GPU. The settings before are put back: they may be
+    those of a user's process.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    matmul = torch.get_float32_matmul_precision()
+    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = precision == "tf32", False, True
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+        torch.set_float32_matmul_precision(matmul)
+
+
+@contextlib.contextmanager
+def inference(precision: str, device: torch.device) -> Iterator[None]:
+    """For a network's outputs outside training: without gradients, rounded as in its training."""
+    with torch.inference_mode(), arithmetic(precision, device), autocast(precision, device):
+        yield
 
 
 def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
