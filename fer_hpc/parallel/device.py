@@ -94,12 +94,18 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def configure_torch(
-    threads: int, deterministic: bool, device: torch.device, precision: str = "fp32"
+    threads: int,
+    deterministic: bool,
+    device: torch.device,
+    precision: str = "fp32",
+    compiles: bool = False,
 ) -> None:
     """Set what torch keeps per process: CPU threads, determinism, fp32 without or with TF32."""
     torch.set_num_threads(threads)
-    # torch.use_deterministic_algorithms sets the same, and imports the compiler: 3 s.
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    if compiles:  # else not, as it imports the compiler: 3 s
+        torch.use_deterministic_algorithms(deterministic)  # also those that the compiler chooses
+        torch.compiler.reset()  # it gives up after some networks of one process
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -7,14 +7,18 @@ everything that it changes is changed in place.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 
 from fer_hpc.config import UserError
 
+# Held by a thread while the process must not wait for the device, or while it does wait.
+waiting = threading.Lock()
 WARM_UP_STEPS = 3  # before a capture, as torch's documentation asks: libraries start, buffers exist
 
 Inputs = Mapping[str, torch.Tensor]
@@ -125,6 +129,7 @@ class StepRunner:
 
         A tensor that appears in them (momentum, moments) starts as zero. `forbid_waiting` raises a
         RuntimeError where the last one makes the host wait for the device, which a graph cannot.
+        That is a setting of the whole process, so that no other thread may wait meanwhile.
         """
         before = {key: (tensor, tensor.clone()) for key, tensor in self._places().items()}
         side = torch.cuda.Stream(self._device)
@@ -132,11 +137,10 @@ class StepRunner:
         try:
             with torch.cuda.stream(side):
                 for i in range(WARM_UP_STEPS):
-                    if forbid_waiting and i == WARM_UP_STEPS - 1:
-                        torch.cuda.set_sync_debug_mode("error")
-                    self._step(inputs, variant)
+                    is_checked = forbid_waiting and i == WARM_UP_STEPS - 1
+                    with _without_waiting() if is_checked else contextlib.nullcontext():
+                        self._step(inputs, variant)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
             torch.cuda.current_stream(self._device).wait_stream(side)
             for tensor, value in before.values():
                 tensor.copy_(value)
@@ -149,6 +153,17 @@ class StepRunner:
         """The tensors that a step changes, by where they lie: two objects may share memory."""
         changed = self._changed() if self._changed else ()
         return {(t.data_ptr(), t.numel()): t.detach() for t in changed if t.numel()}
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """A RuntimeError for whatever waits for the device."""
+    with waiting:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def seed_generator(seed: int, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fer_hpc.config import UserError
+from fer_hpc.parallel.graph import waiting
 from fer_hpc.parallel.job import Job, extended_end
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt
@@ -140,8 +141,7 @@ def to_host(content: dict[str, Any], ready: torch.cuda.Event | None = None) -> d
     if ready is None:
         copy: dict[str, Any] = on_host(content)
         return copy
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    with waiting, torch.cuda.stream(torch.cuda.Stream(ready.device)):
         ready.wait()
         copy = on_host(content)
     return copy

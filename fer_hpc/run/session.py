@@ -92,12 +92,14 @@ def start_run(config: Config, world: World, resolve: Resolve[Config]) -> Iterato
         resolved, attempt = stack.enter_context(claim_run(config, device, world, resolve))
         stack.enter_context(detect_lost_peers(world))
         deterministic = bool(resolved.deterministic)
-        configure_torch(resolved.threads, deterministic, device, resolved.precision)
+        compiles = getattr(resolved, "compile", False)
+        configure_torch(resolved.threads, deterministic, device, resolved.precision, compiles)
         if attempt and device.type == "cuda" and not deterministic:
             _to_stderr(
                 "--no-deterministic: quicker, but the same command may give other numbers, and a "
                 "run that was killed and continued may end with other bits"
             )
+        stack.callback(gc.unfreeze)  # of Run.begin
         watchdog = Watchdog(config.hang_factor, config.hang_floor_s, world.rank, on_hang)
         watch = stack.enter_context(watchdog)
         yield Run(resolved, world, device, attempt, signals, watch)
@@ -217,6 +219,8 @@ class Run(Generic[Config]):
         place = f"{config.precision} on {world.size} x {self.device.type}, attempt {number}"
         self.log.say(f"{config.run}: {title}, {place}{', ' + note if note else ''}")
         self.log.hparams(_hparams(config))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # of an earlier training
         gc.freeze()  # what exists by now stays: collections need not look at it
 
     def _say_changed_ranks(self, parent: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,7 @@ def _train(config: TrainConfig, world: World, epochs: int) -> str:
     except UserError as error:
         return "" if read_status(config.run)["state"] == "failed" else str(error)
     finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the next trial of this process may share its GPU
+        if torch.cuda.is_available():  # the next trial of this process may share its GPU
+            gc.collect()
+            torch.cuda.empty_cache()
     return ""

@@ -51,14 +51,15 @@ class Learner:
         self._cast_weights: Callable[[], dict[str, torch.Tensor]] = dict
         if built_in and casts_together(self.config.precision, device, self.ranks):
             self._cast_weights = CastWeights(self.model, LOW_PRECISION[self.config.precision])
-        self._losses: Callable[..., Losses] = self._compute
+        # Not bound to this object: the cycle would keep its memory beyond the training.
+        self._losses: Callable[..., Losses] = Learner._compute
         if self.config.compile and self.ranks == 1:  # with ranks, the network alone is compiled
-            self._losses = torch.compile(self._compute, dynamic=False)
+            self._losses = torch.compile(Learner._compute, dynamic=False)
 
     def forward(self, part: Batch, norm: LossNormalizer) -> Losses:
         """Forward pass and losses of a part of a batch; compiled with --compile."""
         with counted_together(self._norms):
-            return self._losses(part, norm, self._cast_weights())
+            return self._losses(self, part, norm, self._cast_weights())
 
     def _compute(
         self, part: Batch, norm: LossNormalizer, weights: dict[str, torch.Tensor]
