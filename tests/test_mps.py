@@ -5,6 +5,7 @@ The real one runs in tests/test_gpu.py.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from fer_hpc.config import TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.parallel import mps
 from fer_hpc.sweep import ray_nodes
+from fer_hpc.sweep.ray_cluster import room_for_trials
 from fer_hpc.sweep.ray_nodes import shared_gpus
 
 BASE = TrainConfig(data=Path("d"), run=Path("r"), threads=1)
@@ -164,6 +166,21 @@ def test_it_is_refused_where_no_trials_share_a_gpu(
     sweep = SweepConfig(data=tmp_path, out=tmp_path, gpus_per_worker=share, mps="on")
     with pytest.raises(UserError, match=rf"--mps on: .*{why}"), shared_gpus(sweep, BASE):
         pass
+
+
+def test_trials_on_the_cpu_take_no_gpu(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    on_cpu, node = dataclasses.replace(BASE, device="cpu"), {"CPU": 8.0, "GPU": 2.0}
+    sweep = SweepConfig(data=tmp_path, out=tmp_path)
+    with shared_gpus(sweep, on_cpu) as share:
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    room = room_for_trials(sweep, share, on_cpu, [{"Alive": True, "Resources": node}])
+    assert (room.trials, room.worker) == (8, {"CPU": 1.0})
+    sweep = dataclasses.replace(sweep, mps="on")
+    with pytest.raises(UserError, match=r"share a GPU here \(--device cpu\)"):
+        shared_gpus(sweep, on_cpu).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,12 @@ def test_a_checkpoint_is_brought_to_the_host_where_that_may_wait(
     assert seen == ["default"]
 
 
+def test_a_part_of_a_study_knows_how_many_share_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert World.detect().processes_per_gpu == 1
+    monkeypatch.setenv("FER_PROCESSES_PER_GPU", "4")
+    assert World.detect().processes_per_gpu == 4
+
+
 @pytest.fixture
 def as_before() -> Any:
     yield

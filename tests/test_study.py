@@ -413,12 +413,19 @@ def test_small_trainings_share_a_machine_and_large_ones_do_not(tmp_path: Path) -
 
     gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0, "1": 80.0}, shared={"MPS": "x"})
     assert gpus.place(large) == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert [gpus.place(part) for part in small] == [{"CUDA_VISIBLE_DEVICES": "1", "MPS": "x"}] * 3
+    shared = {"CUDA_VISIBLE_DEVICES": "1", "FER_PROCESSES_PER_GPU": "4", "MPS": "x"}
+    assert [gpus.place(part) for part in small] == [shared] * 3
     assert gpus.place(grid) is None, "it takes the whole machine"
 
     gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0, "1": 80.0})
     places = [gpus.place(part) or {} for part in small]
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0"], "the emptiest"
+
+    gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0, "1": 80.0})
+    gpus.occupy(large, "1")  # it runs there since before the driver's start
+    other = dataclasses.replace(large, name="gan/gan-seed1")
+    assert gpus.place(other) == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert gpus.place(dataclasses.replace(large, name="gan/gan-seed2")) is None
 
 
 def test_parts_on_one_gpu_use_the_service_that_a_driver_starts(

@@ -132,7 +132,8 @@ def test_a_job_of_a_killed_driver_is_found_again(
     lost, later = part(plan, "lost", ""), part(plan, "later", DONE, "lost")
     args = ["train", f"F={lost.folder}; sleep 1; {DONE}"]
     by = local.Local()
-    process, name = by.start(Request(LOCAL, lost.folder, [args], []), args)
+    process, name = by.start(Request(LOCAL, lost.folder, [args], []), args, {"ITS": "own"})
+    assert local.environment_of(name)["ITS"] == "own"
     more = {"scheduler": "local", "cluster": by.cluster(), "parts": [lost.name]}
     record_job(lost.folder, name, args, [], **more)
     record_part(plan, lost, started=True)

@@ -120,6 +120,14 @@ def _pid_and_start(job: str) -> tuple[int, str]:
     return int(pid), start
 
 
+def environment_of(job: str) -> dict[str, str]:
+    """The variables that a living job of this user was started with."""
+    with contextlib.suppress(OSError):
+        text = os.fsdecode(Path(f"/proc/{_pid_and_start(job)[0]}/environ").read_bytes())
+        return {name: value for name, _, value in (v.partition("=") for v in text.split("\0"))}
+    return {}
+
+
 def is_alive(job: str) -> bool:
     """Whether the process of a job runs; only its own host, boot and namespace know."""
     pid, start = _pid_and_start(job)

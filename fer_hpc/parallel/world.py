@@ -35,7 +35,7 @@ class World:
     local_rank: int = 0  # among this node's processes: which of its GPUs
     local_size: int = 1  # processes on this node
     job: Job | None = None
-    processes_per_gpu: int = 1  # trials that share this GPU: a set is kept on it if all fit
+    processes_per_gpu: int = 1  # trainings that share this GPU: a set is kept on it if all fit
 
     @staticmethod
     def detect() -> World:
@@ -56,7 +56,8 @@ class World:
         step = current_step()
         if step and step.size > 1:
             return World(step.rank, step.size, step.local_rank, step.local_size, job)
-        return World(job=job)
+        sharing = number_in_environment("FER_PROCESSES_PER_GPU", "1")  # set by a study
+        return World(job=job, processes_per_gpu=max(1, sharing))
 
 
 @dataclass(frozen=True)

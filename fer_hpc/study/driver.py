@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from fer_hpc.cluster.local import Local, is_alive
+from fer_hpc.cluster.local import Local, environment_of, is_alive
 from fer_hpc.cluster.records import record_job
 from fer_hpc.cluster.submit import make_request
 from fer_hpc.config import (
@@ -168,7 +168,8 @@ class Driver:
             folder = parts[0].folder if len(parts) == 1 else self.plan.out
             log = folder / "jobs" / f"{job_name}_0_log.out"
             self.running.append(Running(parts, job_name, None, log))
-            self.room.occupy(parts[0])
+            gpu = environment_of(job_name).get("CUDA_VISIBLE_DEVICES", "")
+            self.room.occupy(parts[0], gpu)
             _say(f"runs still   {_names(parts)}")
 
     def _ready(self, states: dict[str, PartState]) -> list[Part]:

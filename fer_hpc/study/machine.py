@@ -53,7 +53,10 @@ class Room:
             if any(alone_flags) or len(alone_flags) >= room:
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
-            return {"CUDA_VISIBLE_DEVICES": gpu} | ({} if part.alone else self.shared)
+            variables = {"CUDA_VISIBLE_DEVICES": gpu}
+            if not part.alone:
+                variables |= {"FER_PROCESSES_PER_GPU": str(room), **self.shared}
+            return variables
         return None
 
     @contextlib.contextmanager
@@ -65,9 +68,11 @@ class Room:
         with temporary_folder("mps-") as folder, multi_process_service(folder) as self.shared:
             yield self
 
-    def occupy(self, part: Part) -> None:
-        """Count a part that runs already, whether it fits or not."""
-        if self.place(part) is None:
+    def occupy(self, part: Part, gpu: str = "") -> None:
+        """Count a part that runs already, on this GPU, whether it fits or not."""
+        if gpu in self.gpus:
+            self.taken[part.name] = (max(part.threads, 1), gpu, part.alone)
+        elif self.place(part) is None:
             self.taken[part.name] = (max(part.threads, 1), "", False)
 
     def leave(self, name: str) -> None:

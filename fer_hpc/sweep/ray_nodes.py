@@ -85,12 +85,15 @@ def shared_gpus(sweep: SweepConfig, base: TrainConfig) -> Iterator[float | None]
     else it is None: one where there are GPUs. `base` holds the fields that all trials share.
     """
     share = sweep.gpus_per_worker
+    if share is None and base.device == "cpu":
+        share = 0.0
     usual = share is None
     if share is None and sweep.mps != "off":
         share = _usual_share(sweep, base)
     has_gpus = may_have_gpus() or bool(os.environ.get("RAY_ADDRESS"))
     if sweep.mps == "on" and (not has_gpus or not share or share == 1):
         why = "each trial has a whole one" if has_gpus else "this machine has none"
+        why = "--device cpu" if base.device == "cpu" else why
         raise UserError(f"--mps on: no trials share a GPU here ({why}); use --mps auto")
     if not has_gpus or not share or share == 1 or sweep.mps == "off":
         yield share
