@@ -160,24 +160,31 @@ def test_steps_do_not_make_the_host_wait(
     assert len(replays) >= 50
 
 
+@pytest.mark.parametrize(
+    ("name", "wait"), [("reads", "float(x.sum())"), ("waits", "torch.cuda.synchronize()")]
+)
 def test_a_network_that_waits_is_trained_without_a_graph(
-    gpu_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str, wait: str, gpu_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Found before the capture, or within it; the random numbers of dropout go on after it."""
     plugin = tmp_path / "waits.py"
     plugin.write_text(
+        "import torch\n"
         "from torch import nn\n"
         "from fer_hpc import register_model\n"
         "class Waits(nn.Module):\n"
         "    def __init__(self, classes, channels, size):\n"
         "        super().__init__()\n"
         "        self.net = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))\n"
+        "        self.drop = nn.Dropout(0.2)\n"
         "    def forward(self, x):\n"
-        "        return self.net(x) * (1 if float(x.sum()) > -1 else 0)\n"
-        "@register_model('waits')\n"
+        f"        {wait}\n"
+        "        return self.net(self.drop(x))\n"
+        f"@register_model('{name}')\n"
         "def waits(classes, channels=1, size=48):\n"
         "    return Waits(classes, channels, size)\n"
     )
-    fields = {"model": "waits", "plugin": (plugin,)}
+    fields = {"model": name, "plugin": (plugin,)}
     train(config_of("cnn_baseline", gpu_shards, tmp_path / "run", **fields), World())
     assert "--graph off: the step cannot be captured" in capfd.readouterr().err
     on = config_of("cnn_baseline", gpu_shards, tmp_path / "on", graph="on", **fields)

@@ -117,10 +117,17 @@ class StepRunner:
             self.graph = False
 
     def _capture(self, inputs: Inputs, variant: Hashable) -> tuple[torch.cuda.CUDAGraph, Any]:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads (checkpoints, pixels) may use the GPU meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = self._step(inputs, variant)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # thread_local: other threads (checkpoints, pixels) may use the GPU meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = self._step(inputs, variant)
+        except RuntimeError:
+            # torch leaves its stream, and random numbers that wait for the end of the capture
+            torch.cuda.set_stream(stream)
+            generator = torch.cuda.default_generators[self._device.index or 0]
+            generator.graphsafe_set_state(torch.Generator(self._device))
+            raise
         self._pool = graph.pool()
         return graph, result
 

@@ -49,6 +49,7 @@ from fer_hpc.training.setup import (
     batch_norm_estimator,
     load_initial_weights,
     make_learner,
+    recorded_code_note,
     uses_graph,
     warm_up_ddp,
 )
@@ -95,6 +96,8 @@ def train(config: TrainConfig, world: World, halt_after: int = 0) -> dict[str, A
         if not run.parent:
             run.log.sample(loader.batch(0).images)
         graph = uses_graph(config, device, world)
+        if graph and (note := recorded_code_note(config)):
+            run.log.say(note)
         scorer = Scorer(learner.scored, val, config.precision, world, graph=graph)
         batch_norm = batch_norm_estimator(learner, loader, graph)
 

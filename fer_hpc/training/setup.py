@@ -19,7 +19,7 @@ from fer_hpc.run.outcome import weights_file
 from fer_hpc.training import weights
 from fer_hpc.training.batch_norm import BatchNormEstimator, usual_batch_norms
 from fer_hpc.training.learner import Learner
-from fer_hpc.training.losses import LossNormalizer
+from fer_hpc.training.losses import LossNormalizer, loss_spec
 from fer_hpc.training.objective import make_objective
 from fer_hpc.training.optim import (
     LearningRate,
@@ -157,6 +157,20 @@ def uses_graph(config: TrainConfig | GanConfig, device: torch.device, world: Wor
         place = f"{world.size} ranks" if world.size > 1 else "a CPU"
         raise UserError(f"--graph on needs one process on a GPU, this is {place}; use --graph auto")
     return possible and config.graph != "off"
+
+
+def recorded_code_note(config: TrainConfig) -> str:
+    """A line on what a CUDA graph means for a plugin's code; "" where no plugin is used."""
+    spec = loss_spec(config.loss)
+    names = [] if is_built_in(config.model) else [config.model]
+    names += [config.loss] if spec and spec.origin else []
+    names = [name for name in names if not name.startswith(PREFIX)]
+    if not names:
+        return ""
+    return (
+        f"the step is recorded once and repeated: the Python code of {' and '.join(names)} runs "
+        "only while it is recorded (docs/extending.md); --graph off runs it in each step"
+    )
 
 
 def batch_norm_estimator(learner: Learner, loader: TrainLoader, graph: bool) -> BatchNormEstimator:
