@@ -26,6 +26,7 @@ from fer_hpc.run.attempts import claim_attempt
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_rows, read_status
 from fer_hpc.sweep.grid import grid
 from fer_hpc.sweep.halving import SuccessiveHalving
+from fer_hpc.sweep.ray_stop import SweepStop
 from tests.conftest import Fer
 from tests.helpers import processes
 from tests.helpers.browser import page_text, tensorboard
@@ -218,6 +219,7 @@ def test_a_killed_worker_goes_on_and_so_does_a_killed_sweep(
     assert killed.first.returncode == 75, text
     assert "the same command continues from there" in text
     assert f"{victim.name}: its process died; started again" in text
+    assert f"{victim.name}: interrupted (stopped by SIGTERM), epoch" in text, "it has saved"
     assert "Traceback" not in text, "Ray's own, which tells a user nothing"
     ended = killed.last
     assert ended.returncode == 3, ended.stdout + ended.stderr
@@ -312,7 +314,7 @@ def test_a_sweep_in_use_is_one_message(
         ray_tune.tune(config, preset, base)
 
     # the trial was claimed after this sweep had looked
-    queue = ray_tune._TrialQueue(SuccessiveHalving(config, trials), {}, tmp_path)
+    queue = ray_tune._TrialQueue(SuccessiveHalving(config, trials), {}, tmp_path, SweepStop())
     assert queue.suggest("id")["trial"] == trials[0].name
     queue.on_trial_complete("id", {"failure": "in use by process 1"})
     assert queue.was_held and queue.stopped

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 from fer_hpc.parallel.process import hangup_signals
 from fer_hpc.run.folder import HALTED_REASON
@@ -20,16 +21,20 @@ def stop_reason(stop: int) -> str:
     return own.get(stop) or f"stopped by {signal.Signals(stop).name}"
 
 
+# Beside the main thread, which alone may handle signals: a list that somebody else fills.
+received_elsewhere: ContextVar[list[int]] = ContextVar("received_elsewhere")
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A list that receives the numbers of TERM, INT, USR1, USR2 and HUP when they arrive.
 
-    A second Ctrl-C ends the process at once. The list stays empty outside the main thread, which
-    alone may handle signals (Ray's workers run trials in another one).
+    A second Ctrl-C ends the process at once. Beside the main thread, as in Ray's workers, it is
+    `received_elsewhere` of this thread, if set.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield received_elsewhere.get(received)
         return
 
     def note(number: int, _: object) -> None:

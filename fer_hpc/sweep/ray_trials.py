@@ -12,25 +12,28 @@ from fer_hpc.parallel.job import current_job
 from fer_hpc.parallel.world import World
 from fer_hpc.run.folder import read_status
 from fer_hpc.sweep.grid import Trial
+from fer_hpc.sweep.ray_stop import stopped_with_sweep
 
 TrialFunction = Callable[[dict[str, Any]], None]  # takes {"trial": name, "epochs": up to which}
 
 
-def single_process_trial(by_name: dict[str, Trial], processes_per_gpu: int) -> TrialFunction:
-    """A trial of one process: the one that Tune starts."""
+def single_process_trial(
+    by_name: dict[str, Trial], processes_per_gpu: int, stop_key: bytes
+) -> TrialFunction:
+    """A trial of one process: the one that Tune starts. `stop_key`: see ray_stop.py."""
 
     def train_one(task: dict[str, Any]) -> None:
         from ray import tune
 
         world = World(job=current_job(), processes_per_gpu=processes_per_gpu)
-        failure = _train(by_name[task["trial"]].config, world, task["epochs"])
+        failure = _train(by_name[task["trial"]].config, world, task["epochs"], stop_key)
         tune.report({"value": 0.0, "failure": failure})
 
     return train_one
 
 
 def distributed_trial(
-    by_name: dict[str, Trial], workers: int, resources: dict[str, float]
+    by_name: dict[str, Trial], workers: int, resources: dict[str, float], stop_key: bytes
 ) -> TrialFunction:
     """A trial of several processes, which Ray Train starts with these resources each."""
 
@@ -45,7 +48,7 @@ def distributed_trial(
         backend = "cpu:gloo,cuda:nccl" if on_gpus and torch.cuda.is_available() else "gloo"
 
         def worker() -> None:
-            if failure := _train(config, _world_of_worker(), epochs):
+            if failure := _train(config, _world_of_worker(), epochs, stop_key):
                 raise UserError(failure)
 
         trainer = TorchTrainer(
@@ -94,14 +97,15 @@ def _world_of_worker() -> World:
     )
 
 
-def _train(config: TrainConfig, world: World, epochs: int) -> str:
+def _train(config: TrainConfig, world: World, epochs: int, stop_key: bytes) -> str:
     """Train up to `epochs`; gives why a retry is useless, unless the run's status says it."""
     import torch
 
     from fer_hpc.training.loop import train
 
     try:
-        train(config, world, epochs)
+        with stopped_with_sweep(stop_key):
+            train(config, world, epochs)
     except UserError as error:
         return "" if read_status(config.run)["state"] == "failed" else str(error)
     finally:

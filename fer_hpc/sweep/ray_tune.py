@@ -24,7 +24,7 @@ os.environ |= {  # read when ray is imported
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback of Ray's own; see _Restarts
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback of Ray's own; see _Watch
 }
 if "RAY_ADDRESS" not in os.environ and current_step() is None:
     # Ray listens on all networks of the machine, whatever address it is given. In a job launch.sh
@@ -57,6 +57,7 @@ from fer_hpc.sweep.grid import (
 from fer_hpc.sweep.halving import SuccessiveHalving
 from fer_hpc.sweep.ray_cluster import Room, cluster, room_for_trials
 from fer_hpc.sweep.ray_nodes import release, shared_gpus
+from fer_hpc.sweep.ray_stop import SweepStop
 from fer_hpc.sweep.ray_trials import distributed_trial, single_process_trial
 from fer_hpc.sweep.tables import collect
 
@@ -152,12 +153,13 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bo
     because another process held one."""
     by_name = {trial.name: trial for trial in trials}
     halving = SuccessiveHalving(sweep, trials)
-    queue = _TrialQueue(halving, by_name, sweep.out)
+    stop = SweepStop()
+    queue = _TrialQueue(halving, by_name, sweep.out, stop)
     if sweep.workers_per_trial == 1:
-        train_one = single_process_trial(by_name, room.processes_per_gpu)
+        train_one = single_process_trial(by_name, room.processes_per_gpu, stop.key)
         resources = room.worker
     else:
-        train_one = distributed_trial(by_name, sweep.workers_per_trial, room.worker)
+        train_one = distributed_trial(by_name, sweep.workers_per_trial, room.worker, stop.key)
         resources = {"CPU": 0, "memory": 1}  # only waits; its workers need the cores (1 byte)
     storage = sweep.out.absolute() / ".ray"  # seen by all nodes; deleted at the end
     tuner = ray_tune.Tuner(
@@ -174,14 +176,12 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bo
             storage_path=str(storage),
             verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=sweep.retries),
-            callbacks=[_Restarts(queue.running)],
+            callbacks=[_Watch(queue.running, stop)],
         ),
     )
-    # Tune shuts down cleanly on SIGUSR1 and Ctrl-C. Grid Engine warns with SIGUSR2 before KILL.
-    for number in (signal.SIGTERM, signal.SIGUSR2, *hangup_signals()):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGUSR1))
     try:
-        tuner.fit()
+        with stop.handled():
+            tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     return queue.stopped or not halving.over or halving.next() is not None, queue.was_held
@@ -190,14 +190,17 @@ def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bo
 class _TrialQueue(Searcher):
     """Gives Tune the trials in the order of successive halving."""
 
-    def __init__(self, halving: SuccessiveHalving, by_name: dict[str, Trial], out: Path) -> None:
+    def __init__(
+        self, halving: SuccessiveHalving, by_name: dict[str, Trial], out: Path, stop: SweepStop
+    ) -> None:
         super().__init__(metric="value", mode="max")
-        self.halving, self.by_name, self.out = halving, by_name, out
+        self.halving, self.by_name, self.out, self.stop = halving, by_name, out, stop
         self.stopped = False  # a trial ended early without a failure: the job is about to end
         self.was_held = False  # another process trains one of the trials
         self.running: dict[str, Trial] = {}  # by Tune's id
 
     def suggest(self, trial_id: str) -> Any:
+        self.stopped |= self.stop.is_asked
         suggestion = None if self.stopped else self.halving.next()
         if suggestion is None:
             return Searcher.FINISHED if self.halving.over else None
@@ -236,11 +239,17 @@ class _TrialQueue(Searcher):
         raise RuntimeError("a sweep is continued by its own command, not by Tuner.restore")
 
 
-class _Restarts(ray_tune.Callback):
-    """Says why a trial is started again. `running` is by Tune's id."""
+class _Watch(ray_tune.Callback):
+    """Takes the signals from Tune, and says why a trial is started again. `running` is by Tune's
+    id."""
 
-    def __init__(self, running: dict[str, Trial]) -> None:
-        self.running = running
+    def __init__(self, running: dict[str, Trial], stop: SweepStop) -> None:
+        self.running, self.stop = running, stop
+
+    def setup(self, *args: Any, **more: Any) -> None:
+        handler = signal.getsignal(signal.SIGUSR1)
+        assert callable(handler), "Tune has set it"
+        self.stop.take_signals(handler)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         run = self.running[trial.trial_id].config.run
