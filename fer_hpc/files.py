@@ -65,6 +65,30 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
+def process_place() -> str:
+    """HOST-NAMESPACE: where process ids mean the same. Containers may share a host's name."""
+    try:
+        return f"{socket.gethostname()}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return f"{socket.gethostname()}-0"
+
+
+def process_tag() -> str:
+    """HOST-NAMESPACE-PID, for names of files of which each process has its own."""
+    return f"{process_place()}-{os.getpid()}"
+
+
+def is_process(pid: int) -> bool:
+    """Whether there is a process of that id here; /proc may hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def replacement(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `path` in one step when the body ends without an error.
@@ -74,7 +98,7 @@ def replacement(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.exists() and not path.is_file() and not path.is_dir():  # root could replace /dev/null
         raise UserError(f"{path} is not a regular file: give another name for the output")
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{process_tag()}.tmp")
     try:
         with naming(path, temporary):
             with temporary.open("w+b") as f:
@@ -149,8 +173,9 @@ def check_output(path: Path, marker: str, flag: str = "--out", inputs: Iterable[
 def remove_leftovers(folder: Path, pattern: str = ".*.tmp", anyones: bool = False) -> None:
     """Delete what processes that are gone had begun to write in `folder`.
 
-    Their names end in HOST-PID. A process of another host counts as gone once its file has not
-    changed for LEFTOVER_S, by the clock of the file system. `anyones`: all are gone, or must stop.
+    Their names end in `process_tag`. A process of another place counts as gone once its file has
+    not changed for LEFTOVER_S, by the clock of the file system. `anyones`: all are gone, or must
+    stop.
     """
     with contextlib.suppress(OSError):  # a folder that one may only read
         paths = list(folder.glob(pattern))
@@ -160,8 +185,8 @@ def remove_leftovers(folder: Path, pattern: str = ".*.tmp", anyones: bool = Fals
             now = os.fstat(probe.fileno()).st_mtime
         for path in paths:
             rest, _, pid = path.name.removesuffix(".tmp").rpartition("-")
-            is_ours = pid.isdigit() and rest.endswith(socket.gethostname())
-            is_gone = is_ours and not Path(f"/proc/{pid}").exists()
+            is_ours = pid.isdigit() and rest.endswith(process_place())
+            is_gone = is_ours and not is_process(int(pid))
             with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
                 if anyones or is_gone or now - path.stat().st_mtime > LEFTOVER_S:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

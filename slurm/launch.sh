@@ -64,7 +64,7 @@ fer_facts() {
 }
 
 fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the site may choose them
-    local gpu handle all=() handles=() taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
+    local gpu lock handle all=() handles=() taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
     if [ -n "$chosen" ]; then
         export CUDA_VISIBLE_DEVICES=${chosen//[ ,]/,}
         return
@@ -77,8 +77,9 @@ fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the sit
     fi
     for gpu in "${all[@]}"; do
         [ ${#taken[@]} -lt "$1" ] || break
-        { : >>"/tmp/fer-gpu-$gpu.lock"; } 2>/dev/null
-        exec {handle}<"/tmp/fer-gpu-$gpu.lock" || continue
+        lock=/tmp/fer-gpu-$gpu.lock # which other users must be able to open
+        (umask 022 && : >>"$lock") 2>/dev/null
+        exec {handle}<"$lock" || continue
         if flock -n "$handle"; then
             taken+=("$gpu") handles+=("$handle")
         else

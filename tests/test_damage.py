@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from fer_hpc.cluster.status import job_status
 from fer_hpc.config import UserError
-from fer_hpc.files import read_json, to_jsonl, write_json
+from fer_hpc.files import process_place, process_tag, read_json, to_jsonl, write_json
 from fer_hpc.parallel.world import World
 from fer_hpc.run import checkpoint
 from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
@@ -230,8 +231,8 @@ def test_an_owner_that_cannot_be_read_holds_the_run_while_its_heart_beats(tmp_pa
 
 
 def test_what_killed_starts_left_half_written_is_deleted_by_the_next(run: Path) -> None:
-    here = f"{os.uname().nodename}-4194305"  # a process id above the largest
-    alive = f"{os.uname().nodename}-{os.getpid()}"
+    here = f"{process_place()}-4194305"  # a process id above the largest
+    alive = process_tag()
     attempts = run / "attempts"
     left = [
         attempts / "0001" / f".000000000030.pt.{here}.tmp",
@@ -247,7 +248,8 @@ def test_what_killed_starts_left_half_written_is_deleted_by_the_next(run: Path) 
     claim = attempts / f".claim-5-{here}"
     claim.mkdir()
     (claim / "owner.json").write_text("{}")
-    kept = [run / f".eval-val.json.{alive}.tmp", run / ".eval-val.json.elsewhere-77.tmp"]
+    container = f"{os.uname().nodename}-1-4194305"  # with this host's name
+    kept = [run / f".eval-val.json.{each}.tmp" for each in (alive, "elsewhere-77", container)]
     for path in kept:
         path.write_text("being written")
     claim_attempt(run)
@@ -332,14 +334,19 @@ def test_runs_that_are_reached_by_links_are_found_once(tmp_path: Path) -> None:
     assert find_runs((runs,)) == [runs / "a", runs / "b"]
 
 
+@pytest.mark.parametrize("place", [".", "person", "person/paper"])
 def test_a_folder_that_cannot_be_read_is_named(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    place: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "good")
-    (tmp_path / "secret").mkdir()
+    secret = tmp_path / place / "secret"
+    secret.mkdir(parents=True)
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "secret")  # root reads all
     assert find_runs((tmp_path,)) == [tmp_path / "good"]
-    assert f"{tmp_path / 'secret'} cannot be read: left out" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"warning: {secret} cannot be read: left out\n"
+    if place != "person/paper":  # deeper than status looks
+        assert [row["folder"] for row in job_status((tmp_path,))] == [str(tmp_path / "good")]
+        assert capsys.readouterr().err == f"warning: {secret} cannot be read: left out\n"
 
 
 def test_a_training_goes_on_over_torn_lines_and_says_so(

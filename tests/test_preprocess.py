@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from fer_hpc.data import preprocess as making
 from fer_hpc.data.readers.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
-from fer_hpc.files import sha256
+from fer_hpc.files import process_tag, sha256
 from tests.conftest import Fer, Preprocess, command
 from tests.helpers.outputs import assert_kept
 
@@ -164,8 +163,7 @@ def test_a_folder_that_nothing_was_written_to_takes_other_options(
 def test_the_same_command_leaves_what_a_living_one_writes(
     preprocess: Preprocess, tmp_path: Path
 ) -> None:
-    host = socket.gethostname()
-    living = tmp_path / f".train-00000.h5.{host}-{os.getpid()}.tmp"
+    living = tmp_path / f".train-00000.h5.{process_tag()}.tmp"
     gone = tmp_path / ".train-00000.h5.other-7.tmp"
     for path in (living, gone):
         path.touch()

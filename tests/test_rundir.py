@@ -206,6 +206,66 @@ def test_what_a_start_on_another_host_left_half_written_is_deleted(tmp_path: Pat
     assert [p.name for p in tmp_path.rglob(".*.tmp")] == [".eval-val.json.elsewhere-1.tmp"]
 
 
+def test_a_process_that_proc_does_not_show_lives_while_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, where /proc is mounted with hidepid."""
+
+    class Hidden(type(tmp_path)):  # type: ignore[misc]
+        def read_text(self, *args: object, **more: object) -> str:
+            if self.name == "stat":
+                raise FileNotFoundError(2, "No such file or directory", str(self))
+            return str(super().read_text(*args, **more))
+
+    process = owner_in_another_process(tmp_path)
+    monkeypatch.setattr(lease, "Path", Hidden)
+    try:
+        assert lease.process_state(process.pid) == ("?", "")
+        assert read_status(tmp_path)["state"] == "running"
+        with pytest.raises(UserError, match=f"in use by process {process.pid}"):
+            claim_attempt(tmp_path)
+        heartbeat = tmp_path / "attempts" / "0001" / "heartbeat"
+        heartbeat.touch()
+        os.utime(heartbeat, (0, 0))
+        assert read_status(tmp_path)["state"] == "interrupted"
+    finally:
+        process.kill()
+        process.wait()
+    assert lease.process_state(process.pid) == ("", "")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_a_process_of_another_user_is_one() -> None:
+    code = "import os; from fer_hpc.files import is_process; os.setuid(65534); "
+    code += f"assert is_process({os.getpid()}); assert not is_process(4194305)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_checkpoints_of_another_users_start_may_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = begin(tmp_path, [])
+    old = save(theirs, 30)
+    theirs.end("interrupted")
+    mine = begin(tmp_path, [], old)
+    for images_seen in (60, 90, 120):
+        save(mine, images_seen)
+    unlink = Path.unlink
+
+    def unlink_own(path: Path, missing_ok: bool = False) -> None:
+        if path == old[2]:
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_own)
+    mine.prune()
+    assert [images for _, images, _ in list_checkpoints(tmp_path)] == [120, 90, 30]
+    error = checkpoint_write_error(mine, 150, PermissionError(13, "Permission denied", "a/b"))
+    assert "(Permission denied: a/b); the checkpoint at 120 images is kept: correct that" in str(
+        error
+    )
+
+
 def test_a_start_whose_half_written_file_the_next_owner_deletes_is_superseded(
     tmp_path: Path,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fer_hpc.config.commands import CompareConfig, ReportConfig
 from fer_hpc.evaluation.compare import compare
 from fer_hpc.evaluation.disturbances import DISTURBANCES
 from fer_hpc.evaluation.openings import openings_file, ordinal, read_openings, record_opening
+from fer_hpc.files import process_place
 from fer_hpc.report.report import report
 from tests.conftest import Fer
 
@@ -36,7 +36,7 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_temperature_is_fitted_on_val_and_never_on_test(fer: Fer, run: Path) -> None:
-    left = run / f".eval-test.json.{os.uname().nodename}-4194305.tmp"  # by one that was killed
+    left = run / f".eval-test.json.{process_place()}-4194305.tmp"  # by one that was killed
     left.write_text("half")
     done = fer("evaluate", run, "--split", "test")
     assert done.returncode == 0, done.stderr

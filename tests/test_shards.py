@@ -21,7 +21,7 @@ from fer_hpc.data.checksums import RECORD, verify_shards
 from fer_hpc.data.manifest import fingerprint
 from fer_hpc.data.shards import COLUMNS, open_split, read_manifest, write_manifest, write_shard
 from fer_hpc.data.staging import staged
-from fer_hpc.files import write_json
+from fer_hpc.files import process_place, write_json
 
 SHAPE, CLASSES = (8, 8, 1), ("a", "b", "c")
 
@@ -245,7 +245,7 @@ def test_a_copy_on_the_node_is_verified_and_cleaned(data: Path, tmp_path: Path) 
     manifest = read_manifest(data)
     copy = tmp_path / "stage" / manifest.fingerprint
     copy.mkdir(parents=True)
-    left = copy / f".train-00000.h5.{os.uname().nodename}-4194305.tmp"  # above every process id
+    left = copy / f".train-00000.h5.{process_place()}-4194305.tmp"  # above every process id
     left.write_text("a killed process began it")
     assert len(open_split(staged(manifest, tmp_path / "stage"), "train")) == 10
     assert not left.exists()
@@ -254,6 +254,29 @@ def test_a_copy_on_the_node_is_verified_and_cleaned(data: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="does not have the checksum"):
         staged(manifest, tmp_path / "stage")
     assert not list(copy.glob("*.h5")) + list(copy.glob(".*.tmp"))
+
+
+def test_a_copy_of_another_user_is_used_or_left_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, stage = read_manifest(data), tmp_path / "stage"
+    copy, own = stage / manifest.fingerprint, stage / f"{manifest.fingerprint}-{os.getuid()}"
+    staged(manifest, stage)
+    forbidden: list[tuple[Path, int]] = [(copy, os.W_OK)]
+
+    def access(path: Path, mode: int) -> bool:  # root may do all
+        return not any(Path(path) == each and mode & bits for each, bits in forbidden)
+
+    monkeypatch.setattr(os, "access", access)
+    written = (copy / "manifest.json").stat().st_mtime_ns
+    assert staged(manifest, stage).folder == copy
+    assert (copy / "manifest.json").stat().st_mtime_ns == written
+    (copy / "train-00000.h5").write_bytes(b"half")
+    assert staged(manifest, stage).folder == own, "theirs is not whole, and closed"
+    shutil.rmtree(own)
+    shutil.copy(data / "train-00000.h5", copy)
+    forbidden.append((copy / "train-00000.h5", os.R_OK))
+    assert staged(manifest, stage).folder == own, "theirs cannot be read"
 
 
 def zero_bytes(data: Path, name: str = "train-00000.h5") -> None:

@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import io
 import operator
+import os
 import re
+import shutil
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from fer_hpc.config import (
 from fer_hpc.config.aliases import current_arguments
 from fer_hpc.config.fields import value_type
 
+MIN_COLUMNS = 20
 Config = TypeVar("Config")
 METAVARS = {Path: "PATH", str: "TEXT", int: "INT", float: "FLOAT"}
 BOX = re.compile(r"[\u2500-\u257f\s]+")  # the frame that tyro draws around its errors
@@ -114,6 +117,8 @@ def parse(
     """
     import tyro
 
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)  # in fewer, tyro's help never ends
     for arg in args:
         if any(ord(character) < 32 or ord(character) == 127 for character in arg):
             raise UserError(f"the argument {arg!r} contains a control character")

@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from fer_hpc import __version__
 from fer_hpc.cli import jobs
@@ -39,6 +40,11 @@ from fer_hpc.config.plugins import plugin_mistakes
 from fer_hpc.parallel.local import run_ranks
 from fer_hpc.run.output import outlive_reader
 
+TOO_FEW_THREADS = (
+    "a thread cannot start: ulimit -u, or a limit of the site, allows this user too few processes "
+    "and threads; raise it, or end others"
+)
+
 # Called by slurm/launch.sh; several: by a study.
 MAX_NAME = 400  # characters of a path that an error shows
 INTERNAL = {"begin": jobs.begin, "end": jobs.end, "several": jobs.several}
@@ -50,9 +56,20 @@ def main(args: list[str] | None = None, verb: str | None = None) -> int:
     """The exit code of one command line; `verb` stands before the process's own arguments."""
     if args is not None:
         return _main(args)
+    _use_utf8()
     code = _main([verb, *sys.argv[1:]] if verb else sys.argv[1:])
     _settle_exit()
     return code
+
+
+def _use_utf8() -> None:
+    """Start again with UTF-8 for names of files where the locale has another encoding.
+
+    The names in tables are UTF-8, and the data must not depend on the locale of a node.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _main(args: list[str]) -> int:
@@ -128,6 +145,7 @@ def _run_command(name: str, command: Callable[[], int]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are no UTF-8
     try:
         with _interrupted_by_term(), plugin_mistakes():
+            _check_folder()
             code = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
         return code
@@ -151,6 +169,8 @@ def _run_command(name: str, command: Callable[[], int]) -> int:
         is_users = error.filename is not None or _is_full(error) or error.errno == errno.EMFILE
         return _refuse(name, system_error(error), EXIT_USER_ERROR if is_users else EXIT_CRASHED)
     except (ImportError, RuntimeError, MemoryError) as error:
+        if "can't start new thread" in str(error):
+            return _refuse(name, TOO_FEW_THREADS)
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit == resource.RLIM_INFINITY:
             raise
@@ -196,6 +216,14 @@ def _interrupted_by_term() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_folder() -> None:
+    """A UserError where the working directory is gone: libraries fail then in ways of their own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was deleted: cd to another one") from None
 
 
 def _stopped(name: str) -> int:

@@ -103,7 +103,10 @@ class Local:
     def cancel(self, jobs: Sequence[str]) -> None:
         for job in jobs:
             if is_alive(job):
-                os.kill(_pid_and_start(job)[0], signal.SIGTERM)
+                try:
+                    os.kill(_pid_and_start(job)[0], signal.SIGTERM)
+                except PermissionError:
+                    raise UserError(f"{job} is another user's: only they can end it") from None
 
     def dependency(self, jobs: Sequence[str]) -> list[str]:
         return []
@@ -132,4 +135,6 @@ def is_alive(job: str) -> bool:
     """Whether the process of a job runs; only its own host, boot and namespace know."""
     pid, start = _pid_and_start(job)
     letter, started = process_state(pid)
+    if letter == "?":
+        return True  # another user's, or of another one's that has its number by now
     return started == start != "" and letter not in "ZX"

@@ -144,7 +144,7 @@ def _folders(paths: tuple[Path, ...]) -> list[Path]:
             raise UserError(
                 f"{path}: no such folder; give run folders or folders of them, or set FER_RUNS"
             )
-        say_unreadable(path)
+        say_unreadable(path, levels=2)
         for pattern in ("config.json", "*/config.json", "*/*/config.json", TRIALS):
             folders |= {p.parent for p in path.glob(pattern)}
         for pattern in ("jobs", "*/jobs", "*/*/jobs"):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from fer_hpc.data.manifest import SHARD, find_manifest
 from fer_hpc.data.plugin_source import rows_of_plugin
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.data.tables import read_columns
-from fer_hpc.files import read_json, read_record, sha256, write_json
+from fer_hpc.files import process_tag, read_json, read_record, sha256, write_json
 
 SHARD_BYTES = 128 << 20  # a shard is built in memory
 SHARD_ROWS = 16_384
@@ -216,7 +214,7 @@ def claim_folder(out: Path, plan: Plan) -> None:
     """
     claim = out / CLAIM
     if not claim.exists():
-        name = f".{claim.parent.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        name = f".{claim.parent.name}.{process_tag()}.tmp"
         temporary = out / "parts" / name
         temporary.mkdir(parents=True, exist_ok=True)
         write_json(temporary / claim.name, {"plan": plan.hash})

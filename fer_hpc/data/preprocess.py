@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +33,7 @@ from fer_hpc.data.plan import (
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.sources import SourceSpec, open_source, resolve_source, source_spec
 from fer_hpc.data.workers import NO_BOX, OUTSIDE, Block, face_workers, read_blocks
-from fer_hpc.files import remove_leftovers, write_json
+from fer_hpc.files import process_place, remove_leftovers, write_json
 from fer_hpc.parallel.process import keep_freed_memory
 from fer_hpc.run.folder import check_outside_runs
 
@@ -146,14 +145,14 @@ def _print_plan(config: PreprocessConfig, plan: Plan) -> None:
 
 
 def _remove_leftovers(config: PreprocessConfig, mine: list[Shard]) -> None:
-    """Temporary files that a killed run of the same task left on another host.
+    """Temporary files that a killed run of the same task left in another place.
 
-    Those of this host are gone already, but for the ones of living processes: the same command.
+    Those of this one are gone already, but for the ones of living processes: the same command.
     """
     for shard in mine:
         for path in config.out.glob(f".{shard.name}.h5.*.tmp"):
             writer = path.name.removesuffix(".tmp").rpartition("-")[0]
-            if not writer.endswith(f".{socket.gethostname()}"):
+            if not writer.endswith(f".{process_place()}"):
                 path.unlink(missing_ok=True)
 
 

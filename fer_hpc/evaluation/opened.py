@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,11 @@ def open_run(config: EvaluateConfig, world: World) -> OpenedRun:
     """Open a run and a split; a UserError where they do not fit."""
     stored = read_run_config(config.run)
     if not world.rank:
+        if not os.access(config.run, os.W_OK):
+            raise UserError(
+                f"{config.run}: scores are kept in the run folder, and you may only read this one; "
+                "copy it to a folder of yours"
+            )
         remove_leftovers(config.run)  # of an evaluation that was killed
     manifest = scored_data(config, stored["data"]["fingerprint"])
     classes = _common_classes(config, manifest, stored["data"])

@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ from fer_hpc.parallel.world import (
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+SLOW_MEETING_S = 30.0
 
 
 class PeerLost(Exception):
@@ -65,7 +70,7 @@ def process_group(
         set_rendezvous()
         use_nccl = backend == "auto" and torch.cuda.is_available()
         timeout = datetime.timedelta(seconds=timeout_s)
-        store = _meeting_place(world, timeout)
+        store = _meet(world, timeout)
         store.set_timeout(timeout)
         heartbeat = Heartbeat(store, world, on_lost)
         dist.init_process_group(
@@ -88,6 +93,35 @@ def process_group(
         yield
         # Not after an exception: it would wait for ranks that are gone.
         dist.destroy_process_group()
+
+
+def _meet(world: World, timeout: datetime.timedelta) -> Any:
+    """The store where the ranks meet, once all are there; a line says so where that takes long.
+
+    In a thread: torch waits without Python, so that no signal would be handled here meanwhile.
+    """
+    outcome: list[Any] = []
+
+    def meet() -> None:
+        try:
+            outcome.append(_meeting_place(world, timeout))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=meet, name="meeting", daemon=True)
+    thread.start()
+    thread.join(SLOW_MEETING_S)
+    if thread.is_alive():
+        print(
+            f"rank {world.rank} of {world.size} waits for the others: {rendezvous_in_words()}",
+            file=sys.stderr,
+            flush=True,
+        )
+    while thread.is_alive():
+        thread.join(1.0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _meeting_place(world: World, timeout: datetime.timedelta) -> Any:

@@ -140,6 +140,8 @@ class _Ranks:
                 if code == EXIT_RUN_AGAIN and rank:
                     grace = STOP_GRACE_S
                 deadline = min(deadline, time.monotonic() + grace)
+            if self.signals and deadline == math.inf:  # one that does not follow it hangs
+                deadline = time.monotonic() + STOP_GRACE_S
             if time.monotonic() > deadline:
                 self._kill()
 

@@ -93,6 +93,14 @@ def free_port() -> int:
         port = job_port(os.getpid(), offset)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((LOOPBACK, port))
+            probe.listen()
+            try:
+                socket.create_connection((LOOPBACK, port), timeout=5).close()
+            except OSError as error:
+                raise UserError(
+                    f"the processes of one machine meet at {LOOPBACK}, which does not answer "
+                    f"({error.strerror or error}): ip link set lo up"
+                ) from None
             return port
     raise UserError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORT_COUNT} on this machine")
 

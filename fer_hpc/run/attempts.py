@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_hpc.config import UserError
-from fer_hpc.files import copy_file, naming, read_record, remove_leftovers, write_json
+from fer_hpc.files import copy_file, naming, process_tag, read_record, remove_leftovers, write_json
 from fer_hpc.parallel.job import Job
 from fer_hpc.run.folder import attempt_numbers, attempt_path, checkpoint_files
 from fer_hpc.run.lease import (
@@ -112,8 +112,11 @@ class Attempt:
             if n < self.number
             for p in checkpoint_files(self.run, n)
         ]
-        for path in own[:-keep] + (old if len(own) >= keep else []):
+        for path in own[:-keep]:
             path.unlink(missing_ok=True)
+        for path in old if len(own) >= keep else []:
+            with contextlib.suppress(PermissionError):  # of a start by another user
+                path.unlink(missing_ok=True)
 
     def discard(self, parent: tuple[int, int, Path] | None) -> None:
         """Delete the checkpoints that this start has made: all but the one that it began from."""
@@ -162,7 +165,7 @@ def claim_attempt(run: Path, job: Job | None = None, say: Callable[[str], None] 
     (another host), this waits until it beats again or its lease runs out.
     """
     (run / "attempts").mkdir(parents=True, exist_ok=True)
-    name = f".claim-{threading.get_ident()}-{socket.gethostname()}-{os.getpid()}"
+    name = f".claim-{threading.get_ident()}-{process_tag()}"
     claim = run / "attempts" / name
     shutil.rmtree(claim, ignore_errors=True)
     with naming(run / "attempts", claim):

@@ -63,10 +63,9 @@ def reported_error(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of a GPU or the CPU was exhausted; a thread that cannot start counts."""
-    texts = ("DefaultCPUAllocator: can't allocate", "can't start new thread")
+    """Whether memory of a GPU or the CPU was exhausted."""
     known = MemoryError | torch.OutOfMemoryError
-    return isinstance(error, known) or any(text in str(error) for text in texts)
+    return isinstance(error, known) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def memory_advice(config: TrainConfig | GanConfig, world: World) -> str:

@@ -103,18 +103,26 @@ def read_run_config(run: Path) -> dict[str, Any]:
     return stored
 
 
-def say_unreadable(path: Path) -> None:
-    """Name the folders in `path` that cannot be read: a search passes over them."""
-    for entry in sorted(path.iterdir()) if path.is_dir() else ():
-        if entry.is_dir() and not os.access(entry, os.R_OK | os.X_OK):
-            print(one_line(f"warning: {entry} cannot be read: left out"), file=sys.stderr)
+def say_unreadable(path: Path, levels: int) -> None:
+    """Name the folders so many levels below `path` that cannot be read: a search passes them."""
+    if not levels or not _can_search(path) or (path / "config.json").exists():
+        return
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir():
+            say_unreadable(entry, levels - 1 if _can_search(entry, say=True) else 0)
+
+
+def _can_search(folder: Path, say: bool = False) -> bool:
+    is_possible = os.access(folder, os.R_OK | os.X_OK)
+    if say and not is_possible:
+        print(one_line(f"warning: {folder} cannot be read: left out"), file=sys.stderr)
+    return is_possible
 
 
 def find_runs(paths: tuple[Path, ...]) -> list[Path]:
     """The run folders among `paths` and below them, in order."""
     runs: dict[Path, None] = {}
     for path in paths:
-        say_unreadable(path)
         folders = (
             [path]
             if (path / "config.json").exists()
@@ -135,7 +143,12 @@ def _folders_with(path: Path, name: str) -> Iterator[Path]:
             subfolders.clear()  # a second way to it, or a circle
             continue
         seen.add(real)
-        subfolders.sort(key=lambda each: (Path(folder, each).is_symlink(), each))
+        paths = [Path(folder, each) for each in subfolders]
+        subfolders[:] = [
+            each.name
+            for each in sorted(paths, key=lambda each: (each.is_symlink(), each))
+            if _can_search(each, say=True)
+        ]
         if name in files:
             yield Path(folder)
 

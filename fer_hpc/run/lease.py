@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from pathlib import Path
 
-from fer_hpc.files import read_record
+from fer_hpc.files import is_process, process_tag, read_record
 from fer_hpc.parallel.job import Job
 
 HEARTBEAT_S = 5.0
@@ -26,11 +24,14 @@ def pid_scope() -> str:
 
 
 def process_state(pid: int) -> tuple[str, str]:
-    """(state letter, start time) of a process; ("", "") where there is none."""
+    """(state letter, start time) of a process; ("", "") where there is none.
+
+    ("?", "") for one of another user that /proc does not show (mounted with hidepid).
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "", ""
+        return "?" if is_process(pid) else "", ""
     return fields[0], fields[19]
 
 
@@ -39,7 +40,7 @@ def heartbeat_age(run: Path, attempt: Path) -> float:
 
     Writes a probe file into the run folder for a moment; for those who may write there.
     """
-    probe = run / f".clock-{socket.gethostname()}-{os.getpid()}"
+    probe = run / f".clock-{process_tag()}"
     probe.touch()
     now = probe.stat().st_mtime
     probe.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def holder_of(run: Path, attempt: Path, job: Job | None = None, read_only: bool 
             return ""  # the scheduler restarted this job: the earlier start is gone or cut off
         if owner["place"] == pid_scope() != "unknown":
             letter, started = process_state(owner["pid"])
-            # a stopped or dead process does not hold the run
-            return who if started == owner["started"] and letter not in "TtZX" else ""
+            if letter != "?":  # a stopped or dead process does not hold the run
+                return who if started == owner["started"] and letter not in "TtZX" else ""
     age = heartbeat_age_by_local_clock(attempt) if read_only else heartbeat_age(run, attempt)
     return who if age < LEASE_S else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -154,9 +155,12 @@ def checkpoint_write_error(attempt: Attempt, images_seen: int, error: OSError) -
     """
     with contextlib.suppress(OSError):
         attempt.check_newest()
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = error.strerror or str(error)
+    what += f": {error.filename}" if error.filename and not is_full else ""
     return UserError(
-        f"{attempt.run} could not be saved at {images_seen:,} images "
-        f"({error.strerror or error}); {_kept(attempt.run)}: make room and give the same "
+        f"{attempt.run} could not be saved at {images_seen:,} images ({what}); "
+        f"{_kept(attempt.run)}: {'make room' if is_full else 'correct that'} and give the same "
         "command again"
     )
 

@@ -13,9 +13,11 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.parallel.job import current_step
 
 os.environ |= {  # read when ray is imported
@@ -32,12 +34,14 @@ if "RAY_ADDRESS" not in os.environ and current_step() is None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
+if sys.flags.optimize > 1:
+    raise UserError("tune needs docstrings: start it without python -OO or PYTHONOPTIMIZE=2")
+
 import ray
 import torch
 from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
-from fer_hpc.config import EXIT_FINDINGS, EXIT_FINISHED, EXIT_RUN_AGAIN, TrainConfig, UserError
 from fer_hpc.config.commands import SweepConfig
 from fer_hpc.config.errors import counted
 from fer_hpc.parallel.gpus import may_have_gpus
