@@ -36,7 +36,6 @@ from fer_hpc.config import UserError
 from fer_hpc.parallel.process import output_of
 
 GPU_NAMES = ("gpus", "gpu", "ngpus")  # what sites call the resource
-PARALLEL_ENVIRONMENT = "omp"  # several cores of one host
 HARD_AFTER_SOFT_S = 180  # Grid Engine waits 90 s between the warning and the end
 
 

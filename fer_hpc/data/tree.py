@@ -29,7 +29,6 @@ from fer_hpc.data.tally import Tally
 from fer_hpc.files import read_file
 
 Stamp = int | Reject  # changes with a file's size or time; a Reject says why it cannot be read
-Folder = Mapping[str, Stamp]  # file name -> stamp
 MAX_MEMBER_BYTES = 1 << 28  # of a picture or annotation; larger ones are no such file
 HIDDEN = (".", "__MACOSX")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -38,7 +38,6 @@ class Disturbance:
     strengths: tuple[float, float, float, float, float]
     unit: str
     apply: Callable[[Face, float], Pixels]
-    occludes: bool = False  # uses landmarks
 
 
 def face_at(
@@ -205,6 +204,6 @@ DISTURBANCES: dict[str, Disturbance] = {
         "low resolution", (1.5, 2.0, 3.0, 4.0, 6.0), "times smaller", low_resolution
     ),
     "rotation": Disturbance("rotation", (5, 10, 20, 30, 45), "degrees, + or -", rotation),
-    "mask": Disturbance("mask", (0.3, 0.45, 0.6, 0.8, 1.0), "chin to eyes", mask, True),
-    "glasses": Disturbance("dark glasses", (0.4, 0.55, 0.7, 0.85, 1.0), "opacity", glasses, True),
+    "mask": Disturbance("mask", (0.3, 0.45, 0.6, 0.8, 1.0), "chin to eyes", mask),
+    "glasses": Disturbance("dark glasses", (0.4, 0.55, 0.7, 0.85, 1.0), "opacity", glasses),
 }

@@ -160,9 +160,6 @@ def _row(
     }
 
 
-Share = tuple[float, float]  # a share and the variance of its estimate
-
-
 def _smoothed(hits: NDArray[Any], n: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Share and variance with one hit and one miss added (Agresti and Caffo 2000)."""
     p = (hits + 1) / (n + 2)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BEAT_S = 3.0
 SILENT_S = 60.0  # without a new number: the rank is gone
 RECORD_S = 4.0  # for recording why: storage may hang
-FAREWELL_S = 5.0  # for the other ranks to end, before rank 0 takes the store away
+LAST_RANK_S = 5.0  # for the other ranks to end, before rank 0 takes the store away
 ENDED = b"ended"
 
 
@@ -71,7 +71,7 @@ class Heartbeat:
         self._in_order = error is None
         self._ended.set()
         for thread in self._threads:
-            thread.join(FAREWELL_S)
+            thread.join(LAST_RANK_S)
 
     def _exchange(self) -> None:
         """Count up this rank's number and read the others', until the end."""
@@ -91,7 +91,7 @@ class Heartbeat:
 
     def _see_off(self) -> None:
         """Keep rank 0, whose end takes the store away, until the others have ended."""
-        deadline = time.monotonic() + FAREWELL_S
+        deadline = time.monotonic() + LAST_RANK_S
         while self.world.rank == 0 and time.monotonic() < deadline:
             if all(value == ENDED for value in self._store.multi_get(self._keys)):
                 return

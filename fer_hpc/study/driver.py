@@ -168,8 +168,7 @@ class Driver:
             folder = parts[0].folder if len(parts) == 1 else self.plan.out
             log = folder / "jobs" / f"{job_name}_0_log.out"
             self.running.append(Running(parts, job_name, None, log))
-            gpu = environment_of(job_name).get("CUDA_VISIBLE_DEVICES", "")
-            self.room.occupy(parts[0], gpu)
+            self.room.occupy(parts[0], environment_of(job_name).get("CUDA_VISIBLE_DEVICES", ""))
             _say(f"runs still   {_names(parts)}")
 
     def _ready(self, states: dict[str, PartState]) -> list[Part]:

@@ -11,7 +11,6 @@ from fer_hpc.study.graph import Part
 from fer_hpc.study.plan import Plan
 from fer_hpc.study.state import PartState
 
-MARKS = {"finished": "*", "running": ">", "failed": "!", "blocked": "!", "left out": "-"}
 BAR = 12  # characters
 
 

@@ -260,12 +260,6 @@ def prepare(sweep: SweepConfig, preset: str, trials: list[Trial]) -> None:
     write_json(sweep.out / "sweep.json", stored | {"trials": before | _listed(sweep, trials)})
 
 
-def with_paths(runtime: dict[str, Any]) -> dict[str, Any]:
-    """Runtime fields from a JSON file, whose paths are strings there, as TrainConfig has them."""
-    paths = {k: Path(runtime[k]) for k in ("init_from", "stage") if runtime.get(k)}
-    return runtime | paths | {"plugin": tuple(map(Path, runtime.get("plugin") or ()))}
-
-
 def check_free(out: Path, names: list[str], wait_s: float = 0.0) -> None:
     """A UserError where a living process trains one of these trials, which must not end.
 

@@ -21,7 +21,6 @@ from fer_hpc.data.split_names import split_of
 from fer_hpc.data.tables import CsvTable
 from fer_hpc.data.tree import Tree, is_archive, open_tree
 
-OWN_COLUMN = "subdirectory_filepath"
 PIXEL_TABLES = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first that is there
 
 
