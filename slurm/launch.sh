@@ -92,7 +92,8 @@ fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the sit
         return 1
     fi
     CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${taken[*]}")
-    export CUDA_VISIBLE_DEVICES
+    CUDA_DEVICE_ORDER=PCI_BUS_ID # the numbers of /dev; CUDA's own begin with the fastest GPU
+    export CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER
 }
 
 # ---- the code and the command: an edit does not change a job that starts again -------------------

@@ -398,7 +398,10 @@ def test_the_time_left_falls_as_parts_finish(tmp_path: Path) -> None:
     assert as_jobs == pytest.approx(5 * (1 + start))
 
 
-def test_small_trainings_share_a_machine_and_large_ones_do_not(tmp_path: Path) -> None:
+def test_small_trainings_share_a_machine_and_large_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     parts = by_name(tiny(tmp_path))
     small = [parts[f"train/cnn_baseline-seed{i}"] for i in range(3)]
     large = dataclasses.replace(parts["gan/gan-seed0"], alone=True)
@@ -426,6 +429,10 @@ def test_small_trainings_share_a_machine_and_large_ones_do_not(tmp_path: Path) -
     other = dataclasses.replace(large, name="gan/gan-seed1")
     assert gpus.place(other) == {"CUDA_VISIBLE_DEVICES": "0"}
     assert gpus.place(dataclasses.replace(large, name="gan/gan-seed2")) is None
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # numbers of nvidia-smi then
+    gpus = Room(cores=16, memory_gb=256, gpus={"0": 80.0})
+    assert gpus.place(large) == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def test_parts_on_one_gpu_use_the_service_that_a_driver_starts(

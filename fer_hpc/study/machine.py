@@ -54,6 +54,8 @@ class Room:
                 continue
             self.taken[part.name] = (cores, gpu, part.alone)
             variables = {"CUDA_VISIBLE_DEVICES": gpu}
+            if "CUDA_VISIBLE_DEVICES" not in os.environ:  # then `gpu` is nvidia-smi's number,
+                variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # and CUDA's begin with the fastest
             if not part.alone:
                 variables |= {"FER_PROCESSES_PER_GPU": str(room), **self.shared}
             return variables
