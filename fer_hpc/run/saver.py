@@ -155,7 +155,7 @@ def checkpoint_write_error(attempt: Attempt, images_seen: int, error: OSError) -
     """
     with contextlib.suppress(OSError):
         attempt.check_newest()
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = error.strerror or str(error)
     what += f": {error.filename}" if error.filename and not is_full else ""
     return UserError(
