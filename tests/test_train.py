@@ -27,28 +27,29 @@ from fer_hpc.run.folder import (
     read_status,
 )
 from tests.conftest import TRAIN_SPEED, Fer, Preprocess, Train
-from tests.helpers.processes import Started
+from tests.helpers.processes import HOLD, Started
 from tests.helpers.processes import run as run_command
 from tests.helpers.runs import SECONDS, assert_same_outcome, until_training
 from tests.helpers.slurm import until
 
 
-def start(shards: Path, run: Path, *flags: object) -> Started:
-    return Started("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
+def start(shards: Path, run: Path, *flags: object, hold: int = 0) -> Started:
+    """A training; with `hold` it saves at so many images, and waits at 30 more for a signal."""
+    call = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
+    return Started(*call, env={**os.environ, **({HOLD: str(hold)} if hold else {})})
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run, rng = tmp_path / "run", random.Random(0)
-    for attempt, images_seen in ((1, 30), (2, 120), (3, 270)):  # of 756, in a second or in ten
-        process = start(shards, run)
-        until_training(run, attempt, images_seen)
+    for attempt, images_seen in ((1, 30), (2, 120), (3, 270)):  # of 510, in a second or in ten
+        process = start(shards, run, hold=450)
+        until_training(run, attempt, images_seen, process)
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
         process.wait()
     assert read_status(run)["state"] == "interrupted"
-    assert list_checkpoints(run)[0][1] % 252, "the newest checkpoint lies within an epoch"
     done = train(run)
     assert done.returncode == 0, done.stderr
     assert "from image" in done.stderr
@@ -59,11 +60,11 @@ def test_the_older_of_two_writers_loses_and_corrupts_nothing(
     shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    older = start(shards, run)
-    until_training(run, 1, images_seen=30)
+    older = start(shards, run, hold=450)
+    until_training(run, 1, 30, older)
     older.send_signal(signal.SIGSTOP)
     newer = start(shards, run)
-    until_training(run, 2, images_seen=90)
+    until_training(run, 2, 90, newer)
     older.send_signal(signal.SIGCONT)
     assert older.wait(SECONDS) == 4
     assert "another start has taken this run over" in older.communicate()[1]
@@ -78,13 +79,14 @@ def test_a_run_in_use_is_refused_with_who_holds_it(
     run = tmp_path / "run"
     flags = ("--epochs", 500, "--checkpoint-every-s", 1000)
     holder = start(shards, run, *flags)
-    until_training(run, 1)
+    until_training(run, 1, process=holder)
     done = train(run, *flags)
     holder.kill()
+    holder.wait(SECONDS)
     assert done.returncode == 2
     assert f"in use by process {holder.pid}" in done.stderr
     again = start(shards, run, *flags)
-    until_training(run, 2)
+    until_training(run, 2, process=again)
     again.send_signal(signal.SIGTERM)
     said = again.communicate(SECONDS)[1]
     assert "attempt 2, from the beginning: earlier starts left no checkpoint" in said
@@ -94,13 +96,12 @@ def test_a_signal_saves_and_asks_to_be_run_again(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run, "--checkpoint-every-s", 1000)
-    until_training(run, 1)
-    time.sleep(0.5)
+    process = start(shards, run, "--checkpoint-every-s", 1000, hold=210)
+    until_training(run, 1, 210, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 75
     assert "SIGTERM" in read_status(run)["why"]
-    assert list_checkpoints(run)
+    assert list_checkpoints(run)[0][1] == 240, "within an epoch, whose last image is the 360th"
     assert train(run).returncode == 0
     assert_same_outcome(run, finished_run)
 
@@ -129,8 +130,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run)
-    until_training(run, 1, images_seen=300)
+    process = start(shards, run, "--checkpoint-every-s", 0.02, hold=450)
+    until_training(run, 1, 450, process)
     process.kill()
     process.wait()
     (_, newest, path), (_, before, _) = list_checkpoints(run)[:2]
@@ -317,10 +318,10 @@ def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run)
-    until_training(run, 1, images_seen=30)
+    process = start(shards, run, hold=30)
+    until_training(run, 1, 30, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(SECONDS) == 75
     saved = list_checkpoints(run)[0]
     call = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED)
     code, messages = run_limited(resource.RLIMIT_FSIZE, 5 << 20, *call)  # a checkpoint has 30 MB

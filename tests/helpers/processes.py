@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,6 +20,7 @@ from fer_hpc.config import PRESETS
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
 FORK = "FER_TEST_FORK"  # environment variable: preprocess forks its workers
+HOLD = "FER_TEST_HOLD"  # environment variable: after how many images a training waits, see _hold
 VERBS = tuple(
     "train train_gan evaluate predict export generate transfer report preprocess doctor sheet"
     " status logs synthetic tune".split()
@@ -48,6 +51,8 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
         from fer_hpc.data import workers
 
         workers.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore
+    if HOLD in os.environ:
+        _hold(int(os.environ.pop(HOLD)))
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     from fer_hpc.cli.main import main, run_command
@@ -58,6 +63,37 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
 
     verb = VERBS[args[1]]
     sys.exit(run_command(args[1], lambda: verb.run(verb.config_class(**json.loads(args[2])))))
+
+
+def _hold(images: int) -> None:
+    """Let a training save at `images`, and wait after the step that follows until a signal comes.
+
+    A multiple of the batch. Any signal with a handler lets it go on, also one that came before, and
+    SIGCONT. Of several ranks the last one waits, and so the others do. A test that kills or stops
+    a training thus never meets one that has finished, on however fast a machine.
+    """
+    from fer_hpc.run.saver import Saver
+    from fer_hpc.run.watchdog import Watchdog
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCONT, lambda *_: None)
+    waits = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    seen, step, due = 0, Watchdog.step, Saver.due
+
+    def held_step(watch: Watchdog, images_seen: int) -> None:
+        nonlocal seen, waits
+        seen = images_seen
+        step(watch, images_seen)
+        if waits and seen > images:
+            os.read(reader, 1)
+            waits = False
+
+    def due_at_images(saver: Saver) -> bool:
+        return due(saver) or (saver.attempt is not None and seen == images)
+
+    Watchdog.step, Saver.due = held_step, due_at_images  # type: ignore[method-assign]
 
 
 def call(verb: str, preset: str = "", **fields: object) -> tuple[str, str, str]:
@@ -120,19 +156,33 @@ def run(
     return subprocess.CompletedProcess(list(map(str, args)), started.returncode or 0, out, err)
 
 
-def start_ranks(size: int, verb: str, *args: object) -> list[Started]:
-    """`size` processes of one command, with the variables that torchrun sets."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(s.getsockname()[1]),
-            "WORLD_SIZE": str(size),
-        }
-    local = {"LOCAL_WORLD_SIZE": str(size)}
+_ports = itertools.count(97 * os.getpid())  # test processes have numbers that follow each other
+
+
+def free_port() -> int:
+    """A port that is free, and stays so until it is used: the system gives it to nobody.
+
+    Those that the system gives by itself begin at 32,768, so one of these may be taken at any time.
+    """
+    for number in _ports:
+        port = 21_000 + number % 11_000
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
+
+
+def start_ranks(size: int, verb: str, *args: object, hold: int = 0) -> list[Started]:
+    """`size` processes of one command, with the variables that torchrun sets; `hold`: see _hold."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        **({HOLD: str(hold)} if hold else {}),
+    }
     environments = [
-        {**os.environ, **address, **local, "RANK": str(r), "LOCAL_RANK": str(r)}
-        for r in range(size)
+        {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)
     ]
     return [Started(verb, *args, env=environment) for environment in environments]
 

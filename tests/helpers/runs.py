@@ -11,20 +11,29 @@ import torch
 
 from fer_hpc.drill.verify import flat_parts
 from fer_hpc.run.folder import attempt_path, list_checkpoints, read_rows
+from tests.helpers.processes import Started
 
 SECONDS = 120  # for anything that a test waits for
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
 
 
-def until_training(run: Path, attempt: int, images_seen: int = 0) -> None:
-    """Wait until an attempt trains and has a checkpoint at or after `images_seen` (0: none)."""
+def until_training(
+    run: Path, attempt: int, images_seen: int = 0, process: Started | None = None
+) -> None:
+    """Wait until an attempt trains and has a checkpoint at or after `images_seen` (0: none).
+
+    Where `process` has ended before, the error is what it wrote.
+    """
     folder, deadline = attempt_path(run, attempt), time.monotonic() + SECONDS
     while time.monotonic() < deadline:
+        code = process.returncode if process else None
         saved = [int(p.stem) for p in folder.glob("0*.pt")]
         if (folder / "environment.json").exists() and (
             not images_seen or max(saved, default=0) >= images_seen
         ):
             return
+        if process and code is not None:
+            raise AssertionError(f"it ended with {code}: {''.join(process.communicate())}")
         time.sleep(0.01)
     raise TimeoutError(f"attempt {attempt} did not begin")
 
