@@ -16,6 +16,7 @@ from fer_hpc.parallel.collectives import process_group
 from fer_hpc.parallel.device import arithmetic, card_of, pick_device, refuse_shared_cards
 from fer_hpc.parallel.world import World
 from tests.helpers import processes
+from tests.helpers.runs import SECONDS
 
 
 @pytest.fixture
@@ -80,9 +81,7 @@ def _connect(rank: int, port: int, folder: Path, backend: str) -> None:
 def test_all_ranks_compare_their_gpus_when_they_connect(
     tmp_path: Path, backend: str, outcome: str
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = processes.free_port()
     ranks = [
         processes.FORKS.Process(target=_connect, args=(rank, port, tmp_path, backend))
         for rank in (0, 1)
@@ -90,7 +89,7 @@ def test_all_ranks_compare_their_gpus_when_they_connect(
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(60)
+        rank.join(SECONDS)
     assert [rank.exitcode for rank in ranks] == [0, 0]
     for name in "01":
         assert (tmp_path / name).read_text().startswith(outcome)

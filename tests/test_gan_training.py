@@ -12,7 +12,7 @@ import pytest
 from fer_hpc.run.folder import list_checkpoints, read_rows, read_status
 from tests.conftest import GAN_SPEED, Fer, Once, Preprocess
 from tests.helpers.processes import Started, finish, start_ranks
-from tests.helpers.runs import until_training
+from tests.helpers.runs import SECONDS, until_training
 
 
 @pytest.fixture
@@ -37,8 +37,9 @@ def test_killed_it_ends_bit_identical(faces: Path, tmp_path: Path, size: int, mo
     assert finish(start_ranks(size, "train_gan", *call, "--run", whole)) == [0] * size
     epoch = read_rows(whole)[0]["images_seen"]
     for attempt, images_seen in ((1, 8), (2, epoch)):
-        ranks = start_ranks(size, "train_gan", *call, "--run", killed)
-        until_training(killed, attempt, images_seen=images_seen)
+        hold = f"{epoch + 8} {epoch + 24}"
+        ranks = start_ranks(size, "train_gan", *call, "--run", killed, hold=hold)
+        until_training(killed, attempt, images_seen, ranks[0])
         time.sleep(rng.uniform(0, 0.3))
         for rank in ranks:
             rank.kill()
@@ -92,7 +93,7 @@ def test_a_signal_saves_and_asks_to_be_run_again(faces: Path, tmp_path: Path) ->
     )
     until_training(tmp_path / "run", 1)
     started.send_signal(15)
-    assert started.wait(60) == 75
+    assert started.wait(SECONDS) == 75
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["why"] == "stopped by SIGTERM"
     assert list_checkpoints(tmp_path / "run")[0][1] == status["images_seen"]

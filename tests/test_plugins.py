@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from fer_hpc.run.folder import read_status
 from fer_hpc.training.loss_check import check_loss
 from fer_hpc.training.losses import LOSSES
 from tests.conftest import Fer
-from tests.helpers.processes import Started
+from tests.helpers.processes import HOLD, Started
+from tests.helpers.runs import until_training
 
 NETWORK = """
 from torch import nn
@@ -261,11 +261,8 @@ def test_from_training_to_the_report_with_a_network_and_a_loss_of_ones_own(
 
     run = tmp_path / "killed"
     again = (*own, "--run", run, "--checkpoint-every-s", 0.02)
-    process = Started("train", *again, "--plugin", plugin)
-    deadline = time.monotonic() + 120
-    while not [p for p in run.glob("attempts/0001/0*.pt") if int(p.stem) > 300]:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    process = Started("train", *again, "--plugin", plugin, env={**os.environ, HOLD: "3000 3030"})
+    until_training(run, 1, 300, process)
     process.kill()
     process.wait()
     assert read_status(run)["state"] == "interrupted"

@@ -42,9 +42,12 @@ def kill_and_finish(
     began = time.monotonic()
     assert finish(start_ranks(size, "train", *arguments(case, shards, whole))) == [0] * size
     seconds = time.monotonic() - began
+    end = read_status(whole)["images_seen"]
     for attempt in range(1, kills + 1):
-        ranks = start_ranks(size, "train", *arguments(case, shards, killed))
-        until_training(killed, attempt)
+        ranks = start_ranks(
+            size, "train", *arguments(case, shards, killed), hold=f"{end - 72} {end}"
+        )
+        until_training(killed, attempt, process=ranks[0])
         time.sleep(rng.uniform(0.1, 0.35 * seconds / kills))
         for rank in ranks:
             rank.kill()
@@ -150,7 +153,7 @@ def test_a_dead_rank_ends_the_others_within_seconds(shards: Path, tmp_path: Path
     ranks = start_ranks(
         2, "train", preset, "--data", shards, "--run", tmp_path / "run", *flags, *COMMON
     )
-    until_training(tmp_path / "run", 1, images_seen=36)
+    until_training(tmp_path / "run", 1, 36, ranks[0])
     ranks[1].kill()
     began = time.monotonic()
     assert finish(ranks, 120) == [75, -signal.SIGKILL]
@@ -165,15 +168,14 @@ def test_a_signal_to_one_rank_saves_all(shards: Path, tmp_path: Path) -> None:
     preset, *flags = CASES["cnn_plateau_mixup"].split()
     run = tmp_path / "run"
     call = (preset, "--data", shards, "--run", run, *flags, *COMMON, "--checkpoint-every-s", "1000")
-    ranks = start_ranks(2, "train", *call)
-    until_training(run, 1)
-    time.sleep(0.2)
+    ranks = start_ranks(2, "train", *call, hold="72 144")
+    until_training(run, 1, 72, ranks[0])
     ranks[1].send_signal(signal.SIGUSR1)
     assert finish(ranks) == [75, 75]
     status = read_status(run)
     assert (status["state"], status["why"]) == ("interrupted", "stopped by SIGUSR1")
     saved = list_checkpoints(run)[0][1]
-    assert saved == status["images_seen"]
+    assert saved == status["images_seen"] > 72
     assert finish(start_ranks(1, "train", *call)) == [0]
     assert [row["epoch"] for row in read_rows(run)] == [1, 2, 3]
     assert read_environment(run)["parent"]["images_seen"] == saved

@@ -34,9 +34,9 @@ from tests.helpers.slurm import until
 
 
 def start(shards: Path, run: Path, *flags: object, hold: int = 0) -> Started:
-    """A training; with `hold` it saves at so many images, and waits at 30 more for a signal."""
+    """A training; with `hold` it waits at so many images for a signal, and saves a batch before."""
     call = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
-    return Started(*call, env={**os.environ, **({HOLD: str(hold)} if hold else {})})
+    return Started(*call, env={**os.environ, **({HOLD: f"{hold - 30} {hold}"} if hold else {})})
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(
@@ -44,7 +44,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(
 ) -> None:
     run, rng = tmp_path / "run", random.Random(0)
     for attempt, images_seen in ((1, 30), (2, 120), (3, 270)):  # of 510, in a second or in ten
-        process = start(shards, run, hold=450)
+        process = start(shards, run, hold=480)
         until_training(run, attempt, images_seen, process)
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
@@ -60,7 +60,7 @@ def test_the_older_of_two_writers_loses_and_corrupts_nothing(
     shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    older = start(shards, run, hold=450)
+    older = start(shards, run, hold=480)
     until_training(run, 1, 30, older)
     older.send_signal(signal.SIGSTOP)
     newer = start(shards, run)
@@ -96,7 +96,7 @@ def test_a_signal_saves_and_asks_to_be_run_again(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run, "--checkpoint-every-s", 1000, hold=210)
+    process = start(shards, run, "--checkpoint-every-s", 1000, hold=240)
     until_training(run, 1, 210, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 75
@@ -130,7 +130,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run, "--checkpoint-every-s", 0.02, hold=450)
+    process = start(shards, run, "--checkpoint-every-s", 0.02, hold=480)
     until_training(run, 1, 450, process)
     process.kill()
     process.wait()
@@ -318,7 +318,7 @@ def test_full_storage_keeps_the_checkpoint_before_and_says_so(
     train: Train, shards: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(shards, run, hold=30)
+    process = start(shards, run, hold=60)
     until_training(run, 1, 30, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 75

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+
+from tests.helpers.processes import free_port
 
 ALL_TEXT = """
 const text = n => n.nodeType === 3 ? n.textContent + ' ' :
@@ -31,9 +32,7 @@ def tensorboard(logdir: Path, strict: bool = False) -> Iterator[str]:
 
     strict: it may write no error; not with a browser, which may close before it is answered
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     call = [
         sys.executable,
         "-m",

@@ -20,7 +20,9 @@ from fer_hpc.config import PRESETS
 FIELDS = "--fields"
 FOLDER = "FER_TEST_FOLDER"  # environment variable: where a command begins
 FORK = "FER_TEST_FORK"  # environment variable: preprocess forks its workers
-HOLD = "FER_TEST_HOLD"  # environment variable: after how many images a training waits, see _hold
+HOLD = (
+    "FER_TEST_HOLD"  # environment variable: images at which a training saves and waits, see _hold
+)
 VERBS = tuple(
     "train train_gan evaluate predict export generate transfer report preprocess doctor sheet"
     " status logs synthetic tune".split()
@@ -52,7 +54,7 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
 
         workers.get_context = lambda _: multiprocessing.get_context("fork")  # type: ignore
     if HOLD in os.environ:
-        _hold(int(os.environ.pop(HOLD)))
+        _hold(*map(int, os.environ.pop(HOLD).split()))
     for path, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     from fer_hpc.cli.main import main, run_command
@@ -65,12 +67,12 @@ def _enter(args: list[str], environment: dict[str, str], out: str, err: str) -> 
     sys.exit(run_command(args[1], lambda: verb.run(verb.config_class(**json.loads(args[2])))))
 
 
-def _hold(images: int) -> None:
-    """Let a training save at `images`, and wait after the step that follows until a signal comes.
+def _hold(saves: int, waits: int) -> None:
+    """Let a training save at `saves` images, and wait after `waits` until a signal comes.
 
-    A multiple of the batch. Any signal with a handler lets it go on, also one that came before, and
-    SIGCONT. Of several ranks the last one waits, and so the others do. A test that kills or stops
-    a training thus never meets one that has finished, on however fast a machine.
+    So a test that kills or stops it never meets one that has finished, on however fast a machine.
+    Both are multiples of the batch; several ranks, of which the last one waits, save a step late.
+    Any signal with a handler lets it go on, also one that came before, and SIGCONT.
     """
     from fer_hpc.run.saver import Saver
     from fer_hpc.run.watchdog import Watchdog
@@ -79,19 +81,19 @@ def _hold(images: int) -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGCONT, lambda *_: None)
-    waits = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    holds = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     seen, step, due = 0, Watchdog.step, Saver.due
 
     def held_step(watch: Watchdog, images_seen: int) -> None:
-        nonlocal seen, waits
+        nonlocal seen, holds
         seen = images_seen
         step(watch, images_seen)
-        if waits and seen > images:
+        if holds and seen >= waits:
             os.read(reader, 1)
-            waits = False
+            holds = False
 
     def due_at_images(saver: Saver) -> bool:
-        return due(saver) or (saver.attempt is not None and seen == images)
+        return due(saver) or (saver.attempt is not None and seen == saves)
 
     Watchdog.step, Saver.due = held_step, due_at_images  # type: ignore[method-assign]
 
@@ -172,14 +174,14 @@ def free_port() -> int:
     raise AssertionError
 
 
-def start_ranks(size: int, verb: str, *args: object, hold: int = 0) -> list[Started]:
+def start_ranks(size: int, verb: str, *args: object, hold: str = "") -> list[Started]:
     """`size` processes of one command, with the variables that torchrun sets; `hold`: see _hold."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
-        **({HOLD: str(hold)} if hold else {}),
+        **({HOLD: hold} if hold else {}),
     }
     environments = [
         {**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)
