@@ -29,6 +29,7 @@ from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import process_tag, sha256
 from tests.conftest import Fer, Preprocess, command
 from tests.helpers.outputs import assert_kept
+from tests.helpers.slurm import PATIENCE
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -183,7 +184,7 @@ def processes_of(group: int) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 10 * PATIENCE) -> bool:
     """Whether `condition` comes true in time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -224,7 +225,7 @@ def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> Non
         return False
 
     before = segments()
-    source = ("--source", "synthetic", "--count", 300, "--workers", 2, "--out", tmp_path / "out")
+    source = ("--source", "synthetic", "--count", 2000, "--workers", 2, "--out", tmp_path / "out")
     process = subprocess.Popen(command("preprocess", *source), start_new_session=True)
     assert until(lambda: segments() > before or any(map(maps, processes_of(process.pid))))
     os.killpg(process.pid, signal.SIGKILL)  # Python's own tracker of such memory as well
@@ -236,7 +237,7 @@ def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> Non
 def test_ctrl_c_while_its_workers_start_is_one_line(number: int, tmp_path: Path) -> None:
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "from fer_hpc.cli.main import main; sys.exit(main())"  # a shell's & ignores SIGINT
-    source = ("--source", "synthetic", "--count", "2000", "--workers", "2")
+    source = ("--source", "synthetic", "--count", "100000", "--workers", "2")  # for minutes
     call = [sys.executable, "-c", code, "preprocess", *source, "--out", str(tmp_path / "out")]
     with subprocess.Popen(call, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stderr

@@ -17,7 +17,9 @@ from fer_hpc.parallel.world import Job
 from fer_hpc.run import lease
 from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_rows, read_status
+from fer_hpc.run.lease import process_state
 from fer_hpc.run.saver import checkpoint_write_error
+from tests.helpers.slurm import until
 
 HOLD = """
 import sys, time
@@ -77,7 +79,7 @@ def test_a_stopped_owner_is_followed_and_finds_out(tmp_path: Path) -> None:
     process = owner_in_another_process(tmp_path)
     try:
         process.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)
+        until(lambda: process_state(process.pid)[0] == "T", 10, "its stop")
         first = Attempt(tmp_path, 1)
         assert first.is_newest()
         assert claim_attempt(tmp_path).number == 2
@@ -103,9 +105,9 @@ def test_an_owner_on_another_host_is_judged_by_its_heartbeat(
     attempt._ended.set()  # its heartbeat stops
     monkeypatch.setattr(lease, "LEASE_S", 2.0)
     monkeypatch.setattr("fer_hpc.run.attempts.LEASE_S", 2.0)
+    began = time.monotonic()
     (attempt.path / "heartbeat").touch()
     lines: list[str] = []
-    began = time.monotonic()
     assert claim_attempt(tmp_path, say=lines.append).number == 2
     assert 1.0 < time.monotonic() - began < 25
     assert "elsewhere" in lines[0]
@@ -279,17 +281,22 @@ def test_a_start_whose_half_written_file_the_next_owner_deletes_is_superseded(
 
 
 def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:
-    code = HOLD.replace("time.sleep(60)", "time.sleep(3)")
+    code = HOLD.replace("time.sleep(60)", "sys.stdin.read()")
+    pipe = subprocess.PIPE
     starts = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)],
-            stdout=subprocess.PIPE,
+            stdin=pipe,
+            stdout=pipe,
             stderr=subprocess.DEVNULL,
             text=True,
         )
         for _ in range(6)
     ]
-    won = [p.communicate()[0].strip() for p in starts]
+    try:  # who wins holds the run until the others have given up
+        until(lambda: sum(p.poll() is None for p in starts) <= 1, 60, "the end of all but one")
+    finally:
+        won = [p.communicate()[0].strip() for p in starts]  # which closes their input
     assert sorted(won) == ["", "", "", "", "", "1"]
     assert not list((tmp_path / "attempts").glob(".claim-*"))
 

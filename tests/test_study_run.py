@@ -130,14 +130,16 @@ def test_a_job_of_a_killed_driver_is_found_again(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost, later = part(plan, "lost", ""), part(plan, "later", DONE, "lost")
-    args = ["train", f"F={lost.folder}; sleep 1; {DONE}"]
+    beside = part(plan, "beside", f"touch {lost.folder}/go; {DONE}")  # once `lost` is found
+    waits = "for i in $(seq 1200); do [ -e $F/go ] && break; sleep 0.1; done"
+    args = ["train", f"F={lost.folder}; {waits}; {DONE}"]
     by = local.Local()
     process, name = by.start(Request(LOCAL, lost.folder, [args], []), args, {"ITS": "own"})
     assert local.environment_of(name)["ITS"] == "own"
     more = {"scheduler": "local", "cluster": by.cluster(), "parts": [lost.name]}
     record_job(lost.folder, name, args, [], **more)
     record_part(plan, lost, started=True)
-    assert run(plan, [lost, later]) == EXIT_FINISHED
+    assert run(plan, [lost, later, beside]) == EXIT_FINISHED
     process.wait()
     text = capsys.readouterr().out
     assert "runs still   train/lost" in text

@@ -376,7 +376,7 @@ def test_several_workers_have_a_gpu_each(shards: Path, four_gpus: str, tmp_path:
     )
     assert wide.returncode == 0, wide.stdout + wide.stderr
     assert "up to 2 at a time" in wide.stdout
-    used = []
+    used, times = [], []
     for run in (tmp_path / "wide" / "trials").iterdir():
         ranks = read_environment(run)["ranks"]
         assert [rank["local_rank"] for rank in ranks] == [0, 1]
@@ -384,7 +384,11 @@ def test_several_workers_have_a_gpu_each(shards: Path, four_gpus: str, tmp_path:
             "both workers see the trial's GPUs"
         )
         used.append({ranks[0]["gpus_visible"].split(",")[rank["local_rank"]] for rank in ranks})
-    assert used[0] | used[1] == {"0", "1", "2", "3"}
+        ends = (run / "attempts" / "0001" / name for name in ("environment.json", "status.json"))
+        times.append([path.stat().st_mtime for path in ends])
+    assert [len(gpus) for gpus in used] == [2, 2]
+    at_once = max(begin for begin, _ in times) < min(end for _, end in times)
+    assert not at_once or used[0] | used[1] == {"0", "1", "2", "3"}
     much = done(
         sweep(
             shards, tmp_path / "much", "--batch-sizes", 60, "--lrs", 0.01, "--workers-per-trial", 5

@@ -28,7 +28,9 @@ def users_folder(cell: Cell) -> Iterator[Path]:
 
 
 def test_two_jobs_on_a_host_get_different_gpus(cell: Cell, tmp_path: Path) -> None:
-    (tmp_path / "job.sh").write_text("echo got $CUDA_VISIBLE_DEVICES\nsleep 3\n")
+    script = "echo got $CUDA_VISIBLE_DEVICES\ntouch here.$JOB_ID\n"
+    script += "for i in $(seq 1200); do [ $(ls here.* | wc -l) = 2 ] && exit; sleep 0.1; done\n"
+    (tmp_path / "job.sh").write_text(f"{script}exit 1  # the other one has not come beside it\n")
     jobs = [cell.qsub(*OPTIONS, "-l", "gpus=2", "job.sh", cwd=tmp_path) for _ in range(2)]
     for job in jobs:
         cell.wait(job)
