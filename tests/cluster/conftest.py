@@ -25,11 +25,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cell() -> Iterator[Cell]:
-    """A Grid Engine of one host, up for all tests; skips where it cannot be started."""
+    """A Grid Engine of one host, up for all tests; skips where it cannot be started.
+
+    Half a minute to end in, which a busy machine may take.
+    """
     why = lacking(gridengine.PROGRAMS)
     if why:
         pytest.skip(f"no Grid Engine here: {why}")
-    with Cell() as started:
+    with Cell(notify_s=30) as started:
         yield started
 
 

@@ -180,7 +180,7 @@ def test_a_submitted_job_is_shown_and_cancelled(
     cell.wait(job)
     assert read_status(run)["state"] == "interrupted"
     assert read_status(run)["why"] == "stopped by SIGUSR2"
-    assert ends(cell, job) in ([75], [137])  # killed in 5 s, on a busy machine while it ends
+    assert ends(cell, job) in ([75], [137])  # killed in 30 s, on a busy machine while it ends
     assert len(attempt_numbers(run)) == 1
     shown = json.loads(fer(cell, "-m", "fer_hpc", "status", run, "--json"))[0]
     assert shown["jobs"][0]["state"] == "FAILED"

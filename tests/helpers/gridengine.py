@@ -40,14 +40,19 @@ class Cell:
     `gpu_variable` is what the site's prolog sets: CUDA_VISIBLE_DEVICES, SGE_GPU, ... Jobs are those
     of `user`, who needs to be able to write where they run. Only for root, signals reach nothing
     but the process group of the job's shell; others' reach all processes, the group's up to twice.
+    The warnings USR1 and USR2 come `notify_s` seconds, below 60, before what they warn of.
     """
 
     def __init__(
-        self, hosts: int = 1, gpu_variable: str = "CUDA_VISIBLE_DEVICES", user: str = "root"
+        self,
+        hosts: int = 1,
+        gpu_variable: str = "CUDA_VISIBLE_DEVICES",
+        user: str = "root",
+        notify_s: int = 5,
     ) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="fer-sge-", dir="/tmp"))
         self.hosts = [f"n{i + 1}" for i in range(hosts)]
-        self.gpu_variable, self.user = gpu_variable, user
+        self.gpu_variable, self.user, self.notify_s = gpu_variable, user, notify_s
         self._holders: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         foreign = ("SGE_", "JOB_", "QUEUE", "PE_", "SLURM_", "SBATCH_")
@@ -181,7 +186,7 @@ class Cell:
         self._qconf("-Aprj", self.base / "site/project")
         # an editor that changes nothing: all values of a new queue are the defaults
         self._qconf("-aq", "all.q")
-        for name, value in site.QUEUE.items():
+        for name, value in {**site.QUEUE, "notify": f"00:00:{self.notify_s:02}"}.items():
             self._qconf("-rattr", "queue", name, value, "all.q")
         for host in self.hosts:
             self._qconf("-ah", host)

@@ -53,7 +53,7 @@ done
 exit 0
 """
 
-QUEUE = {"slots": "8", "notify": "00:00:05", "load_thresholds": "NONE", "pe_list": "omp smp"}
+QUEUE = {"slots": "8", "load_thresholds": "NONE", "pe_list": "omp smp"}
 
 # What differs from the files of the packages.
 BOOTSTRAP = {
