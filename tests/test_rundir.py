@@ -294,7 +294,7 @@ def test_of_many_simultaneous_starts_exactly_one_wins(tmp_path: Path) -> None:
         for _ in range(6)
     ]
     try:  # who wins holds the run until the others have given up
-        until(lambda: sum(p.poll() is None for p in starts) <= 1, 60, "the end of all but one")
+        until(lambda: sum(p.poll() is None for p in starts) <= 1, 15, "the end of all but one")
     finally:
         won = [p.communicate()[0].strip() for p in starts]  # which closes their input
     assert sorted(won) == ["", "", "", "", "", "1"]
