@@ -180,7 +180,7 @@ def test_a_local_job_runs_in_the_background_and_is_listed(
         2,
     )
     assert done.returncode == 0, done.stderr
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while read_status(run)["state"] != "finished" and time.monotonic() < end:
         time.sleep(0.2)
     assert read_environment(run)["world_size"] == 2

@@ -275,8 +275,8 @@ def test_every_augmentation_on_it_resumes_bit_identical(
     flags += ["--brightness", "0.1"]
     whole = train(tmp_path / "whole", "--epochs", 2, *flags)
     assert whole.returncode == 0, whole.stderr
-    process = start(shards, tmp_path / "killed", "--epochs", 2, *flags)
-    until_training(tmp_path / "killed", 1, images_seen=60)
+    process = start(shards, tmp_path / "killed", "--epochs", 2, *flags, hold=330)
+    until_training(tmp_path / "killed", 1, 60, process)
     process.kill()
     process.wait()
     train(tmp_path / "killed", "--epochs", 2, *flags)
@@ -400,10 +400,9 @@ def test_initial_weights_are_not_forgotten(
     assert refused.returncode == 2
     assert "not a file of weights; give a run folder" in refused.stderr
     assert "or the .h5 of a Keras model" in refused.stderr
-    started = start(
-        shards, tmp_path / "run", "--init-from", finished_run, "--checkpoint-every-s", 1000
-    )
-    until_training(tmp_path / "run", 1)
+    flags = ("--init-from", finished_run, "--checkpoint-every-s", 1000)
+    started = start(shards, tmp_path / "run", *flags, hold=30)
+    until_training(tmp_path / "run", 1, process=started)
     started.kill()
     started.wait()
     forgotten = train(tmp_path / "run")
@@ -501,8 +500,9 @@ def test_recipes_resume_bit_identical(
 ) -> None:
     arguments = ("resnet_baseline", "--data", faces, *TRAIN_SPEED, "--epochs", 2, *flags)
     assert fer("train", *arguments, "--run", tmp_path / "whole").returncode == 0
-    process = Started("train", *arguments, "--run", tmp_path / "killed")
-    until_training(tmp_path / "killed", 1, images_seen=60)
+    call = ("train", *arguments, "--run", tmp_path / "killed")
+    process = Started(*call, env={**os.environ, HOLD: "60 90"})
+    until_training(tmp_path / "killed", 1, 60, process)
     process.kill()
     process.wait()
     assert fer("train", *arguments, "--run", tmp_path / "killed").returncode == 0
