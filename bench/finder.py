@@ -62,13 +62,13 @@ def main() -> None:
             if arguments.gray:
                 image = with_channels(with_channels(image, 1), 3)
             began = time.thread_time()
-            found: list[Found] = finder.find(image)
+            detections: list[Found] = finder.find(image)
             seconds += time.thread_time() - began
             for face in scene.faces:
-                best = max((overlap(f.box, face.box) for f in found), default=0.0)
+                best = max((overlap(f.box, face.box) for f in detections), default=0.0)
                 rows.append(((face.box[2] - face.box[0]) / max(image.shape), best))
             false += sum(
-                max(overlap(f.box, face.box) for face in scene.faces) <= FOUND for f in found
+                max(overlap(f.box, face.box) for face in scene.faces) <= FOUND for f in detections
             )
         share, best_overlap = np.array(rows).T
         hit = best_overlap > FOUND

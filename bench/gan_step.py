@@ -104,10 +104,10 @@ def main() -> None:
             for k in range(options.steps):
                 seen = k * options.batch_size
                 torch.manual_seed(step_seed(0, seen, 0))
-                given = pair_block(config, loader, 0, seen, 1).to(device).inputs(0)
-                pairs = loader.make(given)
+                inputs = pair_block(config, loader, 0, seen, 1).to(device).inputs(0)
+                pairs = loader.make(inputs)
                 if name == "ours":
-                    step(networks, state, pairs, given, World(), True, not k % EMA_EVERY)
+                    step(networks, state, pairs, inputs, World(), True, not k % EMA_EVERY)
                 else:
                     bare(networks, config, pairs, device)
             with contextlib.suppress(AssertionError, RuntimeError):

@@ -85,10 +85,10 @@ class Bench:
             "checkpoint_every_s": 1e6,
             "early_stop": 0,
         }
-        chosen = preset(name, **(usual | fields))
+        config = preset(name, **(usual | fields))
         if self.tiny:
-            chosen = dataclasses.replace(chosen, batch_size=min(16, chosen.batch_size))
-        return chosen
+            config = dataclasses.replace(config, batch_size=min(16, config.batch_size))
+        return config
 
     def train(self, config: TrainConfig | GanConfig, **more: Any) -> Path:
         """Train to the end; gives the run folder."""
@@ -154,16 +154,16 @@ def rates(bench: Bench, options: argparse.Namespace) -> None:
                 modes["ours, --compile"] = {"compile": True}
             whole = {}
             for mode, fields in modes.items():
-                given = {"epochs": epochs, "batch_size": batch, **fields}
+                settings = {"epochs": epochs, "batch_size": batch, **fields}
                 if bench.late(f"{name} at {batch}, {mode}"):
                     continue
                 try:
-                    found = rate(bench, name, **given)
+                    speeds = rate(bench, name, **settings)
                 except Exception as error:
                     print(f"{name}, {mode}: {type(error).__name__}: {error}", file=sys.stderr)
                     continue
-                figures[mode] = found["train"]
-                whole[mode + ", with validation"] = found["epoch"]
+                figures[mode] = speeds["train"]
+                whole[mode + ", with validation"] = speeds["epoch"]
                 torch.cuda.empty_cache()
             ours = max((v for mode, v in figures.items() if mode.startswith("ours")), default=0)
             rounded = {key: round(value) for key, value in (figures | whole).items()}
@@ -251,7 +251,7 @@ def gan(bench: Bench, _: argparse.Namespace) -> None:
     precision = "bf16" if bench.device.type == "cuda" else "fp32"
     usual: dict[str, Any] = {"data": data, "precision": precision, "device": bench.device.type}
     usual["tensorboard"] = False
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     runs = {}
     for batch in (8, 64):
         for graph in ("auto", "off"):
@@ -262,9 +262,9 @@ def gan(bench: Bench, _: argparse.Namespace) -> None:
             config = GanConfig(**fields)
             runs[graph] = bench.train(config)
             rows = read_rows(run, "timing.jsonl")
-            found[f"{batch}, graph {graph}"] = round(rows[-1]["images_per_s"])
-        found[f"{batch}, equal bytes"] = same(runs["auto"], runs["off"])
-    bench.note(section="gan", **found)
+            figures[f"{batch}, graph {graph}"] = round(rows[-1]["images_per_s"])
+        figures[f"{batch}, equal bytes"] = same(runs["auto"], runs["off"])
+    bench.note(section="gan", **figures)
 
 
 def peer(bench: Bench, _: argparse.Namespace) -> None:
@@ -273,11 +273,11 @@ def peer(bench: Bench, _: argparse.Namespace) -> None:
         config = bench.config(name, batch_size=64)
         side = 48 if name != BIG else 64 if bench.tiny else 224
         shape, n = (side, side, 3 if name == BIG else 1), 640 if bench.tiny else 2_560
-        found = bare_loop.or_zero(
+        images_per_s = bare_loop.or_zero(
             f"Lightning, {name}",
             partial(lightning_rate, config, shape, CLASSES, n, bench.device),
         )
-        bench.note(section="peer", preset=name, batch=64, lightning=round(found))
+        bench.note(section="peer", preset=name, batch=64, lightning=round(images_per_s))
 
 
 def sharing(bench: Bench, options: argparse.Namespace) -> None:
@@ -288,13 +288,13 @@ def sharing(bench: Bench, options: argparse.Namespace) -> None:
     for service in (False, True):
         for count in counts:
             runs = [config.run.with_name(f"mps{service}-{count}-{k}") for k in range(count)]
-            with contextlib.ExitStack() as closing:
+            with contextlib.ExitStack() as stack:
                 if service:
-                    folder = closing.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
-                    variables = closing.enter_context(multi_process_service(Path(folder)))
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
+                    variables = stack.enter_context(multi_process_service(Path(folder)))
                     if not variables:
                         return
-                    closing.enter_context(mock.patch.dict(os.environ, variables))
+                    stack.enter_context(mock.patch.dict(os.environ, variables))
                 started = [
                     start_child("share", dataclasses.replace(config, run=run)) for run in runs
                 ]

@@ -35,8 +35,8 @@ def start_child(what: str, config: TrainConfig) -> subprocess.Popen[str]:
 
 def child_json(what: str, config: TrainConfig) -> dict[str, Any]:
     output = start_child(what, config).communicate()[0]
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def main() -> None:

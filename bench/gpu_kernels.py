@@ -45,10 +45,10 @@ def kernel_times(bench: Bench, name: str, **fields: Any) -> Counter[str]:
         bench.train(bench.config(name, epochs=4, **fields))
     finally:
         loop.StepRunner.run = original  # type: ignore[method-assign]
-    found: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     for event in profiler.events() or ():
-        found[event.name] += event.device_time / STEPS
-    return found
+        times[event.name] += event.device_time / STEPS
+    return times
 
 
 def main() -> None:

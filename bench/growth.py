@@ -127,14 +127,14 @@ def child(name: str, size: int, folder: Path) -> None:
 
 def measure(name: str, size: int, folder: Path, rounds: int) -> dict[str, float]:
     """The quickest of `rounds` processes."""
-    found = []
+    results = []
     for _ in range(rounds):
         command = [sys.executable, __file__, "--child", name, str(size), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name} {size}: {done.stderr[-2000:]}")
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(found, key=lambda figures: figures["cpu_s"])
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    return min(results, key=lambda figures: figures["cpu_s"])
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -160,21 +160,21 @@ def grow(name: str, case: Case, sizes: list[int], folder: Path, rounds: int) -> 
 
 def files_of_runs(folder: Path) -> list[dict[str, int]]:
     """Files and bytes of runs of several lengths."""
-    data, found = cases.small_data(folder), []
+    data, rows = cases.small_data(folder), []
     for epochs in EPOCHS:
         run = cases.train_small(data, folder / f"epochs{epochs}", epochs)
         files = [path for path in run.rglob("*") if path.is_file()]
         light = [path for path in files if path.suffix != ".pt"]
         size = sum(path.stat().st_size for path in light)
-        found.append({"epochs": epochs, "files": len(files), "bytes_without_weights": size})
-        print(json.dumps(found[-1]), flush=True)
-    return found
+        rows.append({"epochs": epochs, "files": len(files), "bytes_without_weights": size})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     head = ["case", "sizes", "CPU s", "exponent", "MB", "exponent of MB"]
     lines = [head, ["---"] * len(head)]
-    for name, row in found["cases"].items():
+    for name, row in results["cases"].items():
         lines.append(
             [
                 CASES[name].title,
@@ -186,7 +186,7 @@ def markdown(found: dict[str, Any]) -> str:
             ]
         )
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-    if runs := found.get("files"):
+    if runs := results.get("files"):
         epochs = ", ".join(str(r["epochs"]) for r in runs)
         files = ", ".join(str(r["files"]) for r in runs)
         sizes = ", ".join(f"{r['bytes_without_weights']:,}" for r in runs)
@@ -194,7 +194,7 @@ def markdown(found: dict[str, Any]) -> str:
     return text
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], path: Path) -> None:
     """Seconds and memory against size, both axes logarithmic."""
     import matplotlib
 
@@ -203,7 +203,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5.2))
-    for k, (name, row) in enumerate(found["cases"].items()):
+    for k, (name, row) in enumerate(results["cases"].items()):
         style = {"marker": "osD^vPX"[k % 7], "markersize": 4, "linewidth": 1.2, "color": f"C{k}"}
         label = f"{CASES[name].title} ({row['exponent']:.2f})"
         left.plot(row["sizes"], row["cpu_s"], label=label, **style)
@@ -219,7 +219,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.set(xlim=(low, high), ylim=(bottom, top))
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="lower center", ncols=2, fontsize=8, frameon=False)
-    rows = -(-len(found["cases"]) // 2)
+    rows = -(-len(results["cases"]) // 2)
     figure.tight_layout(rect=(0, 0.045 * rows, 1, 1))
     figure.savefig(path)
 
@@ -237,9 +237,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for what is made; kept, and used again")
     parser.add_argument("--small", action="store_true", help="a tenth of the sizes")
     args = parser.parse_args()
-    found: dict[str, Any] = {"cases": {}}
+    results: dict[str, Any] = {"cases": {}}
     if args.out.exists():  # figures of an earlier call stay
-        found = json.loads(args.out.read_text())
+        results = json.loads(args.out.read_text())
     with contextlib.ExitStack() as stack:
         root = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, case in CASES.items():
@@ -248,15 +248,15 @@ def main() -> None:
             sizes = [max(10, size // 10) for size in case.sizes] if args.small else [*case.sizes]
             folder = root / (case.folder or name)
             folder.mkdir(exist_ok=True, parents=True)
-            found["cases"][name] = grow(name, case, sizes, folder, args.rounds)
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            results["cases"][name] = grow(name, case, sizes, folder, args.rounds)
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
         if not args.only or "files" in args.only:
-            found["files"] = files_of_runs(root / "files")
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(found))
-    if found["cases"]:
-        draw(found, args.out.with_suffix(".svg"))
-    print(markdown(found))
+            results["files"] = files_of_runs(root / "files")
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(markdown(results))
+    if results["cases"]:
+        draw(results, args.out.with_suffix(".svg"))
+    print(markdown(results))
 
 
 if __name__ == "__main__":

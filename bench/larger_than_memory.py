@@ -113,9 +113,9 @@ def train(
         time.sleep(0.5)
         if process.poll() is not None:
             raise SystemExit(f"the training ended with code {process.returncode}: {call}")
-        found = list_checkpoints(run)
-        if found and (not seen or found[0][1] > seen[-1][1]):
-            seen.append((found[0][2].stat().st_mtime, found[0][1]))
+        checkpoints = list_checkpoints(run)
+        if checkpoints and (not seen or checkpoints[0][1] > seen[-1][1]):
+            seen.append((checkpoints[0][2].stat().st_mtime, checkpoints[0][1]))
     process.send_signal(signal.SIGTERM)
     process.wait()
     (began, first), (ended, last) = seen[0], seen[-1]

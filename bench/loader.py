@@ -82,15 +82,15 @@ def bare_loop(pixels: np.ndarray) -> Passes:
     """index_select, flip, normalise on a tensor in memory: the bound for the whole task."""
     data = torch.from_numpy(pixels)
     shape = (BATCH, *data.shape[1:])
-    chosen = torch.empty(shape, dtype=torch.uint8)
+    pixel_batch = torch.empty(shape, dtype=torch.uint8)
     floats = torch.empty(shape, dtype=torch.float32)
 
     def run() -> Iterator[int]:
         for rows in torch.randperm(len(data)).split(BATCH)[:-1]:
-            torch.index_select(data, 0, rows, out=chosen)
+            torch.index_select(data, 0, rows, out=pixel_batch)
             flip = (torch.rand(BATCH) < 0.5).nonzero()[:, 0]
-            chosen[flip] = chosen[flip].flip(2)
-            floats.copy_(chosen).mul_(1 / 255)
+            pixel_batch[flip] = pixel_batch[flip].flip(2)
+            floats.copy_(pixel_batch).mul_(1 / 255)
             yield BATCH
 
     return run

@@ -77,11 +77,11 @@ def plain_loop(root: Path, count: int, size: int, channels: int, out: Path | Non
     """Faces/s; with `out` the faces are written there."""
     cv2.setNumThreads(1)
     began = time.perf_counter()
-    with contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as stack:
         images = None
         if out is not None:
             shape = (count, size, size, channels)
-            file = closing.enter_context(h5py.File(out, "w"))
+            file = stack.enter_context(h5py.File(out, "w"))
             images = file.create_dataset("images", shape, np.uint8)
         _cut_all(root, count, size, channels, images)
         if out is not None:

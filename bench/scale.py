@@ -204,7 +204,7 @@ def check(
     buckets = model.make_buckets(gradients)
     link = model.Link(min(rate / 8 or own.bytes_per_s, own.bytes_per_s), delay_s, own.call_s, TRIPS)
     exchange = partial(model.ring_s, ranks=ranks.count, link=link)
-    predicted, found = model.step_s(compute, buckets, exchange), statistics.median(measured)
+    predicted, median_s = model.step_s(compute, buckets, exchange), statistics.median(measured)
     return {
         "preset": name,
         "ranks": ranks.count,
@@ -215,8 +215,8 @@ def check(
         "compute_ms": 1e3 * compute.total_s,
         "exchange_ms": 1e3 * sum(exchange(b.size) for b in buckets),
         "predicted_ms": 1e3 * predicted,
-        "measured_ms": 1e3 * found,
-        "error": predicted / found - 1,
+        "measured_ms": 1e3 * median_s,
+        "error": predicted / median_s - 1,
         "buckets": [b.size for b in buckets],
         "ddp_buckets": ranks.ask("buckets")[0]["sizes"],
     }
@@ -224,14 +224,14 @@ def check(
 
 def measure(data: Path, quick: bool) -> dict[str, Any]:
     """Bytes and checks; what cannot be done here is said in `left_out`."""
-    found: dict[str, Any] = {"bytes": [], "checks": [], "machine": [], "left_out": []}
+    results: dict[str, Any] = {"bytes": [], "checks": [], "machine": [], "left_out": []}
     why = links.missing()
     if why:
-        found["left_out"].append(f"step times on throttled links: {why}")
-        found["left_out"].append("bytes are those of the loopback device, with all that uses it")
+        results["left_out"].append(f"step times on throttled links: {why}")
+        results["left_out"].append("bytes are those of the loopback device, with all that uses it")
     slow = "" if why else links.missing(delay=True)
     if slow:
-        found["left_out"].append(f"links with latency: {slow}")
+        results["left_out"].append(f"links with latency: {slow}")
     plan: list[tuple[int, Any, list[tuple[str, float, float, float]]]]
     plan = [(1, Tbf, []), *((n, Tbf, RATES[n]) for n in RATES)]
     plan += [] if why or slow else [(n, DelayLine, DELAYS[n]) for n in DELAYS]
@@ -241,14 +241,14 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
             ranks = stack.enter_context(contextlib.closing(Ranks(count, net, data)))
             if kind is Tbf:
                 names = ["cnn_baseline", "resnet_baseline"]
-                found["bytes"] += [say(bytes_of(ranks, name)) for name in names]
+                results["bytes"] += [say(bytes_of(ranks, name)) for name in names]
             if net and conditions:
                 own = machine_link(ranks)
                 about = {"ranks": count, "links": kind.__name__, "call_ms": 1e3 * own.call_s}
-                found["machine"].append(say(about | {"mbit_per_s": own.bytes_per_s * 8 / 1e6}))
-                chosen = conditions[:1] if quick else conditions
-                found["checks"] += [say(check(ranks, own, *c)) for c in chosen]
-    return found
+                results["machine"].append(say(about | {"mbit_per_s": own.bytes_per_s * 8 / 1e6}))
+                tried = conditions[:1] if quick else conditions
+                results["checks"] += [say(check(ranks, own, *c)) for c in tried]
+    return results
 
 
 def say(row: dict[str, Any]) -> dict[str, Any]:
@@ -272,18 +272,18 @@ def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and clean up
     cores = len(os.sched_getaffinity(0))
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "machine": {"cores": cores, "cpu": platform.processor() or platform.machine()},
         "torch": torch.__version__,
     }
     if args.only != "table":
         with tempfile.TemporaryDirectory() as folder:
             data = make_shards(Path(folder) / "data", 2048, 48, 1)
-            found["measured"] = measure(data, args.quick)
+            results["measured"] = measure(data, args.quick)
     if args.only != "measure":
-        found["table"] = scaling_table.table()
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    text = scale_text.markdown(found)
+        results["table"] = scaling_table.table()
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    text = scale_text.markdown(results)
     args.out.with_suffix(".md").write_text(text)
     print(text)
 

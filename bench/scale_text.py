@@ -35,8 +35,8 @@ def bytes_text(rows: Sequence[dict[str, Any]]) -> str:
     return f"## Bytes a step\n\nSent by each rank, over {where}.\n\n" + grid(head, shown)
 
 
-def checks_text(found: dict[str, Any]) -> str:
-    rows = found["checks"]
+def checks_text(results: dict[str, Any]) -> str:
+    rows = results["checks"]
     shown = [
         [
             f"`{r['preset']}`" + (", computing" if r["computes"] else ""),
@@ -60,7 +60,7 @@ def checks_text(found: dict[str, Any]) -> str:
     note += "A delay is one way.\n\n"
     machines = "; ".join(
         f"{m['ranks']} ranks, {m['links']}: {m['mbit_per_s']:,.0f} Mb/s, {m['call_ms']:.2f} ms"
-        for m in found["machine"]
+        for m in results["machine"]
     )
     own = f"Without throttle (large all-reduce, empty all-reduce): {machines}.\n\n"
     return "## Step times on throttled links\n\n" + note + own + grid(head.split(","), shown)
@@ -133,13 +133,13 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """All parts that were run."""
     parts = []
-    if measured := found.get("measured"):
+    if measured := results.get("measured"):
         parts += [bytes_text(measured["bytes"])] if measured["bytes"] else []
         parts += [checks_text(measured)] if measured["checks"] else []
         parts += [f"Left out: {line}\n" for line in measured["left_out"]]
-    if table := found.get("table"):
+    if table := results.get("table"):
         parts.append(table_text(table))
     return "\n".join(parts)

@@ -70,42 +70,42 @@ def make_shards(folder: Path, n: int, size: int, channels: int) -> Path:
     return folder
 
 
-def ours(chosen: TrainConfig, steps: int) -> float:
+def ours(recipe: TrainConfig, steps: int) -> float:
     """Images/s of a run of one epoch, from its own timing.jsonl."""
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
         run = Path(name) / "run"
-        train(dataclasses.replace(chosen, run=run, epochs=1), World())
+        train(dataclasses.replace(recipe, run=run, epochs=1), World())
         return float(read_rows(run, "timing.jsonl")[0]["images_per_s"])
 
 
-def bare_loop(chosen: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
+def bare_loop(recipe: TrainConfig, shape: tuple[int, int, int]) -> Callable[[int], float]:
     torch.manual_seed(0)
     model = (
-        build_network(fields_of(chosen, "science"), CLASSES, shape)
+        build_network(fields_of(recipe, "science"), CLASSES, shape)
         .to(memory_format=torch.channels_last)
         .train()
     )
-    optimizer = make_optimizer(chosen, model)
-    images = torch.rand(chosen.batch_size, shape[2], shape[0], shape[1]).to(
+    optimizer = make_optimizer(recipe, model)
+    images = torch.rand(recipe.batch_size, shape[2], shape[0], shape[1]).to(
         memory_format=torch.channels_last
     )
-    labels = torch.arange(chosen.batch_size) % CLASSES
+    labels = torch.arange(recipe.batch_size) % CLASSES
 
     def run(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            with autocast(chosen.precision, torch.device("cpu")):
+            with autocast(recipe.precision, torch.device("cpu")):
                 logits = model(images)
             cross_entropy(logits.float(), labels).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return steps * chosen.batch_size / (time.perf_counter() - start)
+        return steps * recipe.batch_size / (time.perf_counter() - start)
 
     return run
 
 
 def lightning(
-    chosen: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
+    recipe: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
 ) -> Callable[[int], float]:
     import logging
     import warnings
@@ -118,7 +118,7 @@ def lightning(
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build_network(fields_of(chosen, "science"), CLASSES, shape)
+            self.model = build_network(fields_of(recipe, "science"), CLASSES, shape)
 
         def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
             return cross_entropy(self.model(batch[0]), batch[1])
@@ -127,11 +127,11 @@ def lightning(
             return torch.optim.SGD(self.parameters(), 1e-3, momentum=0.9, nesterov=True)
 
     def run(steps: int) -> float:
-        n = steps * chosen.batch_size
+        n = steps * recipe.batch_size
         data = torch.utils.data.TensorDataset(
             torch.rand(n, shape[2], shape[0], shape[1]), torch.arange(n) % CLASSES
         )
-        batches = torch.utils.data.DataLoader(data, chosen.batch_size, shuffle=True)
+        batches = torch.utils.data.DataLoader(data, recipe.batch_size, shuffle=True)
         trainer = L.Trainer(
             max_epochs=1,
             accelerator="cpu",
@@ -186,25 +186,25 @@ def keras_model(name: str, shape: tuple[int, int, int]) -> Any:
 
 
 def keras(
-    chosen: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
+    recipe: TrainConfig, shape: tuple[int, int, int], mixed: bool = False
 ) -> Callable[[int], float]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from keras import mixed_precision, optimizers
 
     mixed_precision.set_global_policy("mixed_bfloat16" if mixed else "float32")
-    model = keras_model(chosen.model, shape)
+    model = keras_model(recipe.model, shape)
     optimizer = optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
     loss = "sparse_categorical_crossentropy"
     model.compile(optimizer, loss, metrics=["accuracy"])
 
     def run(steps: int) -> float:
-        n = steps * chosen.batch_size
+        n = steps * recipe.batch_size
         images, labels = (
             np.random.default_rng(0).random((n, *shape), np.float32),
             np.arange(n) % CLASSES,
         )
         start = time.perf_counter()
-        model.fit(images, labels, batch_size=chosen.batch_size, epochs=1, verbose=0)
+        model.fit(images, labels, batch_size=recipe.batch_size, epochs=1, verbose=0)
         return n / (time.perf_counter() - start)
 
     return run
@@ -229,7 +229,7 @@ def main() -> None:
         batch, steps = (16, max(4, args.steps // 2)) if big else (args.batch_size, args.steps)
         with tempfile.TemporaryDirectory() as folder:
             data = make_shards(Path(folder) / "data", batch * steps, shape[0], shape[2])
-            chosen = preset(
+            recipe = preset(
                 name,
                 data=data,
                 run=Path(folder),
@@ -238,8 +238,8 @@ def main() -> None:
                 threads=threads,
             )
             candidates: dict[str, Callable[[int], float]] = {
-                "ours": functools.partial(ours, chosen),
-                "bare loop": bare_loop(chosen, shape),
+                "ours": functools.partial(ours, recipe),
+                "bare loop": bare_loop(recipe, shape),
             }
             if name in ("cnn_baseline", "resnet_baseline"):
                 peers: list[tuple[str, Callable[..., Callable[[int], float]], bool]] = [
@@ -250,7 +250,7 @@ def main() -> None:
                     peers += [("Lightning, bf16", lightning, True), ("Keras, bf16", keras, True)]
                 for peer, make, mixed in peers:
                     try:
-                        candidates[peer] = make(chosen, shape, mixed)
+                        candidates[peer] = make(recipe, shape, mixed)
                     except ImportError as missing:
                         print(f"{peer}: left out ({missing})", file=sys.stderr)
             for run in candidates.values():
