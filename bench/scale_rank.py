@@ -123,8 +123,8 @@ class Training(Rank):
         return result
 
     def work(self) -> None:
-        given = self.block.inputs(self.count % BLOCK)
-        step(self.learner, self.state, self.loader.make(given), given)
+        inputs = self.block.inputs(self.count % BLOCK)
+        step(self.learner, self.state, self.loader.make(inputs), inputs)
         self.count += 1
 
 

@@ -110,12 +110,12 @@ def gradients(name: str) -> tuple[tuple[float, int], ...]:
         module.register_forward_hook(seen)
     with torch.no_grad():
         network(torch.zeros(1, channels, side, side))
-    done, total, found = 0.0, sum(work for work, _ in layers), []
+    done, total, buckets = 0.0, sum(work for work, _ in layers), []
     for work, sizes in reversed(layers):
         done += work
-        found += [(done / total, size) for size in sizes]
-    assert sum(s for _, s in found) == sum(p.numel() for p in network.parameters())
-    return tuple(found)
+        buckets += [(done / total, size) for size in sizes]
+    assert sum(s for _, s in buckets) == sum(p.numel() for p in network.parameters())
+    return tuple(buckets)
 
 
 @dataclass(frozen=True)
