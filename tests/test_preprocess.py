@@ -28,6 +28,7 @@ from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import process_tag, sha256
 from tests.conftest import Fer, Preprocess, command
+from tests.helpers import processes
 from tests.helpers.outputs import assert_kept
 from tests.helpers.slurm import PATIENCE
 
@@ -115,32 +116,44 @@ def test_other_options_on_the_same_folder_are_refused(
     assert "other options" in done.stderr
 
 
-@pytest.mark.parametrize(("task", "is_finished"), [(0, False), (7, False), (0, True)])
-def test_of_two_plans_at_the_same_time_the_later_is_refused(
-    task: int, is_finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other command writes its shards, or all, after this one has looked at the folder.
-
-    Task 7 of 8 has no shard of its own: it must not take those of the other for finished ones.
-    """
-    monkeypatch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
-    check, out = making.check_same_plan, tmp_path / "out"
+def _refuse_the_later(task: int, is_finished: bool, out: Path) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(workers, "get_context", lambda _: multiprocessing.get_context("fork"))
+    check = making.check_same_plan
     other = PreprocessConfig("synthetic", out, count=40, size=16, workers=1)
 
     def check_before_the_other(*arguments: object) -> None:
         check(*arguments)
-        monkeypatch.setattr(making, "check_same_plan", check)
+        patch.setattr(making, "check_same_plan", check)
         making.preprocess(other)
         if not is_finished:
             (out / "manifest.json").unlink()
 
-    monkeypatch.setattr(making, "check_same_plan", check_before_the_other)
+    patch.setattr(making, "check_same_plan", check_before_the_other)
     config = PreprocessConfig(
         "synthetic", out, count=40, size=8, workers=1, task=task, tasks=task + 1
     )
     with pytest.raises(UserError, match="another command writes such shards there"):
         making.preprocess(config)
     making.preprocess(other)
+
+
+@pytest.mark.parametrize(("task", "is_finished"), [(0, False), (7, False), (0, True)])
+def test_of_two_plans_at_the_same_time_the_later_is_refused(
+    task: int, is_finished: bool, tmp_path: Path
+) -> None:
+    """The other command writes its shards, or all, after this one has looked at the folder.
+
+    Task 7 of 8 has no shard of its own: it must not take those of the other for finished ones.
+    Not in this process: its fork may wait for ever for a lock that one of its threads had.
+    """
+    out = tmp_path / "out"
+    process = processes.FORKS.Process(target=_refuse_the_later, args=(task, is_finished, out))
+    process.start()
+    process.join(240)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
     manifest = read_manifest(out)
     assert manifest.image_shape == (16, 16, 1)
     for entry in manifest.content["splits"].values():
