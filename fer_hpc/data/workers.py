@@ -7,7 +7,6 @@ import itertools
 import math
 import mmap
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,10 +33,10 @@ from fer_hpc.data.plan import block_rows, shard_rows
 from fer_hpc.data.plugin_source import Mistake, check_face
 from fer_hpc.data.sources import SourceSpec
 from fer_hpc.parallel.process import (
-    blocked,
-    end_with_parent,
+    begin_worker,
     keep_freed_memory,
     process_count,
+    starting_workers,
 )
 
 NO_LANDMARKS = np.full((68, 2), np.nan, np.float32)
@@ -123,7 +122,7 @@ def face_workers(
         arguments = (packed, config, origin, slots.path if slots else "")
         pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, arguments)
         try:
-            with blocked(signal.SIGINT):
+            with starting_workers():
                 for _ in range(0 if (config.out / "manifest.json").exists() else workers):
                     pool.submit(os.getpid)
             yield FaceWorkers(pool, slots, list(range(slot_count(config))[::-1]))
@@ -156,7 +155,7 @@ def _packed(spec: SourceSpec, source: Source) -> bytes:
 
 
 def _start_worker(packed: bytes, config: PreprocessConfig, plugin: str, memory: str) -> None:
-    end_with_parent()
+    begin_worker()
     keep_freed_memory()
     cv2.setNumThreads(1)
     global _source, _config, _plugin, _slots, _mistake
@@ -191,7 +190,7 @@ def read_blocks(workers: FaceWorkers, blocks: Iterator[list[Any]]) -> Iterator[B
 
     def submit(count: int) -> None:
         for block in itertools.islice(blocks, count):
-            with blocked(signal.SIGINT):  # it may start a process
+            with starting_workers():  # it may start a process
                 pending.append(workers.pool.submit(read_block, block, workers.free.pop()))
 
     submit(BLOCKS_AHEAD)

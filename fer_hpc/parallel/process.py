@@ -47,9 +47,9 @@ def hangup_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextlib.contextmanager
-def blocked(number: signal.Signals) -> Iterator[None]:
-    """Processes that start in the block do not see this signal, so that their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+def blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """No such signal arrives in the block, nor in processes that start in it, for their life."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -67,6 +67,22 @@ def end_with_parent(parent_pid: int | None = None, by: signal.Signals = signal.S
         parent_pid = parent.pid
     if parent_pid and parent_pid != os.getppid():  # the parent died before that call
         os._exit(1)
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """For the start of workers of a pool, which call `begin_worker`.
+
+    It is not cut in half by Ctrl-C or SIGTERM. Workers never see Ctrl-C: their parent ends them.
+    """
+    with blocked(signal.SIGINT, signal.SIGTERM):
+        yield
+
+
+def begin_worker() -> None:
+    """End with the parent, and at SIGTERM."""
+    end_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def output_of(*command: str) -> str:

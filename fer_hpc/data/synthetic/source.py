@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,7 +19,7 @@ from fer_hpc.data.annotations import Face, Rows
 from fer_hpc.data.progress import FaceProgress
 from fer_hpc.data.synthetic.faces import PHOTOS_PER_PERSON, VERSION, draw_face, label_of
 from fer_hpc.files import check_output, naming, read_json, write_json, write_text
-from fer_hpc.parallel.process import blocked, end_with_parent, process_count
+from fer_hpc.parallel.process import begin_worker, process_count, starting_workers
 
 COLUMNS = "source_id,group,synthetic"  # the heading of columns.csv
 
@@ -84,10 +83,10 @@ def write_affectnet(config: SyntheticConfig) -> str:
     blocks = [(out, config.seed, first, min(first + 100, count)) for first in range(0, count, 100)]
     workers = process_count("--workers", config.workers)
     with (
-        ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), begin_worker) as pool,
         FaceProgress("drawing", count) as progress,
     ):
-        with blocked(signal.SIGINT):
+        with starting_workers():
             drawn = pool.map(_write_block, blocks)
         for faces in drawn:
             progress.advance(faces)
