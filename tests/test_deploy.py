@@ -165,7 +165,7 @@ def test_a_card_has_the_results_of_its_own_weights(finished_run: Path, tmp_path:
     for name, content in (
         ("eval-val", scores),
         ("eval-test", scores | of_test),
-        ("eval-test-flip", scores),
+        ("eval-test-flip", scores | {"groups": True}),  # damaged
         ("eval-zoo", scores | {"weights": "of others", "accuracy": 0.123}),
         ("robust-test", card),
         ("robust-val", card | {"weights": "of others", "n": 777}),

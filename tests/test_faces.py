@@ -36,6 +36,12 @@ def test_gray_is_luma() -> None:
     assert np.abs(faces.decode(encoded(picture()), 1) - luma).max() <= 1
 
 
+def with_long_chunk(png: bytes) -> bytes:
+    """Its second chunk says that it has 2 GB, for which the decoder would take the memory."""
+    second = 8 + 12 + 13
+    return png[:second] + struct.pack(">I", 2_000_000_000) + png[second + 4 :]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -46,6 +52,7 @@ def test_gray_is_luma() -> None:
         (tiff(np.int32), "32-bit integer pixels, wanted 8 or 16 bits"),
         (encoded(picture(300, 300), ".jpg")[:2000], "truncated"),
         (encoded(picture(300, 300))[:1000], "truncated PNG"),
+        (with_long_chunk(encoded(picture())), "truncated PNG"),
     ],
 )
 def test_what_is_no_whole_picture_is_rejected(data: bytes, reason: str) -> None:

@@ -92,7 +92,7 @@ def decode(data: bytes, channels: int, reduced: int = 1) -> NDArray[np.uint8]:
     # of a picture without its end, the decoder would fill the rest with gray
     if data[:3] == b"\xff\xd8\xff" and not _has_jpeg_end(data):
         raise Reject("truncated JPEG")
-    if data[:4] == b"\x89PNG" and b"IEND" not in data:
+    if data[:4] == b"\x89PNG" and not _has_png_end(data):
         raise Reject("truncated PNG")
     try:
         flags = _REDUCED[reduced, channels]
@@ -117,6 +117,16 @@ def _why_no_image(data: bytes) -> str:
                 kind = "float" if image.dtype.kind == "f" else "integer"
                 return f"{8 * image.dtype.itemsize}-bit {kind} pixels, wanted 8 or 16 bits"
     return "not an image"
+
+
+def _has_png_end(data: bytes) -> bool:
+    """Whether a PNG's chunks lead to its end; for one of 2 GB the decoder would take the memory."""
+    at = 8
+    while at + 8 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _has_jpeg_end(data: bytes) -> bool:

@@ -202,7 +202,8 @@ def _groups(scores: list[dict[str, Any]]) -> str:
     """Scores by group, and the groups that nobody has measured."""
     text, measured = "## Groups of people\n\n", set()
     for each in scores:
-        for column, table in (each.get("groups") or {}).items():
+        groups = each.get("groups")
+        for column, table in groups.items() if isinstance(groups, dict) else ():
             with contextlib.suppress(*DAMAGE):
                 text += _group_table(column, table, each["name"])
                 measured.add(column.lower())
