@@ -41,6 +41,7 @@ class SweepStop:
         try:
             yield
         finally:
+            self._handle_by(signal.default_int_handler)
             self._is_over.set()
             self._ask.set()
             thread.join()
@@ -50,9 +51,12 @@ class SweepStop:
 
     def take_signals(self, end_at_once: Callable[[int, Any], None]) -> None:
         self._end_at_once = end_at_once
+        self._handle_by(self._handle)
+
+    def _handle_by(self, handler: Callable[[int, Any], None]) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
         for number in (*numbers, *hangup_signals()):
-            signal.signal(number, self._handle)
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.is_asked and number == signal.SIGINT:
