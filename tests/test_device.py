@@ -98,8 +98,8 @@ def test_all_ranks_compare_their_gpus_when_they_connect(
 def test_a_network_rounds_as_in_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 convolutions are TF32 on a GPU by default; a user's settings are put back."""
     cudnn, gpu = torch.backends.cudnn, torch.device("cuda")
-    monkeypatch.setattr(cudnn, "benchmark", True)
-    assert cudnn.allow_tf32, "torch's default"
+    for setting in ("allow_tf32", "benchmark"):  # the first is torch's default
+        monkeypatch.setattr(cudnn, setting, True)
     for precision, tf32 in (("fp32", False), ("bf16", False), ("tf32", True)):
         with arithmetic(precision, gpu):
             assert cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
