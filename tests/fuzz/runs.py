@@ -1,4 +1,4 @@
-"""Fuzz targets: the files of run folders, sweeps and studies, as every command reads them."""
+"""Fuzz targets: the files of run folders, as every command reads them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ from fer_hpc.cli.verbs import is_finished
 from fer_hpc.cluster import status
 from fer_hpc.cluster.records import read_records, record_job
 from fer_hpc.config import UserError
-from fer_hpc.config.commands import (
-    EvaluateConfig,
-    PreprocessConfig,
-    ReportConfig,
-    SweepConfig,
-    VerifyConfig,
-)
+from fer_hpc.config.commands import EvaluateConfig, PreprocessConfig, ReportConfig, VerifyConfig
 from fer_hpc.data.preprocess import preprocess
 from fer_hpc.deploy.card import model_card
 from fer_hpc.deploy.model import About
@@ -39,12 +33,9 @@ from fer_hpc.evaluation.calibration import stored_temperature
 from fer_hpc.evaluation.load import load_network
 from fer_hpc.evaluation.openings import record_opening
 from fer_hpc.evaluation.predictions import read_predictions
-from fer_hpc.files import write_json
 from fer_hpc.report.report import report
 from fer_hpc.run.folder import attempt_path, damage_of, list_checkpoints
 from fer_hpc.run.lease import holder_of
-from fer_hpc.sweep.grid import check_sweep, grid, prepare
-from fer_hpc.sweep.tables import best_of, collect
 from tests.fuzz.guard import Fuzz, target
 from tests.fuzz.inputs import json_file, jsonl_file, mutated
 
@@ -284,68 +275,3 @@ def predictions_npz(box: Path) -> Fuzz:
         read_predictions(box / "run", "val")
 
     return dataclasses.replace(fuzz, parse=[*fuzz.parse, read])
-
-
-# ---- sweeps --------------------------------------------------------------------------------------
-
-
-def a_sweep(box: Path) -> tuple[SweepConfig, Path]:
-    """A sweep of two configurations, of which one is trained."""
-    shards = finished() / "shards"
-    sweep = SweepConfig(data=shards, out=box / "sweep", batch_sizes=(16,), lrs=(0.01, 0.02))
-    sweep = dataclasses.replace(sweep, seeds=(0,), grid=("epochs=2",))
-    base = api.preset("resnet_baseline", data=shards, run=box / "x", **SETTINGS)
-    trials = grid(sweep, base)
-    prepare(sweep, "resnet_baseline", trials)
-    shutil.copytree(finished() / "run", trials[0].config.run)
-    write_json(sweep.out / "failures.json", {trials[1].name: "killed"})
-    return sweep, sweep.out
-
-
-def of_sweep(box: Path, file: str, *more: Callable[[Path], object]) -> Fuzz:
-    _, out = a_sweep(box)
-    collect(out)
-    path = out / file
-    good = path.read_bytes()
-
-    def place(data: bytes) -> None:
-        path.write_bytes(data)
-
-    calls = [functools.partial(_call, each, out) for each in more]
-    return Fuzz(good, as_json(good), [place, *calls], (str(out),))
-
-
-def _call(command: Callable[[Path], object], out: Path, _: bytes) -> None:
-    with mock.patch("fer_hpc.evaluation.plots.heat_map", nothing):
-        command(out)
-
-
-@target
-def sweep_json(box: Path) -> Fuzz:
-    sweep, _ = a_sweep(box / "again")
-    base = api.preset("resnet_baseline", data=sweep.data, run=box / "x", **SETTINGS)
-    trials = grid(sweep, base)
-
-    def tune(out: Path) -> None:
-        check_sweep(dataclasses.replace(sweep, out=out), trials)
-
-    return of_sweep(box, "sweep.json", collect, tune)
-
-
-@target
-def failures_json(box: Path) -> Fuzz:
-    return of_sweep(box, "failures.json", collect)
-
-
-@target
-def best_json(box: Path) -> Fuzz:
-    return of_sweep(box, "best.json", best_of)
-
-
-@target
-def summary_json(box: Path) -> Fuzz:
-    def page(out: Path) -> None:
-        with mock.patch.multiple("fer_hpc.report.report", **FIGURES):
-            report(ReportConfig(runs=(out,), out=out.parent / "page"))
-
-    return of_sweep(box, "summary.json", page)

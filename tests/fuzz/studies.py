@@ -23,9 +23,11 @@ from fer_hpc.study.machine import Room
 from fer_hpc.study.plan import NAME, new_plan, read_plan, write_plan
 from fer_hpc.study.state import check_edits, record_part, states_of_parts
 from fer_hpc.study.status import format_study
+from fer_hpc.sweep.tables import collect
 from tests.fuzz.guard import Fuzz, target
 from tests.fuzz.inputs import RAW, json_file, mutated, table
-from tests.fuzz.runs import FIGURES, a_sweep, collect, finished, nothing
+from tests.fuzz.runs import FIGURES, finished, nothing
+from tests.fuzz.sweeps import a_sweep
 
 TOML = ["1979-05-27", "{}", "{a = 1}", "[[1]]", "['x']", "[0, 0]", "[true]", "'''a\nb'''", "0x1F"]
 TOML += ["inf", "-1", "[]", '""', "true", '"1x1x1"', '"../x"', "[0.5]", "[1e999]", "3.0"]
