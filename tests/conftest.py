@@ -55,7 +55,11 @@ SLOW = set(
 
 
 # Chains that take longest begin first, and short tests fill up the end.
-FIRST = "test_slurm.py test_tune.py test_extending.py test_gan_use.py test_local.py".split()
+# The losses on Slurm come before test_slurm.py, whose last test looks at what all jobs left behind.
+FIRST = (
+    "test_slurm_losses.py test_slurm.py test_tune.py test_extending.py test_gan_use.py "
+    "test_local.py"
+).split()
 # Slow files without fixtures of their own: each of their tests may run in any process.
 SINGLE = set(
     "test_batch_norm.py test_cluster.py test_gan_training.py test_heartbeat.py test_local.py "

@@ -28,7 +28,7 @@ from fer_hpc.run.folder import (
     read_status,
 )
 from tests.conftest import Fer
-from tests.helpers.slurm import PATIENCE, until
+from tests.helpers.waiting import PATIENCE, until
 from tests.test_ranks import finish, start_ranks
 from tests.test_train import assert_same_outcome, until_training
 

@@ -30,7 +30,7 @@ from fer_hpc.files import process_tag, sha256
 from tests.conftest import Fer, Preprocess, command
 from tests.helpers import processes
 from tests.helpers.outputs import assert_kept
-from tests.helpers.slurm import PATIENCE
+from tests.helpers.waiting import PATIENCE
 
 
 def hashes(folder: Path) -> dict[str, str]:

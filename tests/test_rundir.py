@@ -19,7 +19,7 @@ from fer_hpc.run.attempts import Attempt, Superseded, claim_attempt
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_rows, read_status
 from fer_hpc.run.lease import process_state
 from fer_hpc.run.saver import checkpoint_write_error
-from tests.helpers.slurm import until
+from tests.helpers.waiting import until
 
 HOLD = """
 import sys, time

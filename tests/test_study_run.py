@@ -28,7 +28,7 @@ from fer_hpc.study.graph import Kind, Part
 from fer_hpc.study.machine import Room
 from fer_hpc.study.plan import Plan, new_plan
 from fer_hpc.study.state import read_part, record_part
-from tests.helpers.slurm import until
+from tests.helpers.waiting import until
 
 LOCAL = JobConfig(cluster="local")
 

@@ -30,7 +30,7 @@ from tests.conftest import TRAIN_SPEED, Fer, Preprocess, Train
 from tests.helpers.processes import HOLD, Started
 from tests.helpers.processes import run as run_command
 from tests.helpers.runs import SECONDS, assert_same_outcome, until_training
-from tests.helpers.slurm import until
+from tests.helpers.waiting import until
 
 
 def start(shards: Path, run: Path, *flags: object, hold: int = 0) -> Started:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.gridengine import Cell
-from tests.helpers.slurm import until
+from tests.helpers.waiting import until
 
 OPTIONS = ("-cwd", "-j", "y", "-S", "/bin/bash")
 

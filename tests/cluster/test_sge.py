@@ -15,11 +15,10 @@ import pytest
 
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, read_environment, read_status
-from tests.cluster.test_slurm import until_saved
 from tests.helpers.gridengine import Cell
 from tests.helpers.processes import finish, start_ranks
-from tests.helpers.runs import TINY, assert_same_outcome, lasting
-from tests.helpers.slurm import until
+from tests.helpers.runs import TINY, assert_same_outcome, lasting, until_saved
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ENV = {"FER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}

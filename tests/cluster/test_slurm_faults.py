@@ -18,7 +18,8 @@ from fer_hpc.cluster.records import record_job
 from fer_hpc.files import read_json
 from fer_hpc.run.folder import attempt_numbers, list_checkpoints, read_environment, read_status
 from tests.helpers.runs import assert_same_outcome
-from tests.helpers.slurm import Cluster, fer, until
+from tests.helpers.slurm import Cluster, fer
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 PYTHON = {"FER_PYTHON": sys.executable}

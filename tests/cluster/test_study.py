@@ -11,7 +11,8 @@ import pytest
 from fer_hpc.study.plan import NAME, read_plan
 from tests.cluster import test_sge
 from tests.helpers.gridengine import Cell
-from tests.helpers.slurm import Cluster, fer, until
+from tests.helpers.slurm import Cluster, fer
+from tests.helpers.waiting import until
 
 # One job on each node: the machine below them has few cores.
 SLURM = ("--cluster", "slurm", "--gpus-per-node", 0, "--tasks", 2, "--mem", "7500M")

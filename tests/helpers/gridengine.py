@@ -27,7 +27,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tests.helpers import gridengine_site as site
-from tests.helpers.slurm import PATH, until
+from tests.helpers.slurm import PATH
+from tests.helpers.waiting import until
 
 PROGRAMS = ("sge_qmaster", "sge_execd", "qsub", "qconf", "ip", "nsenter")
 SHARE = Path("/usr/share/gridengine")

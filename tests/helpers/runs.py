@@ -12,6 +12,7 @@ import torch
 from fer_hpc.drill.verify import flat_parts
 from fer_hpc.run.folder import attempt_path, list_checkpoints, read_rows
 from tests.helpers.processes import Started
+from tests.helpers.waiting import until
 
 SECONDS = 120  # for anything that a test waits for
 TINY = ("--threads", 1, "--checkpoint-every-s", 0.5, "--batch-size", 36)
@@ -76,3 +77,12 @@ def lasting(run: Path, seconds: float) -> tuple[object, ...]:
     rows = read_rows(run, "timing.jsonl")
     epoch_s = min(row["train_s"] + row["val_s"] for row in rows)
     return (*TINY, "--epochs", max(4, math.ceil(seconds / epoch_s)), "--no-tensorboard")
+
+
+def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
+    """Wait until start number `attempt` of a run has saved a checkpoint beyond `images`."""
+    until(
+        lambda: any(n >= attempt and seen >= images for n, seen, _ in list_checkpoints(run)),
+        90,
+        f"a checkpoint of attempt {attempt} beyond {images} images in {run}",
+    )

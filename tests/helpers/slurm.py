@@ -20,8 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.helpers.slurm_client import Client
+from tests.helpers.slurm_site import DBD_CONF, NODE_SCRIPT, SLURM_CONF
+from tests.helpers.waiting import until
 
 PROGRAMS = (
     "slurmctld",
@@ -37,78 +41,6 @@ PROGRAMS = (
 )
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-SLURM_CONF = """\
-ClusterName=fer
-SlurmctldHost={host}({address})
-SlurmctldPort={ctld_port}
-SlurmdPort={slurmd_port}
-AuthType=auth/munge
-AuthInfo=socket={base}/munge.socket,cred_expire=5
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={address}
-AccountingStoragePort={dbd_port}
-AccountingStoragePass={base}/munge.socket
-AccountingStorageTRES=gres/gpu
-SlurmUser=root
-SlurmdUser=root
-StateSaveLocation={base}/state
-SlurmdSpoolDir={base}/spool/%n
-SlurmctldPidFile={base}/slurmctld.pid
-SlurmdPidFile={base}/slurmd-%n.pid
-SlurmctldLogFile={base}/slurmctld.log
-SlurmdLogFile={base}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/linux
-MailProg=/bin/true
-PropagateResourceLimits=NONE
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=200
-SlurmdParameters=config_overrides
-SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
-ReturnToService=2
-KillWait=3
-SlurmdTimeout=5
-MinJobAge=300
-JobRequeue=1
-GresTypes=gpu
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-NodeName=DEFAULT CPUs=4 Boards=1 Sockets=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8000
-{nodes}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF
-PartitionName=scavenge Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=8
-"""
-
-DBD_CONF = """\
-AuthType=auth/munge
-AuthInfo=socket={base}/munge.socket
-DbdHost=localhost
-DbdAddr={address}
-DbdPort={dbd_port}
-SlurmUser=root
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={sql_port}
-StorageUser=slurm
-StorageLoc=slurm_acct_db
-LogFile={base}/slurmdbd.log
-PidFile={base}/slurmdbd.pid
-"""
-
-NODE_SCRIPT = """\
-hostname {node}
-for file in hosts nsswitch.conf resolv.conf; do
-    [ -e /etc/$file ] && mount --bind {base}/$file /etc/$file
-done
-slurmd -D -N {node} &
-while :; do wait; sleep 1; done
-"""
-
 
 def lacking(programs: Sequence[str] = PROGRAMS) -> str:
     """Why a cluster of these programs cannot be started here; "" where it can."""
@@ -121,19 +53,6 @@ def lacking(programs: Sequence[str] = PROGRAMS) -> str:
     return "" if probe.returncode == 0 else "network namespaces are not allowed here"
 
 
-PATIENCE = 4  # how much slower than expected a machine may be: a limit only ends what hangs
-
-
-def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
-    """Wait for `condition`; a TimeoutError contains `what`, which may be a function called then."""
-    seconds *= PATIENCE
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what() if callable(what) else what}: not within {seconds:g} s")
-        time.sleep(0.1)
-
-
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -142,7 +61,7 @@ def free_ports(count: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-class Cluster:
+class Cluster(Client):
     """Nodes n1, n2, ... of 4 CPUs and 4 fake GPUs; partitions main and (preemptible) scavenge."""
 
     def __init__(self, nodes: int = 3) -> None:
@@ -388,76 +307,6 @@ class Cluster:
 
     def join(self, node: str) -> None:
         self._run("ip", "link", "set", f"fv{self._tag}{node}", "up")
-
-    def resume(self) -> None:
-        """As an operator: nodes that Slurm drained, as one that was to start a job it still had."""
-        for node in self.nodes:
-            if "drain" in self.ask("sinfo", "-h", "-n", node, "-o", "%t"):
-                self.ask("scontrol", "update", f"nodename={node}", "state=resume")
-
-    def idle(self) -> int:
-        listed = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split()
-        return listed.count("idle")
-
-    # ---- jobs ------------------------------------------------------------------------------------
-
-    def ask(self, *args: object) -> str:
-        """What a Slurm command prints; "" where it fails."""
-        done = subprocess.run(
-            [*map(str, args)], env=self.env, capture_output=True, text=True, check=False
-        )
-        return done.stdout if done.returncode == 0 else ""
-
-    def sbatch(self, *args: object, cwd: Path, **env: object) -> str:
-        """Submit; gives the job's number."""
-        variables = {name: str(value) for name, value in env.items()}
-        done = subprocess.run(
-            ["sbatch", "--parsable", *map(str, args)],
-            cwd=cwd,
-            env={**self.env, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip().partition(";")[0]
-
-    def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, ...; of an array: of its tasks, each once, sorted."""
-        states = set(self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").split())
-        return ",".join(sorted(states))
-
-    def released(self, job: str) -> bool:
-        """True; releases a job that Slurm holds since a node that was back could not start it."""
-        if "Reason=launch_failed" in self.ask("scontrol", "show", "job", job):
-            for node in self.nodes:
-                self.ask("scontrol", "update", f"nodename={node}", "state=resume")
-            self.ask("scontrol", "release", job)
-        return True
-
-    def nodes_of(self, job: str) -> list[str]:
-        """Names of the nodes that a running job has."""
-        return self.ask(
-            "scontrol", "show", "hostnames", self.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
-        ).split()
-
-    def wait(self, job: str, *states: str, seconds: float = 120) -> str:
-        """Wait until the job is in one of `states` (default: ended)."""
-        wanted = states or (
-            "COMPLETED",
-            "FAILED",
-            "CANCELLED",
-            "TIMEOUT",
-            "NODE_FAIL",
-            "OUT_OF_MEMORY",
-            "BOOT_FAIL",
-        )
-        until(
-            lambda: self.state(job) in wanted,
-            seconds,
-            lambda: f"job {job} is {self.state(job)}, wanted {' or '.join(wanted)}",
-        )
-        return self.state(job)
 
 
 def fer(cluster: Cluster, *args: object, code: int = 0, **env: str) -> str:
