@@ -1,11 +1,10 @@
-"""Jobs without a scheduler: what is submitted, who is requeued, the same jobs on this machine."""
+"""Jobs without a scheduler: what is submitted and refused, the same jobs on this machine."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,15 +14,10 @@ from pathlib import Path
 import pytest
 
 from fer_hpc.cli.main import job
-from fer_hpc.cli.parse import configure
 from fer_hpc.cluster.code import keep_code
-from fer_hpc.cluster.launch import should_requeue
-from fer_hpc.cluster.starts import exit_in_words, give_up_message, may_start_again
-from fer_hpc.config import TrainConfig
-from fer_hpc.files import write_json
 from fer_hpc.parallel.job import expand_hosts, job_port
 from fer_hpc.parallel.world import free_port
-from fer_hpc.run.folder import attempt_path, read_environment, read_status
+from fer_hpc.run.folder import read_environment, read_status
 from tests.conftest import Fer
 
 ROOT = Path(__file__).parents[1]
@@ -198,58 +192,6 @@ def test_a_debug_job_runs_here_and_now(shards: Path, tmp_path: Path) -> None:
     assert read_status(run)["state"] == "finished"
 
 
-@pytest.mark.parametrize(
-    ("state", "code", "again"),
-    [
-        ("interrupted", 75, True),
-        ("interrupted", 0, True),  # srun gave 0 though a node had died
-        ("running", 137, True),  # killed before it could write its end
-        ("finished", 0, False),
-        ("failed", 1, False),
-        ("superseded", 4, False),
-        ("interrupted", 2, False),  # a mistake of the user
-    ],
-)
-def test_who_is_started_again(tmp_path: Path, state: str, code: int, again: bool) -> None:
-    attempt = attempt_path(tmp_path / "run", 1)
-    attempt.mkdir(parents=True)
-    write_json(attempt / "environment.json", {"parent": None})
-    write_json(attempt / "status.json", {"state": state, "why": "x"})
-    owner = {"host": "h", "pid": 1, "started": "", "place": "", "job": "", "restarts": 0}
-    write_json(attempt / "owner.json", owner)
-    os.utime(attempt, (0, 0))  # its heartbeat stopped long ago
-    config = configure("train", ["cnn_baseline", "--data", "x", "--run", str(tmp_path / "run")])
-    assert isinstance(config, TrainConfig)
-    assert should_requeue(config, code)[0] is again
-
-
-@pytest.mark.parametrize(
-    ("before", "reached", "again"),
-    [
-        ([0], 36, True),
-        ([0, 36], 36, True),
-        ([0, 36, 36], 36, True),
-        ([0, 36, 36, 36], 36, False),
-        ([0, 0, 0], 0, False),
-        ([0, 0, 0], 36, True),
-    ],
-)
-def test_three_starts_in_a_row_without_a_gain_are_the_last(
-    before: list[int], reached: int, again: bool
-) -> None:
-    starts = [{"restarts": i, "time": 0.0, "before": images} for i, images in enumerate(before)]
-    assert may_start_again(starts, reached) is again
-
-
-def test_who_gives_up_says_how_the_first_start_ended() -> None:
-    end = {"how": exit_in_words(137), "lines": ["1-0.log: Killed"]}
-    starts = [{"restarts": i, "time": 0.0, "before": 0, "end": end} for i in range(3)]
-    message = give_up_message(Path("run"), starts)
-    assert "3 starts in a row gained nothing" in message
-    assert "ended by SIGKILL, often because memory ran out (exit code 137)" in message
-    assert "1-0.log: Killed" in message
-
-
 def test_lists_of_nodes() -> None:
     assert expand_hosts("n[1-3,07],m4,r[1-2]c[8-9]") == (
         ["n1", "n2", "n3", "n07", "m4", "r1c8", "r1c9", "r2c8", "r2c9"]
@@ -265,54 +207,6 @@ def test_a_control_character_is_refused(
     call = ("cnn_baseline", "--data", shards, "--run", tmp_path / "run", flag, value, "--dry-run")
     assert job("train", "train", [*map(str, call)]) == 2
     assert f"the argument {value!r} contains a control character" in capsys.readouterr().err
-
-
-def test_scripts_run_the_same_command_without_slurm(shards: Path, tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-    env |= {
-        "FER_PYTHON": sys.executable,
-        "FER_DATA": str(shards),
-        "FER_RUNS": str(tmp_path / "runs"),
-    }
-    call = ["bash", str(ROOT / "slurm" / "train_cnn.sh"), "cnn_baseline", *QUICK]
-    done = subprocess.run(
-        call, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert read_status(tmp_path / "runs" / "cnn_baseline")["state"] == "finished"
-
-
-def test_scripts_pass_shellcheck() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck here")
-    scripts = sorted(str(path) for kind in ("slurm", "sge") for path in (ROOT / kind).glob("*.sh"))
-    done = subprocess.run(
-        ["shellcheck", "-x", *scripts], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
-    assert len(scripts) >= 16
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_env_sh_finds_its_checkout_from_any_folder(shell: str, tmp_path: Path) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
-    checkout = tmp_path / "my checkout"
-    (checkout / "slurm").mkdir(parents=True)
-    shutil.copy(ROOT / "slurm" / "env.sh", checkout / "slurm")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("FER_")}
-    show = 'echo "$FER_DATA|$FER_RUNS|${fer_python[*]}"'
-    for folder, name in ((checkout, "slurm/env.sh"), (tmp_path, "my checkout/slurm/env.sh")):
-        done = subprocess.run(
-            [shell, "-c", f'. "{name}"; {show}'],
-            cwd=folder,
-            env={**env, "FER_PYTHON": "python9"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == f"{checkout}/shards|{checkout}/runs|python9"
-        assert done.stderr == ""
 
 
 def test_jobs_of_one_node_use_different_ports() -> None:
