@@ -49,7 +49,8 @@ SLOW = set(
     "test_gan_use.py test_heartbeat.py test_job_scripts.py test_load.py test_local.py "
     "test_memory.py test_plugins.py test_predict.py test_preprocess.py test_ranks.py "
     "test_rejects.py test_report.py test_scoring.py test_soft_targets.py test_sources.py "
-    "test_study.py test_study_report.py test_timm.py test_train.py test_tune.py test_watchdog.py".split()
+    "test_study.py test_study_report.py test_timm.py test_train.py test_tune.py "
+    "test_tune_gpus.py test_watchdog.py".split()
 )
 
 
