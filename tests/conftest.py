@@ -48,9 +48,10 @@ SLOW = set(
     "test_drill_checks.py test_drill_jobs.py test_evaluate.py test_extending.py test_fuzz.py "
     "test_gan.py test_gan_training.py test_gan_use.py test_heartbeat.py test_job_scripts.py "
     "test_load.py test_local.py test_memory.py test_plugins.py test_predict.py "
-    "test_preprocess.py test_ranks.py test_rejects.py test_report.py test_scoring.py "
-    "test_soft_targets.py test_sources.py test_study.py test_study_report.py test_timm.py "
-    "test_train.py test_tune.py test_tune_gpus.py test_watchdog.py".split()
+    "test_preprocess.py test_preprocess_stops.py test_preprocess_storage.py test_ranks.py "
+    "test_rejects.py test_report.py test_scoring.py test_soft_targets.py test_sources.py "
+    "test_study.py test_study_report.py test_timm.py test_train.py test_tune.py "
+    "test_tune_gpus.py test_watchdog.py".split()
 )
 
 

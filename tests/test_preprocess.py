@@ -1,20 +1,12 @@
+"""Faces into shards: their schema, the same bytes whoever makes them, what is refused."""
+
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
 import json
 import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import h5py
 import numpy as np
 import pytest
@@ -27,18 +19,9 @@ from fer_hpc.data.readers.affectnet import AffectNetFolder
 from fer_hpc.data.shards import open_split, read_manifest
 from fer_hpc.data.synthetic import faces as synthetic
 from fer_hpc.files import process_tag, sha256
-from tests.conftest import Fer, Preprocess, command
+from tests.conftest import Fer, Preprocess
 from tests.helpers import processes
-from tests.helpers.outputs import assert_kept
-from tests.helpers.waiting import PATIENCE
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in folder.iterdir()
-        if p.suffix in (".h5", ".json") and p.name[0] != "."  # trainings note checksums there
-    }
+from tests.helpers.outputs import assert_kept, hashes
 
 
 @pytest.fixture(scope="module")
@@ -186,84 +169,6 @@ def test_the_same_command_leaves_what_a_living_one_writes(
     assert not gone.exists()
 
 
-def processes_of(group: int) -> list[str]:
-    """Living processes of a process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, pgid = path.read_text().rpartition(")")[2].split()[:3]
-            if int(pgid) == group and state not in "ZX":
-                found.append(path.parent.name)
-    return found
-
-
-def until(condition: Callable[[], bool], seconds: float = 10 * PATIENCE) -> bool:
-    """Whether `condition` comes true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-@pytest.mark.long
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(fer: Fer, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    arguments = ("--source", "synthetic", "--count", 300, "--seed", 5, "--workers", 2)
-    assert fer("preprocess", *arguments, "--out", whole).returncode == 0
-    killed = tmp_path / "killed"
-    for delay_s in (0.3, 1.6, 2.4):
-        process = subprocess.Popen(
-            command("preprocess", *arguments, "--out", killed), start_new_session=True
-        )
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert until(lambda group=process.pid: not processes_of(group)), (
-            "workers outlive their parent"
-        )
-    assert fer("preprocess", *arguments, "--out", killed).returncode == 0
-    assert hashes(killed) == hashes(whole)
-    assert not list(killed.glob(".*.tmp"))
-
-
-def test_a_job_that_is_killed_as_a_whole_leaves_no_memory(tmp_path: Path) -> None:
-    def segments() -> set[str]:
-        return {path.name for path in Path("/dev/shm").glob("psm_*")}
-
-    def maps(pid: str) -> bool:
-        with contextlib.suppress(OSError):
-            return "memfd:faces" in (Path("/proc") / pid / "maps").read_text()
-        return False
-
-    before = segments()
-    source = ("--source", "synthetic", "--count", 2000, "--workers", 2, "--out", tmp_path / "out")
-    process = subprocess.Popen(command("preprocess", *source), start_new_session=True)
-    assert until(lambda: segments() > before or any(map(maps, processes_of(process.pid))))
-    os.killpg(process.pid, signal.SIGKILL)  # Python's own tracker of such memory as well
-    process.wait()
-    assert segments() <= before
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_while_its_workers_start_is_one_line(number: int, tmp_path: Path) -> None:
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "from fer_hpc.cli.main import main; sys.exit(main())"  # a shell's & ignores SIGINT
-    source = ("--source", "synthetic", "--count", "100000", "--workers", "2")  # for minutes
-    call = [sys.executable, "-c", code, "preprocess", *source, "--out", str(tmp_path / "out")]
-    with subprocess.Popen(call, stderr=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stderr
-        assert until(lambda: len(processes_of(process.pid)) > 2)
-        while process.poll() is None:  # again, where an imported library has swallowed it
-            os.killpg(process.pid, number)  # as a terminal or a scheduler sends it
-            until(lambda: process.poll() is not None, 20)
-        text = process.stderr.read().decode()
-        assert process.returncode == 75, text
-    assert "Traceback" not in text
-    assert "the same command continues" in text
-
-
 def test_more_workers_than_this_machine_can_have_are_refused(fer: Fer, tmp_path: Path) -> None:
     source = ("--source", "synthetic", "--count", 300, "--workers", 1000)
     done = fer("preprocess", *source, "--out", tmp_path / "out")
@@ -327,86 +232,6 @@ def test_bad_arguments_are_one_clear_message(
     assert "Traceback" not in done.stderr
 
 
-def test_a_shard_that_was_cut_off_is_named_at_open(shards: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(shards, tmp_path / "cut")
-    path = copy / "train-00000.h5"
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"train-00000\.h5 has .* bytes, the manifest states"):
-        open_split(read_manifest(copy), "train")
-    path.unlink()
-    with pytest.raises(UserError, match=r"train-00000\.h5 is missing"):
-        open_split(read_manifest(copy), "train")
-
-
-@pytest.mark.parametrize("form", ["compressed", "chunked", "float"])
-def test_images_that_cannot_be_mapped_are_refused_not_read_as_zeros(
-    shards: Path, tmp_path: Path, form: str
-) -> None:
-    copy = shutil.copytree(shards, tmp_path / "copy")
-    path = copy / "val-00000.h5"
-    with h5py.File(path, "r+") as f:
-        images = f["images"][()]
-        del f["images"]
-        options = {"compressed": {"compression": "gzip"}, "chunked": {"chunks": (1, 32, 32, 1)}}
-        values = images.astype(np.float32) if form == "float" else images
-        f.create_dataset("images", data=values, **options.get(form, {}))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["splits"]["val"]["shards"][0]["bytes"] = path.stat().st_size
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="wanted one contiguous block of uint8"):
-        open_split(read_manifest(copy), "val")
-
-
-def noise_pictures(folder: Path, count: int) -> Path:
-    """Class folders of random 48x48 pictures."""
-    for i in range(count):
-        path = folder / ("angry", "sad")[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(i).integers(0, 256, (48, 48), np.uint8)
-        cv2.imwrite(str(path), noise)
-    return folder
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc for a library that refuses locks")
-def test_shards_are_written_where_locks_are_refused(tmp_path: Path) -> None:
-    code = "int flock(int f, int o) { (void)f; (void)o; errno = ENOLCK; return -1; }"
-    (tmp_path / "locks.c").write_text(f"#include <errno.h>\n{code}\n")
-    library = tmp_path / "locks.so"
-    compile_it = ["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "locks.c"]
-    subprocess.run(compile_it, check=True)
-    source = ("--source", "folder", "--input", noise_pictures(tmp_path / "faces", 40))
-    done = subprocess.run(
-        command("preprocess", *source, "--workers", 1, "--out", tmp_path / "out"),
-        env={**os.environ, "LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_full_disk_is_one_message_and_loses_nothing(fer: Fer, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system may be mounted here")
-    try:
-        source = ("--source", "folder", "--input", noise_pictures(tmp_path / "faces", 80))
-        arguments = (*source, "--size", 128, "--workers", 1, "--out", disk / "shards")
-        done = fer("preprocess", *arguments)
-        assert done.returncode == 2
-        assert "train-00000.h5" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not list((disk / "shards").glob(".*.tmp"))
-        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
-        again = fer("preprocess", *arguments)
-        assert again.returncode == 0, again.stderr
-        assert read_manifest(disk / "shards").n("train") > 40
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
 def test_array_tasks_give_the_same_shards_as_one_process(fer: Fer, tmp_path: Path) -> None:
     # several shards
     arguments = "--source synthetic --count 70 --seed 3 --size 640 --channels 3".split()
@@ -429,27 +254,6 @@ def test_a_task_that_does_not_exist_is_refused(preprocess: Preprocess, tmp_path:
     assert "--task 3 of --tasks 3: wanted 0 to 2" in done.stderr
 
 
-def test_shared_memory_that_is_used_again(preprocess: Preprocess, tmp_path: Path) -> None:
-    """More blocks than there are slots for: each image is the one that its row was hashed from."""
-    n, size = 700, 512  # 170 faces a shard, 5 a block, 93 slots
-    (tmp_path / "arrays").mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (n, 4, 4), np.uint8)
-    np.save(tmp_path / "arrays/X_train.npy", images)
-    np.save(tmp_path / "arrays/y_train.npy", np.arange(n) % 7)
-    flags = ("--input", tmp_path / "arrays", "--size", size, "--channels", 3)
-    done = preprocess("arrays", tmp_path / "shards", *flags, "--classes", "fer2013")
-    assert done.returncode == 0, done.stderr
-    manifest = read_manifest(tmp_path / "shards")
-    seen = 0
-    for name in shards.SPLITS:
-        split = open_split(manifest, name)
-        images_of = itertools.chain.from_iterable(split.images)
-        for image, stored in zip(images_of, split.columns["image_hash"], strict=True):
-            assert shards.image_hash(image) == stored
-            seen += 1
-    assert seen == n
-
-
 def test_preprocess_replaces_no_files_of_others(
     fer: Fer, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -463,24 +267,3 @@ def test_preprocess_replaces_no_files_of_others(
     assert not (finished_run / "parts").exists()
     for _ in range(2):
         assert fer(*call, out).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("when", "code"),
-    [("atexit.register(interrupt)", 0), ("m._help = lambda: exec('interrupt()')", 75)],
-)
-def test_ctrl_c_at_the_end_keeps_the_exit_code(when: str, code: int, tmp_path: Path) -> None:
-    """As Python ends; and in an exec, as of a dataclass that is imported."""
-    lines = [
-        "import atexit, signal, sys",
-        "from fer_hpc.cli import main as m",
-        "def interrupt(): signal.raise_signal(signal.SIGINT)",
-        "signal.signal(signal.SIGINT, signal.default_int_handler)",
-        when,
-        "sys.argv[1:] = ['--help']",
-        "raise SystemExit(m.main())",
-    ]
-    (tmp_path / "ends.py").write_text("\n".join(lines))
-    done = subprocess.run([sys.executable, "-m", "ends"], cwd=tmp_path, capture_output=True)
-    assert done.returncode == code, done.stderr
-    assert b"Traceback" not in done.stderr

@@ -1,7 +1,8 @@
-"""Files of a user that a command must not replace."""
+"""Files that commands write: their hashes, and a user's that they must not replace."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -19,3 +20,11 @@ def assert_kept(
     assert "would be replaced: give another --" in done.stderr or "may be replaced" in done.stderr
     assert path.read_bytes() == content
     path.unlink()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if p.suffix in (".h5", ".json") and p.name[0] != "."  # trainings note checksums there
+    }
