@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,12 @@ SLOW = set(
     "test_damage.py test_damage_resumed.py test_deploy.py test_doctor.py test_drill.py "
     "test_drill_checks.py test_drill_jobs.py test_evaluate.py test_extending.py test_fuzz.py "
     "test_gan.py test_gan_training.py test_gan_use.py test_heartbeat.py test_job_scripts.py "
-    "test_load.py test_local.py test_memory.py test_plugins.py test_predict.py "
-    "test_preprocess.py test_preprocess_stops.py test_preprocess_storage.py test_ranks.py "
-    "test_rejects.py test_report.py test_scoring.py test_soft_targets.py test_sources.py "
-    "test_study.py test_study_report.py test_timm.py test_train.py test_tune.py "
-    "test_tune_gpus.py test_watchdog.py".split()
+    "test_load.py test_local.py test_memory.py test_plugins.py test_plugins_trained.py "
+    "test_predict.py test_preprocess.py test_preprocess_stops.py test_preprocess_storage.py "
+    "test_ranks.py test_rejects.py test_report.py test_scoring.py test_soft_targets.py "
+    "test_sources.py test_study.py test_study_report.py test_study_states.py test_timm.py "
+    "test_train.py test_train_refusals.py test_train_results.py test_tune.py test_tune_gpus.py "
+    "test_watchdog.py".split()
 )
 
 
@@ -65,7 +66,7 @@ FIRST = (
 SINGLE = set(
     "test_batch_norm.py test_cluster.py test_gan_training.py test_heartbeat.py "
     "test_job_scripts.py test_local.py test_ranks.py test_sources.py test_step.py test_timm.py "
-    "test_train.py test_watchdog.py".split()
+    "test_train.py test_train_refusals.py test_train_results.py test_watchdog.py".split()
 )
 
 
@@ -218,3 +219,16 @@ def gpu_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "shards"
     preprocess(PreprocessConfig(source="synthetic", count=360, size=32, out=out))
     return out
+
+
+@pytest.fixture
+def no_names_left() -> Iterator[None]:
+    """Networks and losses that a test registers are forgotten after it."""
+    from fer_hpc.models.registry import MODELS
+    from fer_hpc.training.losses import LOSSES
+
+    known = dict(MODELS), dict(LOSSES)
+    yield
+    for names, before in zip((MODELS, LOSSES), known, strict=True):
+        names.clear()  # type: ignore[attr-defined]
+        names.update(before)  # type: ignore[attr-defined]

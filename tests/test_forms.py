@@ -3,84 +3,31 @@
 from __future__ import annotations
 
 import csv
-import io
-import tarfile
-import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from fer_hpc.config import CLASSES, UserError
 from fer_hpc.config.commands import PreprocessConfig
-from fer_hpc.data.faces import decode
-from fer_hpc.data.plan import Plan, make_plan
-from fer_hpc.data.readers.ckplus import CkPlus
 from fer_hpc.data.readers.ferplus import decide
-from fer_hpc.data.sources import open_source, resolve_source, source_spec
-from fer_hpc.data.tree import Tree
+from fer_hpc.data.sources import open_source, source_spec
+from tests.helpers.forms import (
+    FER,
+    FERPLUS,
+    fer2013,
+    ferplus,
+    ignored,
+    rafdb_basic,
+    read,
+    save,
+    save_csv,
+)
 
 RAF = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
-FER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
-FERPLUS = ("Neutral", "Happiness", "Surprise", "Sadness", "Anger", "Disgust", "Fear", "Contempt")
-
-
-def encoded(value: int, suffix: str = ".png") -> bytes:
-    """A picture of one gray value, by which its face is known."""
-    return cv2.imencode(suffix, np.full((100, 100, 3), value, np.uint8))[1].tobytes()
-
-
-def save(path: Path, value: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = path.suffix if path.suffix in (".png", ".jpg", ".tiff") else ".jpg"
-    path.write_bytes(encoded(value, suffix))
-
-
-def save_csv(path: Path, head: str, lines: list[list[object]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as f:
-        csv.writer(f).writerows([head.split(","), *lines])
-    return path
-
-
-Read = dict[str, tuple[str, str, int]]  # id -> split, class, gray value of the face
-
-
-def read(out: Path, path: Path, source: str = "auto", **flags: object) -> tuple[Read, Plan]:
-    """What preprocess would make of an input."""
-    config = PreprocessConfig(source=source, input=path, out=out / "out", **flags)
-    config, _ = resolve_source(config)
-    spec = source_spec(config.source)
-    with open_source(spec, config) as opened:
-        plan = make_plan(config, spec, opened)
-        found = {}
-        for shard in plan.shards:
-            for i in shard.rows.tolist():
-                face = opened.face(plan.rows.locators[i])
-                pixels = decode(face.encoded, 1) if face.encoded else face.pixels
-                value = round(float(np.mean(pixels)))
-                label = plan.classes[plan.rows.label[i]]
-                found[plan.rows.source_id[i]] = (shard.split, label, value)
-    return found, plan
-
-
-def ignored(plan: Plan) -> dict[str, int]:
-    return {reason: kind.n for reason, kind in plan.rows.ignored.kinds.items()}
 
 
 # ---- RAF-DB
-
-
-def rafdb_basic(root: Path) -> Path:
-    lines = []
-    for split in ("train", "test"):
-        for i in range(1, 22):
-            save(root / f"Image/aligned/{split}_{i:05d}_aligned.jpg", 10 * (i % 7 + 1))
-            lines.append(f"{split}_{i:05d}.jpg {i % 7 + 1}\n")
-    (root / "EmoLabel").mkdir()
-    (root / "EmoLabel/list_patition_label.txt").write_text("".join(lines))
-    return root
 
 
 @pytest.mark.parametrize("entry", ["", "EmoLabel/list_patition_label.txt"])
@@ -125,29 +72,6 @@ def test_rafdb_in_numbered_folders_with_tables(tmp_path: Path) -> None:
 
 
 # ---- FER2013 and FER+
-
-
-def fer2013(path: Path, n: int = 70) -> Path:
-    usage = [
-        ("Training", "PublicTest", "PrivateTest")[i % 10 - 7 if i % 10 > 7 else 0] for i in range(n)
-    ]
-    lines = [[i % 7, " ".join([str(i)] * 48**2), usage[i]] for i in range(n)]
-    return save_csv(path, "emotion,pixels,Usage", lines)
-
-
-def ferplus(folder: Path, n: int = 70) -> Path:
-    fer2013(folder / "fer2013.csv", n)
-    head = "Usage,Image name," + ",".join(c.lower() for c in FERPLUS) + ",unknown,NF"
-    lines = []
-    for i in range(n):
-        usage = ("Training", "PublicTest", "PrivateTest")[i % 10 - 7 if i % 10 > 7 else 0]
-        votes = [6 * (k == i % 8) + 3 * (k == (i + 1) % 8) for k in range(8)]
-        lines.append([usage, f"fer{i:07d}.png", *votes, 1, 0])
-    lines[3][2:] = [0] * 9 + [10]  # not a face
-    lines[4][2:] = [5, 5] + [0] * 8  # no majority
-    lines[5][1] = ""  # left out by its authors
-    save_csv(folder / "fer2013new.csv", head, lines)
-    return folder
 
 
 def test_ferplus_majority_beside_fer2013(tmp_path: Path) -> None:
@@ -318,188 +242,7 @@ def test_yolo_with_names_in_data_yaml(tmp_path: Path) -> None:
         read(tmp_path, tmp_path / "set")
 
 
-# ---- Hugging Face
-
-
-def parquet(folder: Path, metadata: bool, readme: bool) -> None:
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    for split, n in (("train", 24), ("test", 16)):
-        rows = [
-            {"image": {"bytes": encoded(10 * (i % 8)), "path": f"{i}.png"}, "label": i % 8}
-            for i in range(n)
-        ]
-        table = pa.Table.from_pylist(rows)
-        if metadata:
-            info = {"info": {"features": {"label": {"names": list(FERPLUS)}}}}
-            table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet", row_group_size=10)
-    if readme:
-        names = "".join(f"          '{i}': {name}\n" for i, name in enumerate(FERPLUS))
-        head = (
-            "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n"
-        )
-        text = f"{head}    dtype:\n      class_label:\n        names:\n{names}---\n"
-        (folder / "README.md").write_text(text)
-
-
-@pytest.mark.parametrize("where", ["metadata", "readme"])
-def test_parquet_takes_the_names_that_the_set_states(tmp_path: Path, where: str) -> None:
-    parquet(tmp_path / "hf", where == "metadata", where == "readme")
-    found, plan = read(tmp_path, tmp_path / "hf")
-    assert len(found) == 40
-    assert all(label == FERPLUS[value // 10] for _, label, value in found.values())
-    assert found["test-00000-of-00001.parquet#1.5"][0] == "test"
-    assert plan.rows.class_map.source == "names of the label column"
-
-
-def test_parquet_without_names_asks_for_them(tmp_path: Path) -> None:
-    parquet(tmp_path / "hf", False, False)
-    with pytest.raises(UserError, match="--classes NAME_OF_0"):
-        read(tmp_path, tmp_path / "hf")
-    one = tmp_path / "hf/test-00000-of-00001.parquet"
-    found, _ = read(tmp_path, one, classes="ferplus")
-    assert len(found) == 16
-    assert {s for s, _, _ in found.values()} == {"test"}
-
-
-# ---- names that are codes; archives; evaluation only
-
-
-def test_jaffe_and_kdef_are_read_from_their_names(tmp_path: Path) -> None:
-    codes = {"AN": "Anger", "FE": "Fear", "HA": "Happiness", "NE": "Neutral"}
-    for p, person in enumerate(("KA", "KL", "KM", "KR", "MK")):
-        for c, code in enumerate(codes):
-            save(tmp_path / f"j/{person}.{code}1.{p * 4 + c}.tiff", 10 * c)
-    found, plan = read(tmp_path, tmp_path / "j")
-    assert all(label == list(codes.values())[value // 10] for _, label, value in found.values())
-    assert "by person" in plan.split_rule
-    for p in range(5):
-        for c, code in enumerate(("AN", "AF", "HA", "NE")):
-            save(tmp_path / f"k/AF{p:02d}/AF{p:02d}{code}S.JPG", 10 * c)
-    found, plan = read(tmp_path, tmp_path / "k")
-    assert all(label == list(codes.values())[value // 10] for _, label, value in found.values())
-    assert len(np.unique(plan.rows.columns["group"])) == 5
-
-
-def test_ck_plus_in_class_folders_keeps_subjects_apart(tmp_path: Path) -> None:
-    for c in ("anger", "happy", "surprise"):
-        for subject in range(8):
-            for frame in range(3):
-                save(tmp_path / f"c/{c}/S{10 + subject:03d}_001_{frame:08d}.png", frame)
-    found, plan = read(tmp_path, tmp_path / "c")
-    splits = {
-        subject: {s for i, (s, _, _) in found.items() if subject in i} for subject in ("S012",)
-    }
-    assert len(splits["S012"]) == 1
-    assert "persons (group) are those in CK+'s file names" in plan.rows.notes
-
-
-def test_ck_plus_as_its_authors_give_it(tmp_path: Path) -> None:
-    images, emotions = tmp_path / "c/cohn-kanade-images", tmp_path / "c/Emotion"
-    for subject in range(6):
-        folder = f"S{subject:03d}/001"
-        for frame in range(1, 8):
-            name = f"S{subject:03d}_001_{frame:08d}"
-            save(images / folder / f"{name}.png", 10 * frame)
-        (emotions / folder).mkdir(parents=True)
-        if subject:  # S000 has a folder without a file
-            name = f"{name}_emotion.txt"
-            (emotions / folder / name).write_text(f"   {subject:.7e}\n")
-    found, plan = read(tmp_path, tmp_path / "c")
-    assert len(found) == 5 * 4
-    names = ("Neutral", "Anger", "Contempt", "Disgust", "Fear", "Happiness")
-    for source_id, (_, label, value) in found.items():
-        subject = int(source_id.rpartition("/")[2][1:4])
-        assert value in (10, 50, 60, 70)
-        assert label == ("Neutral" if value == 10 else names[subject])
-    assert "by person" in plan.split_rule
-    assert len(np.unique(plan.rows.columns["group"])) == 5
-    assert ignored(plan) == {
-        "frames of sequences without an emotion": 7,
-        "frames between the first and the peak": 5 * 3,
-    }
-    assert any("--crop detect" in note for note in plan.rows.notes)
-
-
-def test_landmarks_of_ck_plus_cut_the_face(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for subject in range(3):
-        name, folder = f"S{subject:03d}_001_00000001", f"S{subject:03d}/001"
-        save(tmp_path / f"c/cohn-kanade-images/{folder}/{name}.png", 10)
-        for kind in ("Emotion", "Landmarks"):
-            (tmp_path / f"c/{kind}/{folder}").mkdir(parents=True)
-        points = rng.uniform(4, 12, (68, 2))
-        text = "\n".join(f"   {x:.7e}   {y:.7e}" for x, y in points)
-        (tmp_path / f"c/Landmarks/{folder}/{name}_landmarks.txt").write_text(text)
-        (tmp_path / f"c/Emotion/{folder}/{name}_emotion.txt").write_text("   9.0e+00\n")
-    (tmp_path / f"c/Emotion/{folder}/{name}_emotion.txt").write_text("   7.0e+00\n")
-    source = CkPlus(Tree(tmp_path / "c"))
-    rows = source.rows()
-    assert [reason for _, reason in rows.rejects] == ["emotion 9, wanted 0 to 7"] * 2
-    face = source.face(rows.locators[0])
-    assert face.landmarks is not None
-    assert np.allclose(face.landmarks, points)
-
-
-def test_frames_of_sequences_are_pointed_out(tmp_path: Path) -> None:
-    for clip in range(5):
-        for frame in range(6):
-            save(tmp_path / f"c/{('happy', 'sad')[clip % 2]}/clip{clip}_{frame:03d}.png", frame)
-    _, plan = read(tmp_path, tmp_path / "c")
-    assert any("frames of 5 sequences" in note for note in plan.rows.notes)
-    for i in range(30):
-        save(tmp_path / f"d/{('happy', 'sad')[i % 2]}/{i}.png", i)
-    assert not read(tmp_path, tmp_path / "d")[1].rows.notes
-
-
-def packed(folder: Path, target: Path) -> Path:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    if target.suffix == ".zip":
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in files:
-                archive.write(path, f"top/{path.relative_to(folder)}")
-            archive.writestr("__MACOSX/top/._x.png", b"x")
-    else:
-        with tarfile.open(target, "w:gz" if target.suffix == ".gz" else "w") as tar:
-            for path in files:
-                tar.add(path, f"top/{path.relative_to(folder)}")
-    return target
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar"])
-def test_archives_are_read_in_place(tmp_path: Path, suffix: str) -> None:
-    for split in ("train", "test"):
-        for i in range(20):
-            save(tmp_path / f"a/{split}/{('happy', 'sad')[i % 2]}/{i}.png", i)
-    wanted, _ = read(tmp_path, tmp_path / "a", "folder")
-    found, _ = read(tmp_path, packed(tmp_path / "a", tmp_path / f"a{suffix}"))
-    assert found == wanted
-    assert not list((tmp_path / "out").glob(".unpacked*"))
-    rafdb = packed(rafdb_basic(tmp_path / "basic"), tmp_path / f"r{suffix}")
-    assert len(read(tmp_path, rafdb)[0]) == 42
-    fer2013(tmp_path / "f/fer2013.csv")
-    found, _ = read(tmp_path, packed(tmp_path / "f", tmp_path / f"f{suffix}"))
-    assert found["69"][1:] == (FER[69 % 7], 69)
-
-
-def test_an_archive_leads_nowhere_else(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
-        for name in ("../happy/1.png", "/happy/2.png", "happy/3.png", "sad/4.png"):
-            info = tarfile.TarInfo(name)
-            info.size = len(encoded(9))
-            tar.addfile(info, io.BytesIO(encoded(9)))
-        link = tarfile.TarInfo("happy/5.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    found, plan = read(tmp_path, tmp_path / "evil.tar", "folder", split="test")
-    assert set(found) == {"happy/3.png", "sad/4.png"}
-    assert ignored(plan) == {"paths that leave the archive": 2, "links in the archive": 1}
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "out") == ["evil.tar"]
+# ---- evaluation only
 
 
 def test_a_tree_of_tests_only_is_for_evaluation(tmp_path: Path) -> None:

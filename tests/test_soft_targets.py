@@ -13,7 +13,7 @@ from fer_hpc.data.loader import TrainLoader
 from fer_hpc.data.shards import TARGETS, open_split, read_manifest
 from fer_hpc.training.objective import class_weights
 from tests.conftest import TRAIN_SPEED, Fer
-from tests.test_forms import ferplus, save
+from tests.helpers.forms import ferplus, save
 
 
 def test_a_training_on_distributions_and_a_foreign_test_set(fer: Fer, tmp_path: Path) -> None:

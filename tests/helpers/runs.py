@@ -1,8 +1,9 @@
-"""Run folders in tests: wait for one, compare two."""
+"""Run folders in tests: begin one, wait for one, compare two."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from fer_hpc.drill.verify import flat_parts
 from fer_hpc.run.folder import attempt_path, list_checkpoints, read_rows
-from tests.helpers.processes import Started
+from tests.conftest import TRAIN_SPEED
+from tests.helpers.processes import HOLD, Started
 from tests.helpers.waiting import until
 
 SECONDS = 120  # for anything that a test waits for
@@ -86,3 +88,9 @@ def until_saved(run: Path, images: int = 36, attempt: int = 1) -> None:
         90,
         f"a checkpoint of attempt {attempt} beyond {images} images in {run}",
     )
+
+
+def start(shards: Path, run: Path, *flags: object, hold: int = 0) -> Started:
+    """A training; with `hold` it waits at so many images for a signal, and saves a batch before."""
+    call = ("train", "cnn_baseline", "--data", shards, "--run", run, *TRAIN_SPEED, *flags)
+    return Started(*call, env={**os.environ, **({HOLD: f"{hold - 30} {hold}"} if hold else {})})
