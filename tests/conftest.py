@@ -49,10 +49,10 @@ SLOW = set(
     "test_gan.py test_gan_training.py test_gan_use.py test_heartbeat.py test_job_scripts.py "
     "test_load.py test_local.py test_memory.py test_plugins.py test_plugins_trained.py "
     "test_predict.py test_preprocess.py test_preprocess_stops.py test_preprocess_storage.py "
-    "test_ranks.py test_rejects.py test_report.py test_scoring.py test_soft_targets.py "
-    "test_sources.py test_study.py test_study_report.py test_study_states.py test_timm.py "
-    "test_train.py test_train_refusals.py test_train_results.py test_tune.py test_tune_gpus.py "
-    "test_watchdog.py".split()
+    "test_ranks.py test_rejects.py test_report.py test_report_reading.py test_report_tables.py "
+    "test_scoring.py test_soft_targets.py test_sources.py test_study.py test_study_report.py "
+    "test_study_states.py test_timm.py test_train.py test_train_refusals.py "
+    "test_train_results.py test_tune.py test_tune_gpus.py test_watchdog.py".split()
 )
 
 
@@ -208,6 +208,30 @@ def finished_run(train: Train, once: Once, tmp_path_factory: pytest.TempPathFact
             once("runs/undisturbed", train), tmp_path_factory.mktemp("runs") / "undisturbed"
         )
     )
+
+
+@pytest.fixture(scope="session")
+def scored(
+    fer: Fer, finished_run: Path, once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run with scores on val and test, and no others: a copy a process."""
+
+    def score(run: Path) -> subprocess.CompletedProcess[str]:
+        shutil.copytree(finished_run, run)
+        for file in run.glob("eval-*.json"):
+            file.unlink()
+        done = fer("evaluate", run, "--split", "val")
+        return fer("evaluate", run, "--split", "test") if done.returncode == 0 else done
+
+    run = tmp_path_factory.mktemp("report") / "undisturbed"
+    return Path(shutil.copytree(once("scored/undisturbed", score), run))
+
+
+@pytest.fixture(scope="session")
+def photos(fer: Fer, once: Once) -> list[Path]:
+    """6 synthetic photos of a face."""
+    folder = once("gan/photos", lambda out: fer("data.synthetic", "--count", 6, "--out", out))
+    return sorted((folder / "train_set" / "images").iterdir())
 
 
 @pytest.fixture(scope="session")

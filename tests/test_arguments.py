@@ -10,6 +10,7 @@ from fer_hpc.cli import flags
 from fer_hpc.cli.main import main, system_error
 from fer_hpc.cli.parse import configure
 from fer_hpc.config import EXIT_USER_ERROR, UserError
+from fer_hpc.config.errors import apart
 
 TRAIN = ["--data", "d", "--run", "r"]
 
@@ -142,3 +143,10 @@ def test_a_negative_number_is_a_value() -> None:
     for args in (["--lr", "-1"], ["--lr=-1"], ["--lr", "-1e-3"]):
         with pytest.raises(UserError, match="wanted at least 0"):
             configure("train", ["vgg", *TRAIN, *args])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.96, "0.96"), (0.99996, "0.99996"), (0.1234, "0.12"), (1.004, "1.004")]
+)
+def test_a_number_is_not_rounded_to_the_bound_that_it_misses(value: float, text: str) -> None:
+    assert apart(value, 1.0) == text

@@ -16,14 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel
 
-from fer_hpc.config import UserError
 from fer_hpc.config.commands import EvaluateConfig
-from fer_hpc.config.errors import apart
-from fer_hpc.data.faces import Found
-from fer_hpc.data.photos import Photo
 from fer_hpc.data.shards import open_split, read_manifest, write_manifest
 from fer_hpc.gan.evaluate import evaluate_gan
-from fer_hpc.gan.transfer import TITLE_HEIGHT, read_photo
+from fer_hpc.gan.transfer import TITLE_HEIGHT
 from fer_hpc.gan.weights import load_generator
 from fer_hpc.models.gan import Generator
 from fer_hpc.run import checkpoint
@@ -32,13 +28,6 @@ from tests.conftest import GAN_SPEED, Fer
 from tests.helpers.outputs import assert_kept
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(fer: Fer, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("photos")
-    assert fer("data.synthetic", "--count", 6, "--out", folder).returncode == 0
-    return sorted((folder / "train_set" / "images").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -97,32 +86,6 @@ def test_transfer_refuses_what_is_no_face_of_a_sensible_size(
     blank = tmp_path / "blank.png", photos[1]
     whole = fer("transfer", *blank, "--run", gan_run, "--out", tmp_path / "whole.png", "--whole")
     assert whole.returncode == 0, whole.stderr
-
-
-def test_transfer_does_not_take_a_small_part_of_a_picture_in_silence(
-    photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A cheek, for one, that the finder takes for a face."""
-
-    def found(*box: float) -> None:
-        face = Found(box, 1.0)  # type: ignore[arg-type]
-        monkeypatch.setattr("fer_hpc.gan.transfer.Photo.find", lambda photo: found_in(photo, face))
-
-    def found_in(photo: Photo, face: Found) -> list[Found]:
-        photo.pixels(3)
-        return [face]
-
-    found(20, 30, 67, 77)
-    with pytest.raises(UserError, match=r"left 13, top 23, width 61, height 61.*at least 48 pix"):
-        read_photo(photos[0], whole=False)
-    found(20, 30, 70, 80)
-    assert read_photo(photos[0], whole=False).box == pytest.approx((12.5, 22.5, 77.5, 87.5))
-    shown = capsys.readouterr().err
-    assert re.search(r"warning: .*width 66, height 66 \(\d% of the picture\)", shown)
-    found(20, 30, 220, 230)
-    assert read_photo(photos[0], whole=False).box is not None
-    assert read_photo(photos[0], whole=True).box is None
-    assert capsys.readouterr().err == ""
 
 
 def test_transfer_uses_the_checkpoint_before_a_damaged_file(
@@ -382,10 +345,3 @@ def test_transfer_replaces_its_own_picture_only(
     done = fer("transfer", tmp_path / "pipe.png", *call[2:], out, timeout=60)
     assert done.returncode == 2
     assert f"not an ordinary file: {tmp_path / 'pipe.png'}" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.96, "0.96"), (0.99996, "0.99996"), (0.1234, "0.12"), (1.004, "1.004")]
-)
-def test_a_number_is_not_rounded_to_the_bound_that_it_misses(value: float, text: str) -> None:
-    assert apart(value, 1.0) == text

@@ -1,4 +1,4 @@
-"""What a training writes and starts from: metrics, sheet, TensorBoard, best weights, --init-from."""
+"""What a training writes and starts from: metrics, sheet, TensorBoard, weights, --init-from."""
 
 from __future__ import annotations
 
