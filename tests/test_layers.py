@@ -12,6 +12,7 @@ import fer_hpc
 PACKAGE = Path(fer_hpc.__file__).parent
 ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
 
 # A package imports from itself and from those before it, at import time and later.
 LAYERS = (
@@ -116,6 +117,13 @@ def test_files_functions_and_lines_stay_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef) and (relative(path), node.name) not in LOOPS:
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= MAX_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix()
+)
+def test_files_of_tests_stay_short(path: Path) -> None:
+    assert path.read_text().count("\n") <= MAX_LINES, "split it by topic, helpers to tests/helpers"
 
 
 def test_little_is_formatted_by_hand() -> None:
