@@ -52,7 +52,7 @@ SLOW = set(
     "test_ranks.py test_rejects.py test_report.py test_report_reading.py test_report_tables.py "
     "test_scoring.py test_soft_targets.py test_sources.py test_study.py test_study_report.py "
     "test_study_states.py test_timm.py test_train.py test_train_refusals.py "
-    "test_train_results.py test_tune.py test_tune_gpus.py test_watchdog.py".split()
+    "test_train_results.py test_transfer_box.py test_tune.py test_tune_gpus.py test_watchdog.py".split()
 )
 
 
