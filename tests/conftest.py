@@ -45,14 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 SLOW = set(
     "test_account.py test_api.py test_batch_norm.py test_classes.py test_cluster.py "
     "test_damage.py test_damage_resumed.py test_deploy.py test_doctor.py test_drill.py "
-    "test_drill_checks.py test_drill_jobs.py test_evaluate.py test_extending.py test_fuzz.py "
-    "test_gan.py test_gan_training.py test_gan_use.py test_heartbeat.py test_job_scripts.py "
-    "test_load.py test_local.py test_memory.py test_plugins.py test_plugins_trained.py "
-    "test_predict.py test_preprocess.py test_preprocess_stops.py test_preprocess_storage.py "
-    "test_ranks.py test_rejects.py test_report.py test_report_reading.py test_report_tables.py "
-    "test_scoring.py test_soft_targets.py test_sources.py test_study.py test_study_report.py "
-    "test_study_states.py test_timm.py test_train.py test_train_refusals.py "
-    "test_train_results.py test_transfer_box.py test_tune.py test_tune_gpus.py test_watchdog.py".split()
+    "test_drill_checks.py test_drill_jobs.py test_evaluate.py test_extending.py "
+    "test_fuzz.py test_gan.py test_gan_training.py test_gan_use.py test_heartbeat.py "
+    "test_job_scripts.py test_load.py test_local.py test_memory.py test_plugins.py "
+    "test_plugins_trained.py test_predict.py test_preprocess.py test_preprocess_stops.py "
+    "test_preprocess_storage.py test_ranks.py test_rejects.py test_report.py "
+    "test_report_reading.py test_report_tables.py test_scoring.py test_soft_targets.py "
+    "test_sources.py test_study.py test_study_report.py test_study_states.py test_timm.py "
+    "test_train.py test_train_refusals.py test_train_results.py test_transfer_box.py "
+    "test_tune.py test_tune_gpus.py test_watchdog.py".split()
 )
 
 
@@ -65,8 +66,9 @@ FIRST = (
 # Slow files without fixtures of their own: each of their tests may run in any process.
 SINGLE = set(
     "test_batch_norm.py test_cluster.py test_gan_training.py test_heartbeat.py "
-    "test_job_scripts.py test_local.py test_ranks.py test_sources.py test_step.py test_timm.py "
-    "test_train.py test_train_refusals.py test_train_results.py test_watchdog.py".split()
+    "test_job_scripts.py test_local.py test_ranks.py test_sources.py test_step.py "
+    "test_timm.py test_train.py test_train_refusals.py test_train_results.py "
+    "test_watchdog.py".split()
 )
 
 
