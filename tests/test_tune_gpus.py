@@ -1,4 +1,4 @@
-"""Sweeps on the GPUs of a machine, which Ray and the trials are made to believe in."""
+"""Sweeps on the GPUs of a machine, which a Ray is made to believe in."""
 
 from __future__ import annotations
 
