@@ -147,7 +147,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         path.parent.mkdir(exist_ok=True)
         with made.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not file.tell():
+            if not made.stat().st_size:  # another process may have written while this one waited
                 done = make(path)
                 assert done.returncode == 0, done.stderr
                 file.write("made")

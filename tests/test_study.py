@@ -18,7 +18,6 @@ from fer_hpc.study.recipes import new_tables
 from fer_hpc.study.state import PartState
 from tests.helpers.studies import LOCAL, by_name, call, edit, tiny
 
-
 # ---- study.toml ----------------------------------------------------------------------------------
 
 
