@@ -128,8 +128,14 @@ def test_weights_may_differ_where_metrics_do_not(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_likely_cause(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("has_chain", [False, True])
+def test_the_likely_cause(
+    tmp_path: Path, changes: dict[str, Any], words: str, has_chain: bool
+) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", (1.5, 2.5), **changes)
+    for run, sums in ((a, "s1"), (b, "s2")) if has_chain else ():  # from the first step on
+        row = chain_row(10, [[5, "o1", sums], [10, "o2", sums]])
+        (run / "attempts" / "0001" / "chain.jsonl").write_bytes(to_jsonl([row]))
     verdict = verify(VerifyConfig(a=a, b=b))
     assert verdict.causes == [words]
     assert verdict.first_epoch.startswith("epoch 1")

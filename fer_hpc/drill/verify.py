@@ -124,7 +124,7 @@ def _compare_chains(verdict: Verdict) -> float:
                 order = hashes[0] != others_hashes[0]
                 what = "the samples or their order" if order else "losses, of equal samples,"
                 verdict.first_steps = f"{what} between {before:,} and {images:,} images seen"
-                return float(before)
+                return float(images)
             before = images
         if row["weights"] != other["weights"]:
             verdict.first_steps = f"weights at {before:,} images seen, after equal losses"
