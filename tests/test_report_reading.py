@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,10 @@ from matplotlib.figure import Figure
 from fer_hpc.cluster.status import format_status, job_status
 from fer_hpc.evaluation import plots
 from fer_hpc.report.book import cell_text
+from fer_hpc.sweep.tables import collect
 from tests.helpers.browser import chromium, faults, set_screen
 from tests.helpers.reports import another, edit_json, page_of
+from tests.helpers.sweeps import begun, prepared, trained
 
 
 def test_the_curves_name_the_runs_that_they_leave_out(scored: Path, tmp_path: Path) -> None:
@@ -35,6 +38,23 @@ def test_the_curves_name_the_runs_that_they_leave_out(scored: Path, tmp_path: Pa
     caption = cell_text(re.findall("<figcaption>(.*?)</figcaption>", curves)[0])
     assert "1 run not drawn, because another one has the same configuration, data" in caption
     assert ": again" in caption
+
+
+def test_a_sweep_that_goes_on_is_shown_as_it_is_now(shards: Path, tmp_path: Path) -> None:
+    """`tune` writes its table when it ends, and not at all when it is killed."""
+    sweep = tmp_path / "sweep"
+    _, trials = prepared(shards, sweep, "--batch-sizes", "64", "--lrs", "0.1")
+    for number, trial in enumerate(trials, 1):
+        begun(trial)
+        trained(trial, 0.5 + number / 100)
+        shutil.copy(trial.config.run / "attempts/0001/status.json", trial.config.run)
+        page = page_of(sweep, out=tmp_path / "out")
+        assert f"{number} of 3 trials finished" in page
+        if number == 1:
+            collect(sweep)
+    assert "0.5200" in page, "the mean"
+    stored = json.loads((sweep / "summary.json").read_text())
+    assert stored["finished"] == 1, "a report changes nothing"
 
 
 def drawn_curves(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Figure:

@@ -234,4 +234,6 @@ def test_a_sweep_is_one_table_and_its_trials_do_not_stand_alone(
     (sweep / "summary.json").write_text(json.dumps(summary | {"ranked": [{}]}))
     assert "has no" in page_of(sweep, scored, out=tmp_path / "out")
     (sweep / "summary.json").unlink()
-    assert "no table yet" in page_of(sweep, out=tmp_path / "out")
+    assert "sweep.json has no" in page_of(sweep, scored, out=tmp_path / "out")
+    shutil.move(sweep / "trials" / "b64", tmp_path / "single")
+    assert "no table yet" in page_of(tmp_path, out=tmp_path / "out")

@@ -16,7 +16,7 @@ from fer_hpc.config.errors import counted
 from fer_hpc.evaluation import plots, plots_many
 from fer_hpc.evaluation.results import result_files
 from fer_hpc.files import copy_file
-from fer_hpc.report.read import Run
+from fer_hpc.report.read import Run, is_outdated
 from fer_hpc.report.tables import DataSet, compared, group_key, standing, val_accuracy
 
 NARROW = 300  # pixels of height up to which a heat map can be read on a phone
@@ -164,9 +164,9 @@ def gan_figures(gans: Sequence[Run], out: Path) -> dict[str, list[Figure]]:
 
 
 def heat_map(sweep: Path, out: Path) -> list[Figure]:
-    """The heatmap.png of a sweep, if there is one."""
+    """The heatmap.png of a sweep, if there is one of all its results."""
     path = sweep / "heatmap.png"
-    if not path.exists():
+    if not path.exists() or is_outdated(sweep):
         return []
     figure = copied(path, sweep.name, out, "Mean over the seeds")
     is_wide = figure.is_wide or _size(path)[1] > NARROW  # its cells hold numbers

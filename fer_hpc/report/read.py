@@ -32,6 +32,7 @@ from fer_hpc.run.folder import (
     read_run_config,
     read_status,
 )
+from fer_hpc.sweep.tables import summarise
 
 Content = TypeVar("Content")
 
@@ -95,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep's folder; `summary` is None until it has a first table."""
+    """One sweep's folder; `summary` is None until it has a first trial."""
 
     path: Path
     summary: dict[str, Any] | None
@@ -233,7 +234,16 @@ def _median(values: list[Any]) -> float | None:
     return median(known) if known else None
 
 
+def is_outdated(sweep: Path) -> bool:
+    """Whether trials have gone on since `tune` wrote the sweep's table, or it has written none."""
+    table = sweep / "summary.json"
+    written = table.stat().st_mtime if table.exists() else 0.0
+    return any(p.stat().st_mtime > written for p in sweep.glob("trials/*/status.json"))
+
+
 def _read_summary(folder: Path) -> dict[str, Any] | None:
+    if is_outdated(folder):
+        return summarise(folder)[1]
     summary = read_stored(folder / "summary.json")
     if summary is None:
         return None

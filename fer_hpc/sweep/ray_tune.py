@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -88,11 +89,7 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         raise UserError(
             "--device cuda: this machine has no GPU; use --device cpu, or ask the scheduler for one"
         )
-    for number in (
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        *hangup_signals(),
-    ):  # until Tune has its own handler
+    for number in (signal.SIGUSR1, signal.SIGUSR2, *hangup_signals()):  # until fit() begins
         signal.signal(number, signal.default_int_handler)
     with shared_gpus(sweep, base) as share, cluster():
         room = room_for_trials(sweep, share, base, ray.nodes())
@@ -100,7 +97,9 @@ def tune(sweep: SweepConfig, preset: str, base: TrainConfig) -> int:
         finished = _states(sweep, trials).count("finished")
         print(
             f"{counted(len(trials), 'trial')} in {sweep.out}, up to {room.trials} at a time; "
-            f"{finished} finished before{_kept_precision(trials)}"
+            f"{finished} finished before{_kept_precision(trials)}; "
+            f"how far they are: fer-hpc status {shlex.quote(str(sweep.out))}",
+            flush=True,
         )
         interrupted, was_held = _run_trials(sweep, trials, room)
     table = collect(sweep.out)
@@ -149,7 +148,11 @@ def _kept_precision(trials: list[Trial]) -> str:
     automatic = [trial.config.run for trial in trials if trial.config.precision == "auto"]
     new = [run for run in automatic if not (run / "config.json").exists()]
     earlier = next(filter(None, map(earlier_trial, new)), None)
-    return f"; new ones have their precision, {earlier['science']['precision']}" if earlier else ""
+    return (
+        f"; new ones train in the precision of the first, {earlier['science']['precision']}"
+        if earlier
+        else ""
+    )
 
 
 def _run_trials(sweep: SweepConfig, trials: list[Trial], room: Room) -> tuple[bool, bool]:

@@ -31,6 +31,7 @@ BEST = {
     "science": {},
     "runtime": ({"init_from": (str, None), "plugin": ([str, ...], None)}, None),
 }
+SOURCE = ("preset", "metric", "data", "fingerprint")  # of sweep.json, in each result
 TITLES = {"batch_size": "batch size", "lr": "learning rate"}
 
 
@@ -40,7 +41,20 @@ def sign(metric: str) -> int:
 
 
 def collect(out: Path) -> str:
-    """Write results.csv, summary.json, best.json and heatmap.png; gives the table as text.
+    """Write results.csv, summary.json, best.json and heatmap.png; gives the table as text."""
+    rows, summary = summarise(out)
+    write_text(out / "results.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_json(out / "summary.json", summary)
+    if summary["ranked"]:
+        _draw_heat_map(out / "heatmap.png", summary)
+        write_json(out / "best.json", _best_of(out, summary))
+    else:
+        (out / "best.json").unlink(missing_ok=True)
+    return format_table(summary)
+
+
+def summarise(out: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of results.csv and the content of summary.json, by the trials as they are now.
 
     Ranked by their mean are the configurations of which every seed of the sweep is finished.
     """
@@ -56,7 +70,6 @@ def collect(out: Path) -> str:
         for name, state in zip(trials, trial_states(out, trials), strict=True)
     ]
     rows.sort(key=lambda row: [row[field] for field in (*fields, "seed")])
-    write_text(out / "results.csv", pd.DataFrame(rows).to_csv(index=False))
 
     seeds = sorted({row["seed"] for row in rows})
     known = resolved(out, trials)
@@ -67,7 +80,7 @@ def collect(out: Path) -> str:
         configurations.append(_configuration(settings, own, metric, len(seeds), differ))
     ranked = [c for c in configurations if c["complete"]]
     ranked.sort(key=lambda c: (-sign(metric) * c["mean"], *c["settings"].values()))
-    source = {key: sweep[key] for key in ("preset", "metric", "data", "fingerprint")}
+    source = {key: sweep[key] for key in SOURCE}
     epochs = sweep["science"].get("epochs") or sorted(
         {c["settings"]["epochs"] for c in configurations}
     )
@@ -94,17 +107,17 @@ def collect(out: Path) -> str:
         }
         differ = differences(of_two, known)
         summary["best_two"] = _difference(ranked[0], ranked[1], metric, differ)
-    write_json(out / "summary.json", summary)
-    if ranked:
-        _draw_heat_map(out / "heatmap.png", summary)
-        best = _best(sweep, ranked[0])
-        best["science"] |= {
-            k: v[0] for k, v in file_hashes(trials, best["settings"], known).items()
-        }
-        write_json(out / "best.json", source | best | {"seeds": seeds})
-    else:
-        (out / "best.json").unlink(missing_ok=True)
-    return format_table(summary)
+    return rows, summary
+
+
+def _best_of(out: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """The content of best.json: what the best configuration was trained with."""
+    sweep = read_sweep(out)
+    assert sweep
+    best, known = _best(sweep, summary["ranked"][0]), resolved(out, sweep["trials"])
+    hashes = file_hashes(sweep["trials"], best["settings"], known)
+    best["science"] |= {key: values[0] for key, values in hashes.items()}
+    return {key: sweep[key] for key in SOURCE} | best | {"seeds": summary["seeds"]}
 
 
 def _row(
