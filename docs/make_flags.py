@@ -69,7 +69,7 @@ def _tables(parts: list[Part]) -> str:
     is_run = parts[0].config_class in (TrainConfig, GanConfig)
     lines: list[str] = []
     for group, fields in groups.items():
-        lines += [f"**{group.capitalize()}**", ""] if len(groups) > 1 else []
+        lines += [f"**{group.capitalize()}**", ""] if len(groups) > 1 and group else []
         lines.append("| Flag | Value | Default | What |" + (" Science |" if is_run else ""))
         lines.append("|---|---|---|---|" + ("---|" if is_run else ""))
         lines += [_row(field, default, is_run) for field, default in fields] + [""]

@@ -18,6 +18,8 @@ def predict(config: PredictConfig) -> int:
         for photo in seen.photos:
             print("\n".join(_lines(photo)))
     print("\n".join([*seen.counts.describe(), *seen.written]))
+    if seen.counts.without and config.crop == "auto" and not config.boxes:
+        print("for pictures that are faces already: --crop none takes each as one")
     return EXIT_FINDINGS if seen.counts.failed or not seen.counts.faces else EXIT_FINISHED
 
 

@@ -53,9 +53,12 @@ def format_scores(config: EvaluateConfig, scores: dict[str, Any], name: str) -> 
             else "-       no face"
         )
         lines.append(f"  recall {class_name:<10} {recall}")
-    for pair in scores["pairs"]:
+    both = [p for p in scores["pairs"] if all(scores["classes"][c]["n"] for c in p["classes"])]
+    if both:
+        lines.append("  accuracy among similar expressions alone, of faces of either:")
+    for pair in both:
         classes = " or ".join(pair["classes"])
-        lines.append(f"  {classes:<22} {_with_interval(pair, 'accuracy')}  of {pair['n']:,}")
+        lines.append(f"    {classes:<20} {_with_interval(pair, 'accuracy')}  of {pair['n']:,}")
     for dimension in ("valence", "arousal"):
         if f"{dimension}_rmse" in scores:
             rmse, ccc, sign = (scores[f"{dimension}_{key}"] for key in ("rmse", "ccc", "sign"))
@@ -83,7 +86,8 @@ def format_extra(config: EvaluateConfig, name: str, extra: str) -> list[str]:
         return _robustness(content)
     noise = content["label_noise"]
     seen = "; the network was trained on these faces" if noise["seen_in_training"] else ""
-    lines = [f"  labels that may be wrong: {noise['candidates']:,}{seen}"]
+    what = f"{noise['candidates']:,} candidates to look at; the network's own errors are among them"
+    lines = [f"  labels that may be wrong: {what}{seen}"]
     if noise.get("beats_majority") is False:
         lines.append(f"    {WEAK_NETWORK}")
     return lines

@@ -134,7 +134,9 @@ def _write_sheet(path: Path, splits: dict[str, Split], findings: list[Finding]) 
     width = SHEET_COLUMNS * (2 * FACE_SIDE + TITLE)
     strips: list[NDArray[np.uint8]] = []
     for finding in (f for f in findings if f.pairs or f.texts):
-        strips.append(_titled(f"{finding.count:,} {finding.what}", width))
+        shown = len(finding.pairs or finding.places)
+        some = f" (the first {shown})" if shown < finding.count else ""
+        strips.append(_titled(f"{finding.count:,} {finding.what}{some}", width))
         sides = [[_tile(place, splits) for place in pair] for pair in finding.pairs]
         alone = zip(finding.places, finding.texts, strict=False)
         sides += [[_tile(place, splits), _panel(text)] for place, text in alone]

@@ -233,11 +233,13 @@ def _check_plans(out: Path, plan: Plan, paths: list[Path]) -> None:
     stored = [read_json(path) for path in paths]
     plans = [entry.get("plan") for entry in stored if isinstance(entry, dict)]
     if any(each != plan.hash for each in plans):
+        manifest = find_manifest(out)
+        shape = "x".join(map(str, manifest.image_shape)) + " " if manifest else ""
         raise UserError(
-            f"--out {out} holds shards of another source, of pictures or tables that have changed "
-            "since (size, time, content), or of other options (size, channels, crop, split, "
-            "labels, classes, plugin), or another command writes such shards there; give another "
-            "--out, or delete that folder"
+            f"--out {out} holds {shape}shards of another source, of pictures or tables that have "
+            "changed since (size, time, content), or of other options (size, channels, crop, "
+            "split, labels, classes, plugin), or another command writes such shards there; give "
+            "another --out, or delete that folder"
         )
 
 

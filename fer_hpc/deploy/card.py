@@ -162,6 +162,8 @@ def _performance(scores: list[dict[str, Any]], run: Path) -> str:
     if tested:
         opened = sum(count_openings(run, data) for data in tested)
         text += f"\nThe test split was opened {opened:,} time{'s' * (opened != 1)} for this run.\n"
+    else:
+        text += "\nAccuracy on the test split: not measured.\n"
     last = next((s for s in scores if s["name"] == "test"), scores[-1])
     recalls = [
         [

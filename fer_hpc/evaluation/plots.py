@@ -306,7 +306,7 @@ def heat_map(
 
 def _epoch_axis(axes: Axes, epochs: list[int]) -> None:
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3, which="both")
 
 

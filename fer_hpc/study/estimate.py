@@ -226,7 +226,11 @@ def _notes(
     job: JobConfig,
 ) -> list[str]:
     hours, path = critical_path(parts, costs)
-    lines = [f"critical path: {hours:.2f} h: {' -> '.join(path)}"]
+    started = START_S * len(path) / 3600
+    lines = [
+        f"critical path: {hours + started:.2f} h, {started:.2f} of it to start processes: "
+        f"{' -> '.join(path)}"
+    ]
     unit = "of one GPU" if on_gpus(room, job) else "of the cores that each part takes"
     origins = sorted({cost.origin for cost in costs.values() if cost.origin})
     lines.append(f"hours {unit}; rates: {'; '.join(origins)}")

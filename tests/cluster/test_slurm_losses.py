@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import random
 import subprocess
 import time
@@ -164,6 +165,15 @@ def ended(run: Path) -> bool:
     ) == "interrupted"
 
 
+def start_times() -> set[str]:
+    """When the living processes of this machine were started, as owner.json has it."""
+    times = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            times.add(path.read_text().rpartition(")")[2].split()[19])
+    return times
+
+
 @pytest.mark.long
 def test_a_cut_link_has_one_winner(
     cluster: Cluster, site: Path, shards: Path, finished_run: Path
@@ -187,6 +197,10 @@ def test_a_cut_link_has_one_winner(
             60,
             "the isolated writer sees that it was replaced",
         )
+        # Else its srun, back on the network, ends the step of this number, which is the new one's.
+        started = read_json(first.with_name("owner.json"))["started"]
+        until(lambda: started not in start_times(), 60, "the isolated writer has ended")
+        time.sleep(2)  # and its launcher
     finally:
         cluster.join(node)
     assert cluster.wait(job, seconds=180) == "COMPLETED", logs(site)
