@@ -111,7 +111,8 @@ def test_a_rank_that_waits_for_others_can_be_stopped(
 ) -> None:
     port = free_port()
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         "from fer_hpc.parallel import collectives\n"
         "collectives.SLOW_MEETING_S = 0.1\n"
         "from fer_hpc.cli.main import main\n"

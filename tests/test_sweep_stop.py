@@ -29,6 +29,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[bytes, bytes]]:
     monkeypatch.setattr(internal_kv, "_internal_kv_exists", store.__contains__)
     monkeypatch.setattr(internal_kv, "_internal_kv_del", store.pop)
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may run these tests, ignores it
     yield store
     for number, handler in before.items():
         signal.signal(number, handler)
