@@ -64,9 +64,10 @@ fer_facts() {
 }
 
 fer_take_gpus() { # COUNT: this job's GPUs; Grid Engine counts them, and the site may choose them
-    local gpu lock handle all=() handles=() taken=() chosen=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
-    if [ -n "$chosen" ]; then
-        export CUDA_VISIBLE_DEVICES=${chosen//[ ,]/,}
+    local gpu lock handle all=() handles=() taken=()
+    local by_site=${SGE_GPU:-${SGE_HGR_gpu:-${SGE_HGR_gpus:-}}}
+    if [ -n "$by_site" ]; then
+        export CUDA_VISIBLE_DEVICES=${by_site//[ ,]/,}
         return
     fi
     read -ra all -d '' <<<"${FER_GPUS:-$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' |

@@ -82,6 +82,19 @@ def test_trials_that_do_not_save_in_time_are_ended(
         stop.take_signals(lambda number, _: ended.append(number))
         signal.raise_signal(signal.SIGTERM)
         until(lambda: ended)
+    assert ended == [signal.SIGINT]
+
+
+def test_a_sweep_whose_ray_is_gone_ends(
+    stored: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.experimental import internal_kv
+
+    def unreachable(key: bytes, value: bytes) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", unreachable)
+    test_trials_that_do_not_save_in_time_are_ended(stored, monkeypatch)
 
 
 def test_a_second_ctrl_c_ends_them_at_once(stored: dict[bytes, bytes]) -> None:

@@ -70,12 +70,14 @@ class SweepStop:
         self._ask.wait()
         if self._is_over.is_set():
             return
-        internal_kv._internal_kv_put(self.key, b"")
+        with contextlib.suppress(Exception):  # Ray has ended: what remains is to end Tune
+            internal_kv._internal_kv_put(self.key, b"")
         print("stopping: the trials save; Ctrl-C ends them at once", flush=True)
         if not self._is_over.wait(GRACE_S):
             os.kill(os.getpid(), signal.SIGINT)
             self._is_over.wait()
-        internal_kv._internal_kv_del(self.key)
+        with contextlib.suppress(Exception):
+            internal_kv._internal_kv_del(self.key)
 
 
 @contextlib.contextmanager
