@@ -110,6 +110,8 @@ def _help() -> int:
 
 def job(script: str, verb: str, args: list[str] | None = None) -> int:
     """What jobs/SCRIPT.py does: submit `verb`, or a pipeline or sweep of several jobs."""
+    if args is None:
+        _use_utf8()
     arguments = sys.argv[1:] if args is None else args
     command = f"jobs/{script}.py"
     if verb in STUDIES:
